@@ -27,7 +27,7 @@ __all__ = ["AcceptLimiter", "SocketPort", "raiseLimit"]
 log = Logger(namespace="pop3svc")
 
 
-# More descriptors than any configured number of connections needs.
+# This number of descriptors is enough for any configured number of connections.
 _MOST = 1_048_576
 # The errors of accept() if descriptors or memory run out.
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -35,8 +35,7 @@ _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 def _lowestFree() -> int | None:
     """
-    @return: the lowest descriptor that is not in use; L{None} if all are in use.  All lower
-        descriptors are in use.
+    @return: the lowest descriptor that is not in use; L{None} if no descriptor is free.
     """
     try:
         descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
@@ -59,8 +58,8 @@ def _openNow() -> int:
 
 def raiseLimit() -> None:
     """
-    Raise the soft limit of descriptors to the hard limit.  The usual soft limit of 1,024 is
-    meant for programs that use select().
+    Raise the soft limit of descriptors to the hard limit.  The usual soft limit of 1,024 exists for
+    the sake of programs that use select(), which this service does not use.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST if hard == resource.RLIM_INFINITY else min(hard, _MOST)
@@ -68,14 +67,15 @@ def raiseLimit() -> None:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
         except (OSError, ValueError):
-            # Keep the present limit.
+            # The service also runs with the present limit.
             pass
 
 
 @implementer(IListeningPort)
 class SocketPort:
     """
-    Accepts the connections of a port of Twisted, and serves them by L{PlainTransport}.
+    Accepts the connections of a port of Twisted in the place of Twisted, and gives each connection
+    a L{PlainTransport}.
 
     @ivar limiter: says how many connections to accept.
     @ivar socket: the listening socket.
@@ -86,9 +86,11 @@ class SocketPort:
 
     def __init__(self, port: Any, factory: Any, loop: Loop, connectionCreator: Any = None) -> None:
         """
-        @param port: a L{twisted.internet.tcp.Port} that listens.  It accepts nothing from now on.
+        @param port: a L{twisted.internet.tcp.Port} that listens.  The port itself accepts no
+            connections from now on.
         @param factory: makes the protocols.
-        @param connectionCreator: for TLS from the first octet; L{None} for a connection without.
+        @param connectionCreator: makes the TLS connections of a port that uses TLS from the first
+            octet; L{None} for a port without TLS.
         """
         port.stopReading()
         self._port = port
@@ -97,14 +99,15 @@ class SocketPort:
         self._connectionCreator = connectionCreator
         self._isReading = False
         self.socket: socket.socket = port.socket
-        # Stored, because Python makes an enumeration member at each access to socket.family.
+        # The family is stored, because each access to socket.family takes time to make an
+        # enumeration member.
         self._family = int(self.socket.family)
         if self._family != socket.AF_UNIX:
-            # Connections inherit this option.  The second part of a reply must not wait for the
-            # acknowledgement of the first.
+            # Connections inherit this option from the listening socket.  Without the option, the
+            # second part of a reply would wait until the client has acknowledged the first part.
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # A call that finds no connection takes as much time as a call that finds one, so a port
-        # that was not busy is asked once.
+        # The number of calls to accept() in one turn.  A call that finds no connection takes as
+        # much time as a call that finds one, so a port that is not busy gets one call.
         self._expected = 1
         self.startReading()
 
@@ -169,7 +172,8 @@ class SocketPort:
             except OSError as error:
                 if error.errno in _SHORT:
                     self.limiter.pause()
-                # After any other error, the client or a firewall has already closed the connection.
+                # Any other error concerns one connection, which the client or a firewall has
+                # already closed.
                 break
             accepted += 1
             self._serve(connected, name)
@@ -187,7 +191,8 @@ class SocketPort:
             if self._connectionCreator is None:
                 transport: SocketTransport = PlainTransport(self._loop, connected, address)
             else:
-                # An object whose class changes, as by startTLS(), takes more memory.
+                # Make a SecureTransport at once.  A transport that startTLS() turns into one takes
+                # more memory, because its class changes.
                 transport = SecureTransport(self._loop, connected, address)
                 transport.beginTLS(self._connectionCreator.connectionOn(connected.fileno()))
             transport.begin(protocol)
@@ -195,28 +200,28 @@ class SocketPort:
             log.failure("cannot serve a connection")
             connected.close()
             if protocol is not None:
-                # The factory may have counted it.
+                # The factory may have counted the connection, and counts it out now.
                 protocol.connectionLost(LOST)
 
 
 class AcceptLimiter:
     """
     Stops accepting connections before all descriptors are in use, because sessions need descriptors
-    for their mailboxes.  It resumes when enough are free.  New clients wait in the kernel's queue
-    meanwhile.
+    for their mailboxes.  It accepts connections again when enough descriptors are free.  New
+    clients wait in the kernel's queue meanwhile.
     """
 
-    # Descriptors reserved for sessions: at most KEPT, and at most 1/SHARE of the limit.  When
-    # 1/UNSEEN of the free descriptors have become connections, the free descriptors are counted
-    # again.
+    # For sessions the limiter reserves KEPT descriptors, or 1/SHARE of the limit if that is less.
+    # It checks the free descriptors again when new connections have used 1/UNSEEN of the reserved
+    # number.
     KEPT, SHARE, UNSEEN = 256, 4, 8
-    # Seconds between two checks while paused.
+    # Seconds between two checks of the free descriptors while no connections are accepted.
     LOOK = 0.25
-    # Descriptors of a session that is not asleep: its mailbox, a message that is sent, the
-    # directory of that message, and a temporary one.
+    # The most descriptors of a session that is not asleep: one for its mailbox, one for the message
+    # that is sent, one for the directory of this message, and a temporary one.
     EACH = 4
-    # Descriptors reserved for other work: threads that read directories, and files of the
-    # configuration that are read again.
+    # Descriptors reserved for other work, such as threads that read directories, and for reading
+    # the configuration again.
     SPARE = 32
 
     def __init__(
@@ -227,10 +232,10 @@ class AcceptLimiter:
         inUse: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
         """
-        @param limit: limit of descriptors; the limit of the process if not given.
-        @param takesTurns: whether to accept only one connection in each turn of the reactor.  This
-            is for processes that accept from the same sockets, so that the next idle process gets
-            the next connection.
+        @param limit: the limit of descriptors; L{None} for the limit of the process.
+        @param takesTurns: whether to accept only one connection in each turn of the reactor.  Use
+            it if several processes accept from the same sockets, because an idle process can then
+            accept the next connection.
         @param inUse: returns the number of connections, and the number of sessions that are
             not asleep.
         """
@@ -240,8 +245,8 @@ class AcceptLimiter:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = limit
         self._inUse = inUse
-        # Descriptors in use, without those of connections.  The limiter counts these at the first
-        # connection, because the service opens files until then.
+        # The number of descriptors that are in use for other things than connections.  The limiter
+        # counts them at the first connection, because the service opens files until then.
         self._atFirst = -1
         self._refuses = False
         kept = min(self.KEPT, limit // self.SHARE)
@@ -266,7 +271,7 @@ class AcceptLimiter:
         def doRead() -> Any:
             if not self.mayAccept():
                 return None
-            # Set this each time, because Twisted itself changes the value.
+            # Set this value each time, because Twisted itself changes it.
             port.numberAccepts = self._burst
             return read()
 
@@ -292,21 +297,21 @@ class AcceptLimiter:
 
     def _isShort(self, more: int = 0) -> bool:
         """
-        @return: whether too few descriptors are free.  There must be enough to accept the
-            connections of one turn of the reactor, and to let some of their clients log in.
+        @return: whether too few descriptors are free.  Enough descriptors must be free for the
+            connections of one turn of the reactor, and for the logins of some of their clients.
         """
         logins = max(self.EACH, self._limit // 16)
         return self._needed() + self._burst + more + logins + self._spare > self._limit
 
     def mayServe(self) -> bool:
         """
-        @return: whether enough descriptors are free for another session, in addition to all that
-            the present sessions may need.
+        @return: whether enough descriptors are free for another session.  The descriptors that the
+            present sessions may need do not count as free.
         """
         needed = self._needed() + self.EACH + self._spare
         isEnough = needed <= self._limit
         if isEnough and needed > self._limit // 2:
-            # Other code may have opened descriptors that are not counted.
+            # Other code may have opened descriptors that the limiter has not counted.
             lowest = _lowestFree()
             isEnough = lowest is not None and lowest + self.EACH + self._spare <= self._limit
         if isEnough:
@@ -329,7 +334,7 @@ class AcceptLimiter:
 
     def accepted(self) -> None:
         """
-        Called for each accepted connection, to check the free descriptors regularly.
+        Note an accepted connection, and check the free descriptors after some connections.
         """
         if self.isPaused:
             return
@@ -343,7 +348,7 @@ class AcceptLimiter:
 
     def pause(self) -> None:
         """
-        Stop accepting, until enough descriptors are free.
+        Stop accepting connections until enough descriptors are free.
         """
         if self.isPaused:
             return
@@ -365,7 +370,7 @@ class AcceptLimiter:
 
     def stop(self) -> None:
         """
-        Stop checking, because the ports are closed.
+        Stop checking the descriptors, because the ports are closed.
         """
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():

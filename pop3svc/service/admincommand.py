@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> None:
 
 def makeParser(command: str) -> Parser:
     """
-    @param command: C{who} or another command that asks a running service.
-    @return: the parser of this command.
+    @param command: the name of a command that asks a running service, such as C{who}.
+    @return: the parser of the command.
     """
     parser = Parser(prog=f"pop3svc {command}", allow_abbrev=False)
     if command == "who":
@@ -90,7 +90,7 @@ def socketOf(arguments: Any) -> str:
     Find the admin socket of a service.
 
     @param arguments: has C{config}, C{data} and C{admin}.
-    @raise SettingError: the configuration cannot be read, or names no socket.
+    @raise SettingError: the configuration cannot be read, or does not name a socket.
     """
     if arguments.admin is not None:
         return os.path.abspath(str(arguments.admin))
@@ -108,7 +108,7 @@ def socketOf(arguments: Any) -> str:
 
 def _trace(arguments: Any, path: str) -> None:
     """
-    Print lines until the trace is over, or until Ctrl-C.
+    Print the lines of a trace until it is over, or until the operator presses Ctrl-C.
     """
     lines = follow(path, "trace", target=arguments.target, seconds=arguments.seconds)
     try:
@@ -119,7 +119,7 @@ def _trace(arguments: Any, path: str) -> None:
             mark = "*" if each["from"] == "-" else f"{each['from']}:"
             print(escaped(f"{each['time']} {each['session']} {mark} {each['text']}"), flush=True)
     except KeyboardInterrupt:
-        # The usual end of this command.
+        # The operator has pressed Ctrl-C, as usual to end this command.
         pass
 
 
@@ -128,7 +128,7 @@ Show = Callable[[Any], Iterable[str]]
 
 def _run(command: str, arguments: Any, path: str) -> tuple[Any, Show]:
     """
-    @return: the result, and a function that makes lines of it.
+    @return: the result of the operation, and a function that makes lines of text from the result.
     """
     if command == "who":
         named = {} if arguments.user is None else {"user": arguments.user}

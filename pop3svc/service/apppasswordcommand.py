@@ -27,7 +27,7 @@ from pop3svc.logs import escaped
 
 __all__ = ["addParser", "run"]
 
-# The most days until an application password expires; ten years.
+# The most days until an application password expires.  They are ten years.
 _MOST_DAYS = 3650
 
 
@@ -72,7 +72,7 @@ def addParser(actions: Any) -> None:
 
 def run(arguments: argparse.Namespace, path: str) -> None:
     """
-    Carry out the command.
+    Carry out an action of C{pop3svc user app-password}.
 
     @param path: the password file.
     @raise ValueError: nothing was changed; the text gives the reason.
@@ -110,7 +110,7 @@ def _add(arguments: argparse.Namespace, path: str) -> None:
 
 def _expires(text: str) -> str:
     """
-    @return: the time of expiry, for the file.
+    @return: the time of expiry, as text for the file.
     """
     if text.isascii() and text.isdigit():
         if len(text) > 4 or not 1 <= int(text) <= _MOST_DAYS:

@@ -1,5 +1,5 @@
 """
-Parse the arguments of endpoint strings and of providers.
+Parse the arguments in endpoint strings and in the strings that name providers.
 """
 
 from __future__ import annotations

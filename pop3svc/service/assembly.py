@@ -1,5 +1,5 @@
 """
-Build a service from settings.  Each part is made when it is needed.
+Build a service from settings.  Each part of the service is made when it is needed.
 """
 
 from __future__ import annotations
@@ -84,10 +84,10 @@ def makeEndpoint(
     loop: Loop | None = None,
 ) -> Any:
     """
-    Make the endpoint of a listener.  It does not listen yet.
+    Make the endpoint of a listener.  The endpoint does not listen yet.
 
-    @param creator: the listener's certificate.
-    @param wrap: makes a factory that reads PROXY headers, if there are trusted proxies.
+    @param creator: makes the TLS connections with the listener's certificate.
+    @param wrap: makes a factory that reads PROXY headers; L{None} without trusted proxies.
     @param loop: see L{serverEndpoint}.
     @return: L{twisted.internet.interfaces.IStreamServerEndpoint}
     @raise SettingError: the endpoint cannot be made, or cannot be used with other settings.
@@ -102,8 +102,8 @@ def makeEndpoint(
 
 class Configured:
     """
-    The settings of a running service, and the new settings when its configuration file is read
-    again.
+    The settings of a running service.  The class also reads the configuration file again, and
+    applies changed settings.
     """
 
     def __init__(self, options: Options, settings: Settings, text: str | None) -> None:
@@ -113,17 +113,17 @@ class Configured:
         self._options = options
         self.settings = settings
         self.text = text
-        # Whether new workers take the new settings.
+        # Whether the service has workers.  New workers can use changed settings.
         self.hasWorkers = False
-        # The factory, which can change its limits.
+        # A function that changes the limits of the factory.
         self.apply: Callable[[Policy], object] = lambda policy: None
 
     def reload(self) -> None:
         """
-        Read the file again.  Apply the settings that can change in a running service, and log the
-        names of those that need a restart.
+        Read the configuration file again.  Apply the changed settings that need no restart, and log
+        the names of the changed settings that need one.
 
-        @raise SettingError: the file cannot be used; nothing has changed.
+        @raise SettingError: the file cannot be used.  The service keeps all its settings.
         """
         path = self._options.configFile
         assert path is not None
@@ -150,8 +150,9 @@ class Assembly:
         self, reactor: Any, options: Options, shared: Shared | None = None, parent: Any = None
     ) -> None:
         """
-        @param shared: in a worker, the values that its parent gave it.
-        @param parent: in a worker, sends events to the other workers through the parent.
+        @param shared: in a worker, the values that its parent process gave it.
+        @param parent: in a worker, the object that sends events to the other workers through the
+            parent process.
         @raise SettingError: the settings cannot be used.
         """
         text = None if shared is None else shared.config
@@ -159,7 +160,8 @@ class Assembly:
             text = readText(options.configFile)
         settings = options.settings(text)
         if shared is not None and shared.firstConfig != text:
-            # The parent still has the ports and certificates with which it has started.
+            # Some settings of a worker must be those with which the parent has started, because the
+            # parent still has its first ports and certificates.
             settings = settings.withThoseOfParent(options.settings(shared.firstConfig))
         self._reactor = reactor
         self._options = options
@@ -179,13 +181,15 @@ class Assembly:
         self._started: list[Any] = []
         # The destination of the mail of each domain.
         self._destinations: dict[str | None, Destination] = {}
-        # With workers, the ports that they share.
+        # In the parent of workers, the ports that the workers share.
         self._sockets: list[Any] = []
         self._unixPorts: list[Any] = []
         self._notifier: Notifier | None = None
-        # Counts the work of this process, if there is a port for metrics and this process serves.
+        # Counts the work of this process, if the service has a port for metrics and this process
+        # serves clients.
         self._meter: Meter | None = None
-        # Opens the ports.
+        # The object that opens the ports: the reactor, or in a worker one that takes the parent's
+        # ports.
         self._on: Any = reactor
         if shared is not None:
             self._on = InheritedPortReactor(reactor, shared.ports)
@@ -255,7 +259,8 @@ class Assembly:
     def _knownNetworks(self) -> KnownNetworks:
         """
         @return: the networks that users have logged in from.  If the service has a data directory,
-            the process that twistd has started writes them there, so that they survive a restart.
+            the networks are stored in it, so that they survive a restart.  With workers, the parent
+            process stores them.
         """
         if not self._storage.isPermanent:
             self._announcements.append(
@@ -271,7 +276,7 @@ class Assembly:
     @property
     def isSupervisor(self) -> bool:
         """
-        Whether this process starts workers, which serve.
+        Whether this process starts workers instead of serving clients itself.
         """
         return self._shared is None and self.settings.workers > 1
 
@@ -279,11 +284,12 @@ class Assembly:
         """
         Make the service and open its ports.
 
-        @return: L{POP3Service}; or the L{Supervisor} of workers.
+        @return: the L{POP3Service}, or in a service with workers the L{Supervisor}.
         @raise SettingError: a setting is wrong, or a port cannot be opened.
         """
         if self._shared is None:
-            # Do this before any other process starts, because it would inherit systemd's variables.
+            # Take systemd's variables out of the environment before any other process starts,
+            # because it would inherit them.
             self._notifier = Notifier.fromEnvironment(self._reactor)
         try:
             observer = self._log()
@@ -451,7 +457,7 @@ class Assembly:
 
     def _notifies(self, service: Operated, describe: Callable[[], str]) -> None:
         """
-        If systemd has asked for it, report the state of the service to systemd.
+        Report the state of the service to systemd, if systemd has asked for reports.
         """
         notifier = self._notifier
         if notifier is not None:
@@ -461,7 +467,7 @@ class Assembly:
             if isinstance(service, Supervisor):
                 service.whenServing.addCallback(notifier.serves.callback)
             else:
-                # The ports are open already.
+                # The service is ready, because its ports are open already.
                 self._reactor.callWhenRunning(notifier.serves.callback, None)
 
     def _openAdminSocket(self, service: Operated, handler: Handler) -> None:
@@ -485,7 +491,8 @@ class Assembly:
         from pop3svc.service.visiting import isToPlayWith
 
         if isToPlayWith(self.settings, self._embedded()):
-            # The client and the conversations of the playground belong to the process of its page.
+            # With workers there is no playground.  The process that serves its page must also have
+            # the client and the conversations of the playground.
             self._announcements.append(
                 f"{self.settings.where('web')} has no playground, because it cannot be combined "
                 f"with {self.settings.where('workers')}"
@@ -564,9 +571,9 @@ class Assembly:
 
 def _rememberMailboxes(stores: list[Any], storage: Storage, isWorker: bool) -> list[str]:
     """
-    Give stores of Maildirs the database that records which mailboxes have existed.
+    Give each store of Maildirs the database that records which mailboxes have existed.
 
-    @return: warnings.
+    @return: warnings for the log.
     """
     warnings = []
     for store in stores:
@@ -600,9 +607,10 @@ def _throttleOf(
 
 def _shareOf(policy: Policy, shared: Shared | None) -> Policy:
     """
-    @return: the policy of this process.  A worker gets its share of the connections.  The limits
-        for an address and for a user are not divided.  Chance decides which worker accepts a
-        connection, so with divided limits a worker could refuse clients that are within the limits.
+    @return: the policy of this process.  A worker gets its share of the connections.  But each
+        worker has the whole limits for an address and for a user, because chance decides which
+        worker accepts a connection.  With divided limits, a worker could refuse clients that are
+        within the limits.
     """
     if shared is None:
         return policy
@@ -616,8 +624,8 @@ def _shareOf(policy: Policy, shared: Shared | None) -> Policy:
 
 def _ownerOf(twistd: Mapping[str, Any] | None) -> tuple[int, int] | None:
     """
-    @return: the user and the group that twistd's options name, -1 for the user's group;
-        L{None} if the service keeps its user.
+    @return: the user and the group that twistd's options name.  The number -1 stands for the user's
+        own group.  L{None} if the service keeps its user.
     """
     if twistd is None or twistd.get("uid") is None:
         return None

@@ -28,7 +28,7 @@ Creator = RenewableCertificate | CertificateSet
 
 class Certificates:
     """
-    Loads each certificate that settings name, once.
+    Loads the certificates that the settings name, and each certificate only once.
 
     @ivar announcements: lines for the log.
     """
@@ -40,23 +40,24 @@ class Certificates:
         handed: Mapping[str, str] | None,
     ) -> None:
         """
-        @param data: returns the data directory, for a self-signed certificate.
+        @param data: returns the data directory, which contains the self-signed certificate.
         @param handed: in a worker, the PEM texts of the files of all certificates, by path.
         """
         self._settings = settings
         self._data = data
         texts = {} if handed is None else handed
         self._handed = {path: text.encode("latin-1") for path, text in texts.items()}
-        # The keys are the paths of the certificate, its private key and the client CA, and the
-        # rules.  None stands for the service's own certificates.
+        # A key consists of the path of the certificate, the path of its private key, the path of
+        # the client CA, and the rules of TLS.  None in the place of the first path stands for the
+        # service's own certificates.
         self._loaded: dict[tuple[str | TLSRules | None, ...], Creator] = {}
         self.announcements: list[str] = []
         self.stapler = staplerFor(settings)
 
     def of(self, listener: Listener | None = None) -> Creator:
         """
-        Load the certificate of a listener, or the certificates of the service, which STLS uses.
-        Make a self-signed certificate if the settings name none.
+        Load the certificate of a listener, or the service's own certificates, which STLS uses.  If
+        the settings name no certificate, make a self-signed one.
 
         @raise SettingError: a certificate cannot be used.
         """
@@ -144,8 +145,8 @@ class Certificates:
 
     def look(self) -> None:
         """
-        Load renewed certificates.  Warn before a certificate expires, only once, even if several
-        listeners use the certificate.  Call this regularly.
+        Load renewed certificates.  Log one warning before a certificate expires, even if several
+        listeners use the certificate.  Call this method regularly.
         """
         for each in self._loaded.values():
             each.contents()
@@ -154,13 +155,13 @@ class Certificates:
 
     def creators(self) -> list[Creator]:
         """
-        @return: the loaded certificates, in the order of the requests.
+        @return: the objects that L{of} has made, in the order of its calls.
         """
         return list(self._loaded.values())
 
     def all(self) -> list[RenewableCertificate]:
         """
-        @return: the certificates that are served now, each once.
+        @return: the certificates that are served now, without duplicates.
         """
         found: dict[str, RenewableCertificate] = {}
         for each in self._loaded.values():
@@ -170,7 +171,7 @@ class Certificates:
 
     def directories(self) -> list[str]:
         """
-        @return: the paths of the directories of certificates.
+        @return: the paths of the directories from which certificates are loaded.
         """
         found = {
             each.directory.path
@@ -181,7 +182,7 @@ class Certificates:
 
     def statusFiles(self) -> list[str]:
         """
-        @return: the paths of the files with the status of certificates.
+        @return: the paths of the files that contain OCSP responses with the status of certificates.
         """
         settings = self._settings
         found = [settings.ocspResponse, *(each.ocspResponse for each in settings.certificates)]
@@ -189,7 +190,7 @@ class Certificates:
 
     def files(self) -> list[str]:
         """
-        @return: the paths of all files, each once.
+        @return: the paths of all files, without duplicates.
         """
         return list(self.contents())
 
@@ -205,8 +206,8 @@ class Certificates:
 
 def staplerFor(settings: Settings) -> Stapler | None:
     """
-    @return: the object that keeps the status of the certificates; L{None} if no setting asks for
-        the status.
+    @return: the object that keeps the OCSP status of the certificates; L{None} if no setting asks
+        for the status.
     @raise SettingError: a library is missing.
     """
     files = [settings.ocspResponse, *(each.ocspResponse for each in settings.certificates)]
@@ -227,7 +228,8 @@ def staplerFor(settings: Settings) -> Stapler | None:
 
 class _Loader:
     """
-    Loads certificates that have the same authorities of clients and the same rules.
+    Loads certificates that are served with the same authorities for client certificates and the
+    same rules of TLS.
     """
 
     def __init__(
@@ -245,7 +247,7 @@ class _Loader:
 
     def checkClients(self) -> None:
         """
-        @raise ClientAuthorityError: the file of the authorities cannot be used.
+        @raise ClientAuthorityError: the file with the authorities cannot be used.
         """
         clients = self._clients
         if clients is not None and os.path.abspath(clients.path) not in self._handed:
@@ -277,10 +279,13 @@ class _Loader:
         ocspResponse: str | None = None,
     ) -> RenewableCertificate:
         """
-        @param where: the option or the key, for messages.
-        @param ocspResponse: the file with the status of the certificate, if there is one.
-        @param needsNames: refuse a certificate without names, because no client would get it.
-        @raise ClientAuthorityError: the file of the authorities cannot be used.
+        @param where: the option or the key of the configuration that names the certificate, for
+            messages.
+        @param ocspResponse: the file that contains an OCSP response with the status of the
+            certificate; L{None} without such a file.
+        @param needsNames: whether to refuse a certificate without names, because the service would
+            choose it for no client.
+        @raise ClientAuthorityError: the file with the authorities cannot be used.
         @raise SettingError: the certificate cannot be used.
         """
         try:

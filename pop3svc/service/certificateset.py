@@ -28,14 +28,16 @@ log = Logger(namespace="pop3svc")
 
 # The names that certbot gives to the files of each certificate.
 CHAIN, KEY = "fullchain.pem", "privkey.pem"
-# The most certificates of a directory.  Each takes some 32 KiB of memory, and 3 ms to load.
+# The most certificates of a directory.  Each certificate takes some 32 KiB of memory, and takes 3
+# ms to load.
 _MOST = 1000
 # The most certificates that a running service loads in one step.  The number is small, because the
 # service serves nobody during the step.
 _AT_ONCE = 10
 # Seconds between two checks of a directory while it has incomplete certificates.
 _LOOK_EVERY = 1.0
-# Number of certificates whose files are checked before each handshake, one after the other.
+# The number of certificates whose files are checked before each handshake.  The next handshake
+# checks the next certificates.
 _IN_TURN = 4
 
 Make = Callable[[str, str], RenewableCertificate]
@@ -43,7 +45,7 @@ Make = Callable[[str, str], RenewableCertificate]
 
 class CertificateDirectory:
     """
-    The certificates in the subdirectories of a directory, as certbot keeps them.
+    The certificates in the subdirectories of a directory. certbot keeps certificates in this way.
     """
 
     def __init__(
@@ -54,26 +56,27 @@ class CertificateDirectory:
         seconds: Callable[[], float] = time.monotonic,
     ) -> None:
         """
-        @param path: such as C{/etc/letsencrypt/live}.
+        @param path: the directory, such as C{/etc/letsencrypt/live}.
         @param make: makes a certificate from the paths of its chain and its key.
         @param handed: in a worker, the paths of all files that the parent has read.  The worker
-            uses these if it cannot list the directory itself.
-        @param seconds: a monotonic clock, seconds.
-        @raise ValueError: the directory cannot be used; a sentence for the operator.
+            uses these paths if it may not list the directory itself.
+        @param seconds: a monotonic clock in seconds.
+        @raise ValueError: the directory cannot be used.  The text is a sentence for the operator.
         """
         self.path = os.path.abspath(path)
         self._make = make
         self._handed = frozenset(handed)
         self._seconds = seconds
         self._certificates: dict[str, RenewableCertificate] = {}
-        # The files that could not be used, with the stamps that they had at that time.
+        # The subdirectories whose files could not be used, with the stamps that the files had at
+        # that time.
         self._unusable: dict[str, tuple[FileStamp | None, ...]] = {}
         self._seen: FileStamp | None = None
         self._isIncomplete = False
         self._looked = -float("inf")
         self._fault = ""
         self._hasLooked = False
-        # The faults of the last check, for C{pop3svc config check}.
+        # The faults that the last check has found, for C{pop3svc config check}.
         self.faults: list[str] = []
         self.look(isForced=True)
         self._hasLooked = True
@@ -90,9 +93,9 @@ class CertificateDirectory:
 
     def look(self, isForced: bool = False) -> bool:
         """
-        Load new certificates, and drop those whose subdirectories are gone.
+        Load new certificates, and drop each certificate whose subdirectory is gone.
 
-        @param isForced: check even if nothing seems to have changed.
+        @param isForced: whether to check the directory even if it seems unchanged.
         @return: whether the certificates have changed.
         """
         now = self._seconds()
@@ -103,7 +106,8 @@ class CertificateDirectory:
             if now - self._looked < _LOOK_EVERY:
                 return False
         else:
-            # The operator needs to know the present faults.
+            # Log the present fault again, because the operator who asked for the check needs to
+            # know it.
             self._fault = ""
         self._looked = now
         stamp = stampOf(self.path)
@@ -127,7 +131,8 @@ class CertificateDirectory:
             loaded += self._add(name)
         gone = self._certificates.keys() - set(found)
         if len(gone) == len(self._certificates):
-            # An old list of certificates is better than none.
+            # All subdirectories are gone.  Keep the old certificates, because they are better than
+            # none.
             gone = set()
         for name in gone:
             log.info("serving no more {path}", path=self._certificates.pop(name).certificate)
@@ -160,9 +165,9 @@ class CertificateDirectory:
 
     def _add(self, name: str) -> bool:
         """
-        Take a new certificate, if it can be used.
+        Load a new certificate, and add it if it can be used.
 
-        @return: whether its files were loaded.
+        @return: whether this method has tried to load the files.
         """
         chain, key = (os.path.join(self.path, name, each) for each in (CHAIN, KEY))
         stamps = stampOf(chain), stampOf(key)
@@ -192,7 +197,7 @@ def _mayBeDirectory(path: str) -> bool:
     try:
         return stat.S_ISDIR(os.stat(path).st_mode)
     except PermissionError:
-        # The privileged process may open its files.
+        # The directory may still be usable, because the privileged process may open its files.
         return True
     except OSError:
         return False
@@ -205,9 +210,10 @@ class CertificateSet:
     name, or for an unknown name, gets the default certificate.
 
     Each handshake begins with the context of the default certificate, and the sessions that clients
-    resume belong to this context.  Therefore its ticket key changes when any certificate changes.
-    Otherwise a client could resume a session with a certificate that this object does not serve any
-    more, and the two sides would have different values of C{tls-server-end-point}.
+    resume belong to this context.  Therefore the ticket key of this context changes when any
+    certificate changes.  Otherwise a client could resume a session with a certificate that this
+    object does not serve any more, and the two sides would have different values of
+    C{tls-server-end-point}.
     """
 
     def __init__(self, defaultName: str | None = None) -> None:
@@ -216,16 +222,17 @@ class CertificateSet:
         """
         self._defaultName = defaultName
         self.directory: CertificateDirectory | None = None
-        # The certificates that clients have asked for since the last handshake.
+        # The certificates that were chosen since the start of the last handshake.
         self._asked: set[RenewableCertificate] = set()
         self._turn = 0
-        # All contexts have the same, because a client may resume a session before the certificate
-        # is chosen.
+        # All contexts have the same session id context, because a client may resume a session
+        # before the certificate is chosen.
         self._sessionID = secrets.token_bytes(16)
 
     def prepare(self, context: SSL.Context, chain: Sequence[x509.Certificate]) -> None:
         """
-        Prepare each context of a certificate of this set; see L{RenewableCertificate}.
+        Prepare the context of a certificate of this set.  L{RenewableCertificate} calls this method
+        for each of its contexts.
         """
         context.set_session_id(self._sessionID)
         context.set_tlsext_servername_callback(self.choose)
@@ -236,14 +243,15 @@ class CertificateSet:
         directory: CertificateDirectory | None = None,
     ) -> None:
         """
-        Set the certificates, which are already prepared.  The default certificate is the first one,
-        unless the settings name another.
+        Set the certificates.  L{prepare} must have prepared them.  If the settings name no default
+        certificate, the first one is the default.
 
-        @param certificates: those that the settings name.  If several have the same host name, the
-            first is used.
-        @param directory: further certificates.  If several have the same host name, the one that
-            expires last is used.
-        @raise ValueError: no certificate is for the name of the default; the end of a sentence.
+        @param certificates: the certificates that the settings name.  If several have the same host
+            name, the first is used for it.
+        @param directory: the directory with further certificates.  If several have the same host
+            name, the one that expires last is used for it.
+        @raise ValueError: no certificate has the name of the default certificate.  The text is the
+            end of a sentence.
         """
         self._given = list(certificates)
         self.directory = directory
@@ -282,7 +290,7 @@ class CertificateSet:
 
     def contents(self) -> Mapping[str, bytes]:
         """
-        @return: by path, the contents of all files that are used.
+        @return: the contents of all files of the certificates, by path.
         """
         self._refresh(self._all)
         found: dict[str, bytes] = {}
@@ -298,7 +306,7 @@ class CertificateSet:
 
     def _arrange(self) -> None:
         """
-        Find the certificate of each name.
+        Find the certificate for each host name.
         """
         found = [] if self.directory is None else self.directory.certificates
         self._all = [*self._given, *found]
@@ -307,7 +315,8 @@ class CertificateSet:
         named = None if self._defaultName is None else self._names.find(self._defaultName)
         self._default = self._all[0] if named is None else named
         for each in self._all:
-            # A thousand new contexts each day would stop the service for seconds.
+            # The default certificate alone makes session tickets.  A change of ticket keys makes a
+            # new context, and a thousand new contexts each day would stop the service for seconds.
             each.makesTickets = each is self._default
         self._pairs = {each: each.pair for each in self._all}
         self._authorities = self._default.authorities
@@ -363,16 +372,19 @@ class CertificateSet:
             name = connection.get_servername()
             found = None if name is None else self._names.find(name.decode("ascii", "replace"))
             if found is not None:
-                # A replaced authority takes effect at once, for all names.
+                # All certificates use the authorities of the default one, so that replaced
+                # authorities take effect at once for all names.
                 found.useAuthorities(self._default.authorities)
             # The default may have changed since the beginning of the handshake.
             if found is None or found.context is connection.get_context():
                 return
-            # Check the files of this certificate before the next handshake, and not now, because a
-            # session that this client resumes has the present certificate.
+            # The files of this certificate are checked before the next handshake.  They are not
+            # checked now, because the client may resume a session, and the session belongs to the
+            # present certificate.
             self._asked.add(found)
-            # OpenSSL may still call callbacks of the first context.  If a client sends a second
-            # hello, the connection no longer has the first context.
+            # Keep a reference to the first context, because OpenSSL may still call its callbacks.
+            # If a client sends a second hello, the connection no longer has the first context, and
+            # the reference is there already.
             holder: Any = connection
             if not hasattr(holder, "firstContext"):
                 holder.firstContext = connection.get_context()

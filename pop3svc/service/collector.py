@@ -15,17 +15,17 @@ def relieveCollector(reactor: Any, threshold: int) -> None:
     Make the collector examine fewer objects.  Sessions make few cycles, and reference counts free
     all other objects.
 
-    When the reactor has started, the existing objects are exempt from collection, because modules
-    and settings live until the process ends.
+    When the reactor has started, the collector ignores the objects that exist then.  They are
+    modules and settings, which live until the process ends.
 
-    @param reactor: runs the process.
+    @param reactor: the reactor of the process.
     @param threshold: the number of new objects after which the collector looks for cycles
         among them; see C{gc.set_threshold}.  0 leaves the collector as Python sets it.
     """
     if threshold:
         reactor.callWhenRunning(_relieve, threshold)
-        # At its end the interpreter uses the collector to close remaining objects, such as
-        # databases.
+        # Undo the exemption when the process ends, because the interpreter then uses the collector
+        # to close remaining objects, such as databases.
         reactor.addSystemEventTrigger("after", "shutdown", gc.unfreeze)
 
 

@@ -1,6 +1,6 @@
 """
-The command C{pop3svc}: serve in the foreground, deliver mail, move mailboxes, fetch mail,
-manage accounts, check a configuration or a server.
+The command C{pop3svc}.  Its own commands serve in the foreground, deliver mail, move mailboxes,
+fetch mail, manage accounts, and check a configuration or a server.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def makeParser() -> Parser:
     parser.add_argument("--version", action="store_true", help="show versions and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for each in COMMANDS.values():
-        # Commands parse their own options.
+        # Each command parses its own options.
         commands.add_parser(each.name, help=each.help)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """
-    The command C{pop3svc}.  If the reader of its output has gone away, as with C{| head}, the
-    command ends by SIGPIPE, as other programs do.  If its output cannot be written, as on a full
-    disk, it fails.
+    Run the command C{pop3svc}.  If the reader of the output has gone away, as with C{| head}, the
+    command ends by SIGPIPE, as other programs do.  If the output cannot be written, for example
+    because the disk is full, the command fails.
 
     @raise SystemExit: with one sentence, if the command failed.
     """
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise
             raise SystemExit(f"pop3svc: cannot write the output: {error.strerror}")
         finally:
-            # A command may have reported the failed write as its own error.  Writing fails again.
+            # A command may have reported the failed write as its own error.  L{outputFault} writes
+            # again, and returns the reason of a failure.
             fault = outputFault()
             if fault:
                 raise SystemExit(f"pop3svc: {fault}")
@@ -69,8 +70,8 @@ def _deliver(argv: Sequence[str]) -> None:
     try:
         from pop3svc.service.delivercommand import main as deliver
     except Exception:
-        # The installation is damaged.  With another exit status a mail server would return the
-        # message to its sender.
+        # The installation is damaged.  The exit status tells the mail server to try again later.
+        # With another exit status, the server would return the message to its sender.
         raise SystemExit(75)
     deliver(argv)
 

@@ -1,6 +1,6 @@
 """
-The commands of C{pop3svc}, declared once: their help, their parsers, shell completion and the
-manual page are made from this table.
+Declare the commands of C{pop3svc} in one table.  Their help, their parsers, the completion in
+shells and the manual page are made from this table.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ class Command:
     """
     A command, such as C{pop3svc serve}.
 
-    @ivar help: a few words.
-    @ivar module: the name of the module that has its functions C{main} and C{makeParser}.  It is
-        imported on first use, because the other commands do not need the module.
-    @ivar isShared: whether the module has several commands.  The functions of such a module need
-        the name of the command.
+    @ivar help: a few words that say what the command does.
+    @ivar module: the name of the module that has its functions C{main} and C{makeParser}.  The
+        module is imported when the command is used, because the other commands do not need it.
+    @ivar isShared: whether the module has several commands.  Then the functions of the module also
+        need the name of the command.
     """
 
     name: str

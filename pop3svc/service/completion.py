@@ -17,7 +17,7 @@ def _flags(command: Synopsis) -> list[str]:
 
 def _words(command: Synopsis) -> list[str]:
     """
-    @return: the words that may follow a command, without its options.
+    @return: the words that may follow a command, except its options.
     """
     found = [each.lastName for each in command.commands]
     for argument in command.arguments:
@@ -185,7 +185,7 @@ def _zshText(text: str) -> str:
 
 def _quoted(text: str) -> str:
     """
-    @return: a text in quotation marks that mean the same to zsh and to other shells.
+    @return: the text in quotation marks, for zsh.
     """
     return "'" + text.replace("'", "'\\''") + "'"
 
@@ -245,5 +245,5 @@ def _fishQuoted(text: str) -> str:
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-# The function that makes the script of each shell.
+# For each shell, the function that makes its script.
 SHELLS = {"bash": bash, "zsh": zsh, "fish": fish}

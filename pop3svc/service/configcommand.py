@@ -1,5 +1,5 @@
 """
-C{pop3svc config check} and C{pop3svc config show}.
+The commands C{pop3svc config check} and C{pop3svc config show}.
 """
 
 from __future__ import annotations
@@ -38,13 +38,15 @@ __all__ = ["DEFAULT", "main", "makeParser", "toTOML"]
 
 DEFAULT = "/etc/pop3svc/pop3svc.toml"
 _LEFT_OUT = "(left out)"
-# Sources of accounts whose argument is a path.  Other arguments may contain passwords.
+# The sources of accounts whose argument is a path.  The arguments of other sources are not shown,
+# because they may contain passwords.
 _PATHS = ("passwd", "file")
 
 
 def makeParser() -> Parser:
     """
-    @return: the parser of C{pop3svc config}.  L{Options} parses the options of C{show}.
+    @return: the parser of C{pop3svc config}.  It does not parse the options of C{show}, because
+        L{Options} does so.
     """
     parser = Parser(prog="pop3svc config")
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|show")
@@ -61,7 +63,7 @@ def makeParser() -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     """
-    The command C{pop3svc config}.
+    Run the command C{pop3svc config}.
 
     @raise SystemExit: 1 if the configuration has a fault.
     """
@@ -108,17 +110,18 @@ def _check(path: str) -> None:
 
 def _try(faults: Faults, settings: Settings) -> None:
     """
-    Make all parts of the service that can be made without serving.
+    Make all parts of the service, as far as they can be made without serving.
     """
     from twisted.internet import reactor
 
     for listener in settings.listeners:
         trusted = settings.proxyFrom if listener.proxyFrom is None else listener.proxyFrom
         if listener.endpoint.startswith("systemd:"):
-            # systemd passes its sockets only to the service.
+            # This endpoint cannot be made here, because systemd passes its sockets only to the
+            # service.
             continue
         try:
-            # Any certificate and any wrapper is good enough, because the endpoint does not listen.
+            # Any certificate and any wrapper will do here, because the endpoint does not listen.
             makeEndpoint(reactor, listener, object(), (lambda inner, _: inner) if trusted else None)
         except SettingError as error:
             faults.add(str(error))
@@ -157,7 +160,7 @@ def _try(faults: Faults, settings: Settings) -> None:
 
 def _tryCertificates(faults: Faults, settings: Settings) -> None:
     """
-    Load all certificates, and find the reasons for which clients would refuse them.
+    Load all certificates, and find the reasons why clients would refuse them.
     """
     pairs = [
         CertificatePair(

@@ -30,9 +30,9 @@ from pop3svc.service.settings import (
 
 __all__ = ["Configuration", "readConfiguration", "readText"]
 
-# The most octets of a configuration file.  A usual configuration is a page of text.  As JSON the
-# text has to fit into one line for a worker (L{pop3svc.service.workers.Lines}); an octet takes at
-# most six octets of JSON.
+# The most octets of a configuration file.  A usual configuration is a page of text.  The parent
+# sends the text to a worker as JSON in one line, whose length is limited
+# (L{pop3svc.service.workers.Lines}).  One octet of the text takes at most six octets of JSON.
 _LARGEST = 131_072
 
 
@@ -40,11 +40,11 @@ class Configuration:
     """
     The settings of one file.
 
-    @ivar values: the values by the names of L{SERVICE}.
-    @ivar limits: the limits by the names of L{LIMITS}.
-    @ivar fetches: the mailboxes of C{pop3svc fetch}; the service ignores them.
+    @ivar values: the values of settings, by the names in L{SERVICE}.
+    @ivar limits: the limits, by the names in L{LIMITS}.
+    @ivar fetches: the mailboxes that C{pop3svc fetch} reads.  The service ignores them.
     @ivar secretFiles: the paths of files that contain a single secret.
-    @ivar origins: the file and the key of each value, for messages.
+    @ivar origins: for each value its file and its key, for messages.
     """
 
     def __init__(self, path: str) -> None:
@@ -63,10 +63,10 @@ class Configuration:
 
     def read(self, text: str, faults: Faults) -> None:
         """
-        Take the settings of a file.
+        Read the settings from the text of the file.
 
         @param text: the file's text.
-        @param faults: collects the settings that cannot be used.
+        @param faults: a list that gets an error for each setting that cannot be used.
         """
         try:
             document = tomllib.loads(text)
@@ -192,7 +192,7 @@ class Configuration:
 
 def _secretFiles(value: Any) -> Iterator[str]:
     """
-    Find the tables C{{ file = "..." }} and C{{ credential = "..." }}, wherever they stand.
+    Find the tables C{{ file = "..." }} and C{{ credential = "..." }} at any place in a value.
     """
     if isinstance(value, list):
         for each in value:
@@ -252,7 +252,7 @@ def readConfiguration(path: str, faults: Faults, text: str | None = None) -> Con
     """
     Read a configuration file.
 
-    @param text: the text of the file, if it has been read already.
+    @param text: the text of the file; L{None} to read the file.
     @raise SettingError: the file cannot be read.
     """
     configuration = Configuration(path)

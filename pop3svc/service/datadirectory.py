@@ -1,5 +1,6 @@
 """
-The data directory: accounts, mail and a certificate for a service without configuration.
+The data directory.  It has the accounts, the mail and the certificate of a service without
+configuration.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ Their mail is in a folder of that name beside this one.
 
 def defaultDataDirectory() -> str:
     """
-    @return: the user's data directory, by the platform's convention.
+    @return: the directory for data of the user who runs the service, by the convention of the
+        platform.
     """
     return user_data_dir("pop3svc", appauthor=False)
 
@@ -69,13 +71,14 @@ def _makeDirectory(path: str, owner: Owner | None) -> None:
 
 class DataDirectory:
     """
-    Directory of the service's own files.  Each file is created when it is first needed,
-    and existing files are not changed.
+    The directory of the service's own files.  The service creates each file when it first needs the
+    file, and does not change existing files.
     """
 
     def __init__(self, path: str, owner: Owner | None = None) -> None:
         """
-        @param owner: user and group of new files, if the service gives up its privileges.
+        @param owner: the user and the group that own new files; L{None} if the service keeps its
+            privileges.
         """
         self.path = os.path.abspath(os.path.expanduser(path))
         self._owner = owner
@@ -86,48 +89,50 @@ class DataDirectory:
     @property
     def passwordFile(self) -> str:
         """
-        Path of the password file.
+        The path of the password file.
         """
         return self._at("users")
 
     @property
     def mail(self) -> str:
         """
-        Directory of the Maildirs.
+        The directory of the Maildirs.
         """
         return self._at("mail")
 
     @property
     def state(self) -> str:
         """
-        Path of the database; see L{pop3svc.state.State}.
+        The path of the database of L{pop3svc.state.State}.
         """
         return self._at("state.db")
 
     @property
     def fetchRecord(self) -> str:
         """
-        Path of the record of C{pop3svc fetch}; see L{pop3svc.fetching.record}.
+        The path of the record of C{pop3svc fetch}; see L{pop3svc.fetching.record}.
         """
         return self._at("fetch.db")
 
     @property
     def adminSocket(self) -> str:
         """
-        Path of the admin socket; see L{pop3svc.admin.server}.
+        The path of the admin socket; see L{pop3svc.admin.server}.
         """
         return self._at("admin.sock")
 
     @property
     def demoLogin(self) -> str:
         """
-        Path of a file for C{curl --netrc-file} with the first user's name and password.
+        The path of a file with the name and the password of the first user.  C{curl --netrc-file}
+        can read the file.
         """
         return self._at("demo.netrc")
 
     def readDemoLogin(self) -> tuple[str, str] | None:
         """
-        @return: the name and the password of the first user; L{None} if the file is gone.
+        @return: the name and the password of the first user; L{None} if the file with them does not
+            exist.
         """
         try:
             with open(self.demoLogin, encoding="ascii") as file:
@@ -143,7 +148,8 @@ class DataDirectory:
         """
         Create the directory.
 
-        @raise ValueError: the directory cannot be created; a sentence for the operator.
+        @raise ValueError: the directory cannot be created.  The text is a sentence for the
+            operator.
         """
         try:
             os.makedirs(os.path.dirname(self.path), exist_ok=True)
@@ -155,9 +161,9 @@ class DataDirectory:
 
     def makeAccounts(self) -> None:
         """
-        Create the accounts and the Maildirs, with a first user who has a message.
+        Create the accounts and the Maildirs.  The first user gets a message.
 
-        @raise ValueError: a sentence for the operator.
+        @raise ValueError: a file cannot be created.  The text is a sentence for the operator.
         """
         self.make()
         try:
@@ -187,7 +193,7 @@ class DataDirectory:
         Create a self-signed certificate if there is none.
 
         @return: the paths of the certificate and its key, and whether they are new.
-        @raise ValueError: a sentence for the operator.
+        @raise ValueError: a file cannot be created.  The text is a sentence for the operator.
         """
         self.make()
         certificate, privateKey = self._at("certificate.pem"), self._at("key.pem")

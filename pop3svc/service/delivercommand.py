@@ -34,15 +34,16 @@ from pop3svc.service.settings import SettingError, Settings
 
 __all__ = ["deliver", "main", "makeParser"]
 
-# Octets of a message that are kept in memory, and octets that are read at once.
+# The most octets of a message that are kept in memory, and the octets of one read.
 _SPOOLED = 262_144
 # The most octets of the envelope line that some programs put before the message.
 _LINE = 65_536
 
 _TEMPORARY = 75
-# Seconds for which --help looks for a message.  A program that delivers mail writes at once.
+# Seconds for which --help waits for a message.  They are few, because a program that delivers mail
+# writes the message at once.
 _HELP = 5.0
-# Seconds within which a cancelled store must end.
+# Seconds within which a call of the store must end after its cancellation.
 _PATIENCE = 10
 
 
@@ -54,21 +55,22 @@ class _NotNow(Exception):
 
 def main(argv: Sequence[str]) -> NoReturn:
     """
-    The command C{pop3svc deliver}.  It ends the process with an exit status of sysexits.h.  The
-    status is 0 if the message is durable, 67 if no user has the name, 77 or 65 if the service will
-    never accept the message, and 75 in all other cases.  With other numbers mail servers return a
-    message to its sender.
+    Run the command C{pop3svc deliver}.  It ends the process with an exit status of sysexits.h.  The
+    status is 0 if the message is stored durably, 67 if no user has the name, and 77 or 65 if the
+    service will never accept the message.  In all other cases the status is 75, and the mail server
+    tries again later.  With other numbers, mail servers return a message to its sender.
     """
     status = _TEMPORARY
     try:
         signal.signal(signal.SIGTERM, _interrupted)
         signal.signal(signal.SIGINT, _interrupted)
-        # The caller gets the exit status, and does not read the output.
+        # Ignore SIGPIPE, because the caller reads the exit status, and may not read the output.
         signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         status = deliver(argv, sys.stdin.buffer, os.environ)
     except BaseException as error:
         _report(f"deliver has a fault: {_placeOf(error)}", "4.3.0 The service has a fault.")
-    # End without cleanup, because a stream that cannot be flushed would change the exit status.
+    # End the process without cleanup, because an output that cannot be flushed would change the
+    # exit status.
     os._exit(status)
 
 
@@ -78,7 +80,7 @@ def _interrupted(number: int, frame: object) -> None:
 
 def _placeOf(error: BaseException) -> str:
     """
-    @return: the kind of an error, and where it happened.
+    @return: the class of an error, and the place in the code that raised it.
     """
     trace = error.__traceback__
     place = ""
@@ -90,11 +92,11 @@ def _placeOf(error: BaseException) -> str:
 
 def _report(detail: str, text: str) -> None:
     """
-    Report why the message was not stored.
+    Report the reason why the message was not stored.
 
-    @param detail: a text for the operator.  Mail servers put the output of a command into the mail
-        that they return to the sender.  Therefore only a terminal and the system's log get this
-        text.
+    @param detail: a text for the operator.  This text goes to the system's log, and to the standard
+        error only if that is a terminal.  The reason is that mail servers put the output of a
+        command into the mail that they return to the sender.
     @param text: a text for the sender.
     """
     try:
@@ -114,7 +116,7 @@ def deliver(argv: Sequence[str], source: BinaryIO, environment: Mapping[str, str
     Store a message.
 
     @param argv: the arguments of the command.
-    @param source: the message.
+    @param source: a stream with the message.
     @return: the exit status.
     """
     try:
@@ -127,8 +129,8 @@ def deliver(argv: Sequence[str], source: BinaryIO, environment: Mapping[str, str
         recipient = _recipient(arguments.user, environment)
         with SpooledTemporaryFile(_SPOOLED) as spool:
             trace = _read(source, spool, settings.policy.maxMessageSize)
-            # Ignore interruptions from here on.  The command ends soon, and after an interruption
-            # the caller would not know whether the message is stored.
+            # Ignore interruptions from here on, because the command ends soon.  After an
+            # interruption, the caller would not know whether the message is stored.
             _holdSignals()
             trace.check(recipient if arguments.delivered_to else None)
             header = _header(arguments, recipient)
@@ -215,10 +217,11 @@ def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
         parser.print_help()
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of the output has gone away, as with "| head".
+        # Ignore the error: the reader of the output has gone away, as with "| head".
         pass
     if not source.isatty() and _hasMessage(source):
-        # The address may be "--help", and exit status 0 would lose the message.
+        # A message has come, so "--help" is an address of the message.  The exit status 0 of a help
+        # would lose the message.
         raise SettingError("deliver --help takes no message")
     return None
 
@@ -233,7 +236,7 @@ def _hasMessage(source: BinaryIO) -> bool:
 
 def _recipient(user: str | None, environment: Mapping[str, str]) -> str:
     """
-    @raise NoSuchUser: no name is given.
+    @raise NoSuchUser: neither an argument nor the environment has a name.
     """
     found = user
     if found is None:
@@ -267,8 +270,8 @@ def _read(source: BinaryIO, spool: Any, most: int) -> Trace:
     """
     Read the message without its envelope line.
 
-    @param most: octets of the largest message.
-    @return: its header.
+    @param most: the most octets that a message may have.
+    @return: the header of the message.
     @raise MessageTooLarge: the message has more octets.
     """
     trace = Trace()
@@ -286,7 +289,7 @@ def _read(source: BinaryIO, spool: Any, most: int) -> Trace:
             spool.write(block)
         elif size > 2 * most:
             break
-        # Read to the end, because some callers treat a broken pipe as their own error.
+        # Read the message to its end, because some callers treat a broken pipe as their own error.
         block = source.read(_SPOOLED)
     if size > most:
         raise MessageTooLarge("The message is too large.")
@@ -326,7 +329,8 @@ def _complete(work: Any, timeout: float) -> None:
         reactor: Any = installed
         result.addBoth(lambda _: reactor.stop())
         reactor.callLater(timeout, result.cancel)
-        # The coroutine may ignore its cancellation.
+        # Stop the reactor in any case some time later, because the coroutine may ignore its
+        # cancellation.
         reactor.callLater(timeout + _PATIENCE, reactor.stop)
         reactor.run(installSignalHandlers=False)
     if not outcome:

@@ -1,5 +1,5 @@
 """
-C{pop3svc demo}: a service for demonstration, on free ports, which keeps no mail after its end.
+C{pop3svc demo}: a service for demonstration.  It uses free ports, and keeps no mail after its end.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ __all__ = ["main", "makeParser"]
 
 def _freePort(stack: ExitStack) -> int:
     """
-    Reserve a port.  The kernel gives the port of a bound socket to no other program.  The service
-    can still listen on this port, because the socket does not listen.
+    Reserve a port by a socket that is bound to it.  The kernel gives the port to no other program.
+    The service can still listen on the port, because the socket does not.
 
-    @param stack: ends the reservation.
+    @param stack: closes the socket at its exit, which ends the reservation.
     """
     held = stack.enter_context(socket.socket())
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> None:
     Serve the embedded default from a temporary directory, with the page and the playground, until
     SIGTERM or SIGINT.
 
-    @raise SystemExit: at the end, or with one sentence if it cannot serve.
+    @raise SystemExit: when the service has ended, or with one sentence if it cannot serve.
     """
     makeParser().parse_args(list(argv))
     with ExitStack() as stack:
@@ -63,7 +63,8 @@ def main(argv: Sequence[str]) -> None:
         ready.callWhenRunning(_show, directory, plain, secure, web)  # type: ignore[attr-defined]
         serve(
             [
-                # The terminal shows only the address.
+                # The log goes to a file, so that the terminal shows nothing except how to reach the
+                # service.
                 *("--logfile", os.path.join(directory, "log")),
                 *("--data", directory, "--web", f"tcp:{web}:interface=127.0.0.1"),
                 *("--endpoint", f"tcp:{plain}:interface=127.0.0.1"),
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _show(directory: str, plain: int, secure: int, web: int) -> None:
     """
-    Print where the service is.
+    Print the addresses of the service, and how to log in.
     """
     name, password = DataDirectory(directory).readDemoLogin() or ("demo", "?")
     print(
@@ -91,7 +92,8 @@ def _show(directory: str, plain: int, secure: int, web: int) -> None:
 
     Ctrl-C ends the service, and removes its mail.  Its log is {os.path.join(directory, "log")}.
 """,
-        # Otherwise this text would go to the log.
+        # The text goes to the real standard output, because Twisted has replaced sys.stdout by the
+        # log.
         file=sys.__stdout__,
         flush=True,
     )

@@ -1,5 +1,5 @@
 """
-The stores of the commands that deliver, import and export.
+The stores for the commands that deliver, import and export mail.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["addStoreOptions", "recipientsOf", "settingsFrom"]
 
 def addStoreOptions(parser: argparse.ArgumentParser) -> None:
     """
-    Add the options that choose the stores.
+    Add to a parser the options that choose the stores.
     """
     parser.add_argument("--config", metavar="FILE", help="the service's configuration file")
     parser.add_argument(
@@ -37,7 +37,8 @@ def addStoreOptions(parser: argparse.ArgumentParser) -> None:
 
 def settingsFrom(arguments: Any) -> Settings:
     """
-    @param arguments: has the values of L{addStoreOptions}.
+    @param arguments: the parsed arguments, with the values of the options that L{addStoreOptions}
+        adds.
     @raise SettingError: the configuration cannot be used.
     """
     faults = Faults()
@@ -64,7 +65,8 @@ def settingsFrom(arguments: Any) -> Settings:
 
 def recipientsOf(settings: Settings) -> Recipients:
     """
-    @return: the users of all stores.  A store is made when one of its users is looked up.
+    @return: an object that finds the users of all stores.  It makes a store when it first looks up
+        a user there.
     """
     return Recipients(
         _Destinations(settings),
@@ -76,7 +78,8 @@ def recipientsOf(settings: Settings) -> Recipients:
 
 class _Destinations(Mapping[str | None, Destination]):
     """
-    The stores of a configuration.  Each store is made when a recipient needs it.
+    The stores of a configuration.  Each store is made when mail for one of its users first needs
+    it.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -111,7 +114,8 @@ def _destination(store: Store, settings: Settings) -> Destination:
         auth = auth or (f"passwd:{data.passwordFile}",)
     provider: Any
     if store.kind in ("maildir", "folder"):
-        # Do not search for plugins, because the search takes longer than all other work.
+        # Use a bundled kind without a search for plugins, because the search takes longer than all
+        # other work.
         from pop3svc.service.plugins import makeFolder, makeMaildir
 
         make = makeMaildir if store.kind == "maildir" else makeFolder

@@ -1,5 +1,6 @@
 """
-Make server endpoints from endpoint strings, with implicit TLS by the service's certificate.
+Make server endpoints from endpoint strings.  An endpoint may have implicit TLS with the service's
+certificate.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ __all__ = [
     "withMode",
 ]
 
-# The most connections that wait to be accepted.  The kernel may set a lower limit.
+# The most connections that wait to be accepted on one port.  The kernel may set a lower limit.
 _BACKLOG = 1024
 
 Wrap = Callable[[Any, Any], Any]
@@ -38,13 +39,13 @@ Wrap = Callable[[Any, Any], Any]
 
 class InheritedPortReactor:
     """
-    A reactor whose endpoints listen on ports that another process has opened.  Each call
-    that opens a port gets the next inherited one, regardless of its arguments.
+    A reactor whose endpoints listen on ports that another process has opened.  Each call that opens
+    a port gets the next inherited port, whatever the arguments of the call are.
     """
 
     def __init__(self, reactor: Any, ports: Iterable[tuple[int, int]]) -> None:
         """
-        @param ports: descriptor and address family of each port, in the order in which the
+        @param ports: the descriptor and the address family of each port, in the order in which the
             endpoints listen.
         """
         self._reactor = reactor
@@ -59,7 +60,7 @@ class InheritedPortReactor:
             port: Any = _InheritedUNIXPort.adopted(self._reactor, descriptor, factory)
         else:
             port = self._reactor.adoptStreamPort(descriptor, family, factory)
-        # The port has duplicated the descriptor.
+        # Close the inherited descriptor, because the port has a duplicate of it.
         os.close(descriptor)
         return port
 
@@ -100,9 +101,9 @@ class InheritedPortReactor:
 
 class _InheritedUNIXPort(UNIXPort):
     """
-    A port on a socket in the file system that another process has made and will remove.  Twisted's
-    class would set the mode of the socket, shut the socket down for all processes, and remove its
-    file.
+    A port on a UNIX socket.  Another process has made the socket's file, and will remove it.
+    Twisted's class would set the mode of the file, shut the socket down for all processes, and
+    remove the file.
     """
 
     @classmethod
@@ -112,9 +113,11 @@ class _InheritedUNIXPort(UNIXPort):
         """
         made: Any = cls
         port = made._fromListeningDescriptor(reactor, descriptor, factory)
-        # Like the address of an abstract socket, which has no file.
+        # Twisted takes an address that begins with a zero octet for an abstract socket, and looks
+        # for no file.
         port._bindPath = b"\0" + port._bindPath
-        # Twisted does the same for TCP.
+        # Do not shut the socket down for other processes.  Twisted does the same for inherited TCP
+        # ports.
         port._shouldShutdown = False
         port.startListening()
         return port
@@ -147,7 +150,8 @@ def _systemdEndpoint(reactor: Any, text: str) -> Any:
     name = named.get("name")
     names = os.environ.get("LISTEN_FDNAMES", "").split(":")
     if name is not None and names.count(name) > 1:
-        # Twisted would listen on one of the sockets, and clients of the others would wait forever.
+        # Twisted would listen on one of the sockets, and the clients of the other sockets would
+        # wait forever.
         raise ValueError("systemd passes several sockets of this name; name each differently")
     try:
         return serverFromString(_AdoptingReactor(reactor), text)
@@ -157,11 +161,11 @@ def _systemdEndpoint(reactor: Any, text: str) -> Any:
 
 def _withBacklog(text: str) -> str:
     """
-    Add a backlog to an endpoint string that has none.  Twisted's default of 50 overflows in
-    a burst, and a client whose SYN is dropped tries again only after one second.
+    Add a backlog to an endpoint string that has none.  Twisted's default of 50 overflows if many
+    clients connect at once.  A client whose SYN is dropped waits a second before it tries again.
     """
     positional, named = parseArguments(text)
-    # Position of the backlog among the positional arguments.
+    # The position of the backlog among the positional arguments.
     place = {"tcp": 3, "tcp6": 2}.get(positional[0] if positional else "")
     if place is None or len(positional) > place or "backlog" in named:
         return text
@@ -191,7 +195,8 @@ class _ServiceEndpoint:
         loop: Loop | None,
     ) -> None:
         """
-        @param connectionCreator: for implicit TLS, or L{None}.
+        @param connectionCreator: makes the connections for implicit TLS; L{None} without implicit
+            TLS.
         @param wrap: see L{serverEndpoint}.
         @param loop: see L{serverEndpoint}.
         """
@@ -220,14 +225,15 @@ class _ServiceEndpoint:
     def _own(self, port: Any, factory: Any, chain: Any) -> Any:
         """
         @param chain: the factory with all its wrappers.
-        @return: a port that serves its connections by the service's own transport; the given port
-            if it is of another kind, or if the endpoint itself changes the connections.
+        @return: a port whose connections have the service's own transport.  If the given port is
+            not a TCP or UNIX port of Twisted, or if the endpoint itself has wrapped the factory, it
+            is returned unchanged.
         """
         if not isinstance(port, TCPPort) or port.factory is not chain:
             return port
         creator = self._connectionCreator
         if self._wrap is not None:
-            # TLS begins after the PROXY header.
+            # The wrapper begins TLS itself, because TLS comes after the PROXY header.
             factory, creator = self._wrap(factory, creator), None
         assert self._loop is not None
         return SocketPort(port, factory, self._loop, creator)
@@ -236,7 +242,7 @@ class _ServiceEndpoint:
 @implementer(IStreamServerEndpoint)
 class _DualStackEndpoint:
     """
-    A TCP port on all addresses, IPv4 and IPv6 on one socket.
+    A TCP port on all addresses, with one socket for IPv4 and IPv6.
     """
 
     def __init__(self, reactor: Any, port: int, backlog: int) -> None:
@@ -248,7 +254,7 @@ class _DualStackEndpoint:
         try:
             listener = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
         except OSError:
-            # The kernel has no IPv6.
+            # The kernel has no IPv6, so listen on IPv4.
             endpoint = TCP4ServerEndpoint(self._reactor, self._port, self._backlog)
             listening: Deferred[Any] = endpoint.listen(factory)
             return listening
@@ -315,12 +321,13 @@ def serverEndpoint(
     loop: Loop | None = None,
 ) -> Any:
     """
-    @param text: any endpoint string.  C{ssl:} without a key uses the service's certificate.
-        C{ssl:} without an interface listens on IPv4 and IPv6.
-    @param wrap: wraps the factory, outside of TLS.  Its second argument is C{connectionCreator} if
-        the wrapped connections begin TLS themselves, otherwise L{None}.
-    @param loop: L{Loop}, which watches the connections of TCP and UNIX
-        sockets; L{None} for the transports of Twisted.
+    @param text: any endpoint string.  If C{ssl:} has no key, the endpoint uses the service's
+        certificate.  If C{ssl:} has no interface, the endpoint listens on IPv4 and IPv6.
+    @param wrap: wraps the factory in another factory, which sees the octets of a connection before
+        TLS; L{None} for no wrapper.  Its second argument is C{connectionCreator} if the wrapper has
+        to begin TLS itself, and otherwise L{None}.
+    @param loop: the L{Loop} that watches the connections of TCP and UNIX sockets; L{None} to use
+        the transports of Twisted.
     @return: an L{IStreamServerEndpoint}.
     @raise ValueError: C{text} is not a valid endpoint string.
     """
@@ -335,13 +342,13 @@ def serverEndpoint(
 
 def _plainEndpoint(reactor: Any, text: str, isWrapped: bool) -> Any:
     """
-    @param isWrapped: whether a wrapper will be around the connections.
-    @return: the endpoint itself.
+    @param isWrapped: whether the caller will wrap the factory of the endpoint.
+    @return: the endpoint without the service's wrappers.
     @raise ValueError: C{text} is not a valid endpoint string.
     """
     if isinstance(reactor, InheritedPortReactor) and text.startswith("systemd:"):
-        # systemd's variables are only for the process that has opened the ports.  Here any endpoint
-        # gets the inherited port.
+        # A worker does not have the variables of systemd, which name the sockets.  In a worker any
+        # TCP endpoint gets the next inherited port, so a TCP endpoint will do.
         text = "tcp:0"
     if isWrapped and text.startswith(("ssl:", "tls:", "haproxy:")):
         raise ValueError("an endpoint with its own TLS cannot be combined with --proxy-from")
@@ -359,7 +366,7 @@ def withMode(text: str, mode: str) -> str:
     """
     @param text: any endpoint string.
     @param mode: an octal mode.
-    @return: the same string, with the mode if it is for a UNIX socket and has none.
+    @return: C{text}.  If it is for a UNIX socket and has no mode, the mode is added.
     @raise ValueError: C{text} cannot be read.
     """
     positional, named = parseArguments(text)
@@ -382,6 +389,7 @@ def lmtpEndpoint(
     kind = positional[0] if positional else ""
     port = named.get("port", positional[1] if len(positional) > 1 else "")
     if kind in ("tcp", "tcp6", "ssl") and port == "25":
-        # A mail server that mistook LMTP for SMTP would lose replies (RFC 2033 section 5).
+        # A mail server may take port 25 for SMTP, and would then lose replies of LMTP (RFC 2033
+        # section 5).
         raise ValueError("LMTP must not use port 25")
     return serverEndpoint(reactor, withMode(text, mode), connectionCreator, loop=loop)

@@ -48,10 +48,10 @@ _LARGEST_SECRET = 65_536
 
 def main(argv: Sequence[str]) -> NoReturn:
     """
-    The command C{pop3svc fetch}.  It ends the process with exit status 0 if all mail was fetched,
-    with 75 if a later attempt may succeed, and otherwise with 1.
+    Run the command C{pop3svc fetch}, and end the process.  The exit status is 0 if all mail was
+    fetched, 75 if a later attempt may succeed, and otherwise 1.
 
-    @param argv: the arguments.
+    @param argv: the arguments after the name of the command.
     """
 
     def run() -> int:
@@ -90,7 +90,7 @@ def prepare(arguments: Any) -> tuple[Settings, list[_Account]]:
 
 def makeParser() -> Parser:
     """
-    @return: the parser of the command.
+    @return: the parser of C{pop3svc fetch}.
     """
     parser = Parser(
         prog="pop3svc fetch",
@@ -150,7 +150,7 @@ def _settings(arguments: Any) -> tuple[Settings, list[Fetch]]:
 
 def _given(arguments: Any) -> dict[str, Any]:
     """
-    @return: the settings that the command line gives.
+    @return: the setting of one mailbox, as the command line describes it.
     """
     given: dict[str, Any] = {}
     for setting in FETCH:
@@ -169,7 +169,7 @@ def _given(arguments: Any) -> dict[str, Any]:
 
 def _secretIn(path: str, where: str) -> str:
     """
-    @return: the text of a file without its line end.
+    @return: the text of a file, without the line end after the text.
     """
     try:
         data = readReplaceable(path, _LARGEST_SECRET)
@@ -187,10 +187,11 @@ def _secretIn(path: str, where: str) -> str:
 @dataclass(frozen=True)
 class _Account:
     """
-    A mailbox that is fetched.
+    A mailbox whose mail the command fetches.
 
     @ivar name: the name of the account, in messages and in the record.
-    @ivar login: L{None} with a token, which is read at each login.
+    @ivar login: the credentials; L{None} for a login with a token, because the token is read again
+        at each login.
     """
 
     setting: Fetch
@@ -237,9 +238,9 @@ class _Account:
 
     def withLogin(self) -> _Account:
         """
-        Find the password, or ask for it.
+        Find the password in the settings or in C{~/.netrc}, or ask for it.
 
-        @raise SettingError: there is none.
+        @raise SettingError: there is no password, and no terminal to ask on.
         """
         setting = self.setting
         if setting.token:
@@ -262,7 +263,7 @@ class _Account:
 
     async def connect(self, clock: Any) -> POP3Client:
         """
-        Connect and log in.
+        Connect to the server, and log in.
         """
         login = self.login
         if login is None:
@@ -271,7 +272,7 @@ class _Account:
                 token = await longWork().run(_secretIn, path, "token")
                 login = TokenLogin(self.user, token.strip())
             except SettingError as error:
-                # Another program may be renewing the token.
+                # Another program may be renewing the token, so a later attempt may succeed.
                 raise TryAgain(str(error))
             except ValueError as error:
                 raise TryAgain(f"token {path}: {error}")
@@ -294,7 +295,7 @@ class _Account:
 
 def _split(url: str, where: str) -> tuple[str, str]:
     """
-    @return: the user, and the URL without the user.
+    @return: the user that a URL names, and the URL without the user.
     """
     scheme, colon, rest = url.partition("://")
     user, at, host = rest.rpartition("@")
@@ -310,7 +311,7 @@ def _split(url: str, where: str) -> tuple[str, str]:
 
 def _ofNetrc(host: str, user: str) -> str | None:
     """
-    @return: the password in C{~/.netrc}; L{None} without one.
+    @return: the password in C{~/.netrc}; L{None} if the file has no password for the server.
     @raise SettingError: the file cannot be used.
     """
     path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")
@@ -319,7 +320,7 @@ def _ofNetrc(host: str, user: str) -> str | None:
     except FileNotFoundError:
         return None
     except netrc.NetrcParseError as error:
-        # The message of the error might contain a password.
+        # The message does not contain the text of the error, because that might contain a password.
         raise SettingError(f"{path}: line {error.lineno} cannot be read")
     except (OSError, UnicodeDecodeError) as error:
         raise SettingError(f"{path}: {getattr(error, 'strerror', None) or 'is not UTF-8'}")
@@ -346,14 +347,14 @@ class _Work:
 
     def end(self) -> None:
         """
-        End the command soon.
+        Tell the command to end soon.
         """
         if self._ending is not None:
             self._ending.begin()
 
     async def run(self, isWatching: bool) -> int:
         """
-        @return: the exit status.
+        @return: the exit status of the command.
         """
         from twisted.internet import reactor
 
@@ -371,7 +372,7 @@ class _Work:
 
     async def _try(self, account: _Account, isWatching: bool) -> int:
         """
-        @return: the exit status of one mailbox.
+        @return: the exit status for one mailbox.
         """
         try:
             return await self._one(account, isWatching)
@@ -382,7 +383,7 @@ class _Work:
             say(str(error))
             return 1
         except Exception as error:
-            # Go on with the other mailboxes.
+            # Report the error and go on with the other mailboxes.
             say(f"{unexpected(account.name, error)}; run the command again to continue")
             return TEMPORARY
 

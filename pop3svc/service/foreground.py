@@ -23,7 +23,7 @@ from pop3svc.transfer.report import Report
 
 __all__ = ["TEMPORARY", "complete", "endWith", "makeReport", "mustEnd", "say"]
 
-# EX_TEMPFAIL of sysexits.h: a later attempt may succeed.
+# The exit status if a later attempt may succeed: EX_TEMPFAIL of sysexits.h.
 TEMPORARY = 75
 
 # Whether the operator wants to end the command.
@@ -46,10 +46,10 @@ def mustEnd() -> bool:
 
 def endWith(run: Callable[[], int]) -> NoReturn:
     """
-    Run a command, and end the process: with exit status 0 if all work is done, with 75 if a later
-    attempt may succeed, and otherwise with 1.
+    Run a command, and end the process.  The exit status is 0 if all work is done, 75 if a later
+    attempt may succeed, and otherwise 1.
 
-    @param run: returns the exit status.
+    @param run: the command; it returns the exit status.
     """
     observer: Any = _observe
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
@@ -74,13 +74,13 @@ def endWith(run: Callable[[], int]) -> NoReturn:
     if fault:
         say(fault)
         status = 1
-    # A thread that hangs must not keep the process alive.
+    # End the process at once, because a thread that hangs must not keep it alive.
     os._exit(status)
 
 
 def _observe(event: LogEvent) -> None:
     """
-    Show warnings and errors of the stores.
+    Show the warnings and the errors that stores log.
     """
     if event["log_level"].name in ("warn", "error", "critical"):
         say(formatEvent(event))
@@ -88,14 +88,15 @@ def _observe(event: LogEvent) -> None:
 
 def makeReport() -> Report:
     """
-    @return: a report that prints to the terminal.
+    @return: a report that prints its lines to the terminal.
     """
     return Report(say, lambda text: print(escaped(text), flush=True), _bar)
 
 
 def _bar(total: int) -> Any:
     """
-    @return: a progress bar; L{None} without a terminal or without the library.
+    @return: a progress bar; L{None} if the standard error is no terminal, or if the library of the
+        bar is missing.
     """
     if not sys.stderr.isatty():
         return None
@@ -108,11 +109,11 @@ def _bar(total: int) -> Any:
 
 def complete(work: Callable[[], Any], ended: Callable[[], object] = lambda: None) -> int:
     """
-    Run a coroutine in a reactor.  The first signal ends it after the present message.  The second
-    signal ends it at once.
+    Run a coroutine in a reactor.  After the first signal the coroutine ends when the present
+    message is done.  The second signal ends it at once.
 
     @param ended: called in the reactor after the first signal.
-    @return: its result.
+    @return: the result of the coroutine.
     """
     from twisted.internet import reactor as installed
 

@@ -1,5 +1,5 @@
 """
-Let the kernel detect connections whose client is gone.
+Let the kernel detect connections whose client is no longer there.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ def socketOf(transport: Any) -> socket.socket | None:
 
 def keepAlive(found: socket.socket, policy: Policy) -> bool:
     """
-    Turn on TCP keepalive, and limit the time without acknowledgement of sent data.
+    Turn on TCP keepalive, and limit the time that the client may take to acknowledge sent data.
 
     @param found: the socket of a connection, or a listening socket.
     @return: whether accepted connections inherit the options from a listening socket, as on Linux.
-        The options then need not be set for each connection.
+        If so, the service need not set the options for each connection.
     """
     if not policy.keepaliveIdle:
         return True
@@ -42,8 +42,8 @@ def keepAlive(found: socket.socket, policy: Policy) -> bool:
         (socket.IPPROTO_TCP, "TCP_KEEPIDLE", policy.keepaliveIdle),
         (socket.IPPROTO_TCP, "TCP_KEEPINTVL", policy.keepaliveInterval),
         (socket.IPPROTO_TCP, "TCP_KEEPCNT", policy.keepaliveProbes),
-        # Linux also counts a window of zero as no acknowledgement, so a shorter time would
-        # disconnect clients that are allowed to stall.
+        # Linux counts a client with a window of zero like a client that does not acknowledge.  A
+        # shorter time would disconnect clients that are still allowed to stall.
         (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT", policy.stallTimeout * 1000),
     ]
     for level, name, value in wanted:
@@ -53,6 +53,7 @@ def keepAlive(found: socket.socket, policy: Policy) -> bool:
         try:
             found.setsockopt(level, option, value)
         except OSError:
-            # The value is too large for the kernel, or the socket is closed already.
+            # Ignore the error: the value is too large for the kernel, or the socket is closed
+            # already.
             pass
     return _LINUX

@@ -18,7 +18,7 @@ __all__ = ["makeLDAP"]
 _ANYWHERE = ("user", "starttls", "ca", "timeout", "concurrent", "insecure")
 _OF_SEARCHES = ("base", "filter", "scope", "bind", "password-file", "password-credential")
 _OPTIONS = (*_ANYWHERE, *_OF_SEARCHES, "dn")
-# Matches the beginning of an option.  Other colons belong to the value or to the URL.
+# The colon in front of an option.  Any other colon belongs to a value or to the URL.
 _BETWEEN = re.compile(rf":(?=(?:{'|'.join(_OPTIONS)})=)")
 # The most octets of a file with a password.
 _LARGEST = 4096
@@ -26,12 +26,12 @@ _LARGEST = 4096
 
 class _Binder:
     """
-    The DN and the password for searches.
+    Has the DN and the password with which the service searches the directory.
     """
 
     def __init__(self, dn: str, path: str) -> None:
         """
-        @raise ValueError: the file has no password; a sentence for the operator.
+        @raise ValueError: the file has no password.  The text is a sentence for the operator.
         """
         self._dn = dn
         self._path = path
@@ -109,17 +109,18 @@ def _binderOf(options: dict[str, str]) -> Callable[[], tuple[str, str]]:
 
 def makeLDAP(argument: str) -> LDAPAccounts:
     """
-    Make accounts in a directory.
+    Make the checker for accounts in an LDAP directory.
 
     @param argument: C{URL:base=DN[:filter=FILTER][:scope=one][:bind=DN:password-file=FILE]} or
         C{URL:dn=TEMPLATE}, then
         C{[:user=ATTRIBUTE][:starttls=yes][:ca=FILE][:timeout=SECONDS][:concurrent=NUMBER]
         [:insecure=yes]}.  Colons need no backslash.
-    @raise ValueError: the argument is not valid; a sentence.
+    @raise ValueError: the argument is not valid.  The text is a sentence.
     """
     url, options = _optionsOf(argument)
     timeout = _number(options, "timeout", TIMEOUT, 60)
-    # More threads than this are of no use, and a directory limits the connections of a client.
+    # The upper bound is 100, because more threads are of no use, and a directory limits the
+    # connections of a client.
     concurrent = _number(options, "concurrent", CONCURRENT, 100)
     server = LDAPServer(
         url,

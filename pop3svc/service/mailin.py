@@ -20,8 +20,9 @@ __all__ = ["UNIXPorts", "destinationOf", "makeMailEndpoints", "makeRecipients"]
 
 def destinationOf(provider: Any, checkers: Sequence[Any]) -> Destination:
     """
-    @param provider: the store or the provider, and C{checkers}: both as L{makeStore} returns them.
-    @return: the destination of mail for their users.
+    @param provider: the store or the provider that L{makeStore} returns; C{checkers}: the checkers
+        that it returns.
+    @return: the destination of mail for the users of the provider.
     """
     if not checkers and IAccountNames.providedBy(provider):
         checkers = [provider]
@@ -32,8 +33,8 @@ def makeRecipients(
     destinations: Mapping[str | None, Destination], settings: Settings
 ) -> Recipients | None:
     """
-    @param destinations: the destinations of mail, by domain.
-    @return: the users who get mail by LMTP; L{None} if no listener receives LMTP.
+    @param destinations: the destination of mail for each domain.
+    @return: the users who get mail by LMTP; L{None} if the service has no port for LMTP.
     @raise SettingError: no store takes mail.
     """
     if not settings.lmtp:
@@ -55,10 +56,10 @@ def makeMailEndpoints(
     reactor: Any, settings: Settings, creator: Any, loop: Any = None
 ) -> list[tuple[str, Any]]:
     """
-    Make the endpoints for LMTP.  They do not listen yet.
+    Make the endpoints for LMTP.  The endpoints do not listen yet.
 
-    @param creator: the service's certificate.
-    @return: for each endpoint, the option or key that asks for it, and the endpoint itself.
+    @param creator: makes TLS connections with the service's certificate.
+    @return: a list of pairs: the option or the key that names an endpoint, and this endpoint.
     @raise SettingError: an endpoint cannot be made.
     """
     made = []

@@ -1,6 +1,6 @@
 """
-The manual pages: C{pop3svc(1)} from the parsers of the commands, and C{pop3svc.toml(5)} from the
-declarations of the settings.
+Make the manual pages: C{pop3svc(1)} from the parsers of the commands, and C{pop3svc.toml(5)} from
+the declarations of the settings.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pop3svc.service.synopsis import Argument, Synopsis, readSynopsis
 
 __all__ = ["makePages"]
 
-# mandoc warns about lines of more than 80 octets, escapes included.
+# The octets of a line of text, without escapes. mandoc warns about lines of more than 80 octets
+# with their escapes.
 _WIDTH = 68
 
 
@@ -37,7 +38,7 @@ def makePages() -> dict[str, str]:
 
 def _escaped(text: str) -> str:
     r"""
-    @return: a text for the middle of a line of roff.
+    @return: the text with the escapes that it needs in the middle of a line of roff.
     """
     return text.replace("\\", "\\e").replace("-", "\\-")
 
@@ -52,7 +53,7 @@ def _italic(text: str) -> str:
 
 def _line(text: str) -> str:
     """
-    @return: a line of text that does not begin with a control character.
+    @return: the line, changed so that it does not begin with a control character of roff.
     """
     return f"\\&{text}" if text.startswith((".", "'")) else text
 
@@ -84,11 +85,12 @@ def _example(text: str) -> Iterable[str]:
 
 
 def _header(name: str, section: int, title: str) -> Iterable[str]:
-    # The date of a reproducible build; see https://reproducible-builds.org.
+    # If the environment gives a date, use it, so that the build is reproducible; see
+    # https://reproducible-builds.org.
     seconds = float(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
     day = time.strftime("%Y-%m-%d", time.gmtime(seconds))
     yield f'.TH {name.upper()} {section} "{day}" "pop3svc {__version__}" "pop3svc"'
-    # roff cannot justify a line with a long value.
+    # Do not justify lines, because roff cannot justify a line with a long word.
     yield ".ad l"
     yield ".SH NAME"
     yield f"{name} \\- {_escaped(title)}"
@@ -166,7 +168,7 @@ def _term(argument: Argument) -> str:
 
 def _finished(text: str) -> str:
     """
-    @return: a help text as a sentence.
+    @return: a help text in the form of a sentence.
     """
     if not text:
         return ""
@@ -195,7 +197,8 @@ auth = ["passwd:/etc/pop3svc/users"]
 maxPerAddress = 50"""
 
 
-# The headings of the groups of settings, and the places of their keys.
+# For each group of settings: the heading, and a sentence that says where the keys stand in the
+# file.
 _HEADINGS = {
     "service": ("THE SERVICE", "These keys are in front of all tables."),
     "listener": ("LISTENERS", "Each table [[listener]] has these keys."),

@@ -1,5 +1,6 @@
 """
-C{pop3svc completion} and C{pop3svc manual}: the completion scripts of shells, and manual pages.
+C{pop3svc completion} and C{pop3svc manual}: print a completion script for a shell, and write the
+manual pages.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["main", "makeParser"]
 def makeParser(command: str) -> Parser:
     """
     @param command: C{completion} or C{manual}.
-    @return: the parser of this command.
+    @return: the parser of the command.
     """
     parser = Parser(prog=f"pop3svc {command}", allow_abbrev=False)
     if command == "completion":
@@ -40,7 +41,7 @@ def makeParser(command: str) -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     """
-    The commands C{pop3svc completion} and C{pop3svc manual}.
+    Run C{pop3svc completion} or C{pop3svc manual}.
 
     @param argv: the arguments, with the name of the command first.
     @raise SystemExit: with one sentence, if a page cannot be written.

@@ -20,7 +20,7 @@ __all__ = ["VARIABLES", "Notifier"]
 
 log = Logger(namespace="pop3svc")
 
-# Variables that systemd sets for the process that it has started, and for no other.
+# The variables that systemd sets only for the process that it has started.
 VARIABLES = (
     "LISTEN_FDNAMES",
     "LISTEN_FDS",
@@ -33,16 +33,16 @@ VARIABLES = (
 
 class Notifier(Service):
     """
-    Sends datagrams to systemd: when the service is ready, reloads or stops, about its state, and
-    regularly for systemd's watchdog.
+    Sends datagrams to systemd when the service is ready, when it reloads its configuration, when
+    its state changes, and when it stops.  For systemd's watchdog it sends datagrams regularly.
     """
 
-    # Seconds between two checks of the state.  Only a changed state is sent.
+    # Seconds between two checks of the state.  The state is sent if it has changed.
     STATUS_EVERY = 5.0
-    # Seconds until a datagram is sent again, because the queue of the socket was full.
+    # Seconds until the next attempt to send a datagram, after the queue of the socket was full.
     AGAIN = 1.0
-    # Number of datagrams that may wait for room in that queue: one for each change of state that an
-    # operator can cause in this time.
+    # The most datagrams that wait for the next attempt.  The number is greater than the number of
+    # changes of state that an operator can cause in this time.
     MOST_WAITING = 16
 
     def __init__(
@@ -53,10 +53,10 @@ class Notifier(Service):
         microseconds: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
     ) -> None:
         """
-        @param address: path of a socket, or C{@} and the name of an abstract socket.
-        @param watchdog: seconds without a datagram after which systemd kills the service; 0 if
-            systemd does not watch.
-        @param microseconds: the time of C{CLOCK_MONOTONIC}.
+        @param address: the path of a socket, or C{@} and the name of an abstract socket.
+        @param watchdog: the seconds without a datagram after which systemd kills the service; 0 if
+            systemd does not watch the service.
+        @param microseconds: returns the time of C{CLOCK_MONOTONIC}.
         """
         self._reactor = reactor
         self._microseconds = microseconds
@@ -66,10 +66,10 @@ class Notifier(Service):
         self._socket.setblocking(False)
         self._waiting: deque[str] = deque()
         self._isReady = self._isStopping = self._hasFailed = False
-        # Number of reloads at present.
+        # The number of reloads that run now.
         self._reloads = 0
         self._status = ""
-        # Returns the line about the state of the service.
+        # A function that returns a line about the state of the service.
         self.describe: Callable[[], str] = lambda: ""
         # Fires when the service can serve clients.
         self.serves: Deferred[None] = Deferred()
@@ -81,10 +81,11 @@ class Notifier(Service):
         cls, reactor: Any, environ: MutableMapping[str, str] = os.environ
     ) -> Notifier | None:
         """
-        Remove systemd's variables from the environment, because the processes that the service
-        starts must not send datagrams to systemd.
+        Make a notifier from the variables that systemd has set.  Remove the variables from the
+        environment, because the processes that the service starts must not send datagrams to
+        systemd.
 
-        @return: L{None} if systemd has not asked for datagrams.
+        @return: the notifier; L{None} if systemd has not asked for datagrams.
         """
         address = environ.pop("NOTIFY_SOCKET", "")
         text = environ.pop("WATCHDOG_USEC", "")
@@ -115,13 +116,13 @@ class Notifier(Service):
         self.serves.addCallback(self._ready)
 
     def _repeat(self, seconds: float, call: Callable[[], object]) -> None:
-        # The calls go on until the process ends, because systemd watches it until then.
+        # The calls are never stopped, because systemd watches the process until it ends.
         looping = LoopingCall(call)
         looping.clock = self._reactor
         looping.start(seconds)
 
     def _live(self) -> None:
-        # This datagram may be lost, because another one follows.
+        # If other datagrams wait, this one can be left out, because another one follows.
         if not self._waiting:
             self._write("WATCHDOG=1")
 
@@ -142,7 +143,7 @@ class Notifier(Service):
 
     def reloading(self) -> None:
         """
-        Called when the service begins to read its configuration again.
+        Tell systemd that the service begins to read its configuration again.
         """
         self._reloads += 1
         if self._isReady and self._reloads == 1:
@@ -150,7 +151,7 @@ class Notifier(Service):
 
     def reloaded(self) -> None:
         """
-        Called when a reload is over.
+        Tell systemd that a reload is over.
         """
         self._reloads -= 1
         if self._isReady and not self._reloads:
@@ -164,7 +165,7 @@ class Notifier(Service):
 
     def _send(self, text: str) -> None:
         """
-        Send a datagram that must not be lost.
+        Send a datagram, and try again until it is sent, because it must not be lost.
         """
         if self._isStopping:
             return
@@ -194,7 +195,8 @@ class Notifier(Service):
 
     def _write(self, text: str) -> bool:
         """
-        @return: whether the datagram was sent, or cannot be sent at all.
+        @return: false if the datagram must be sent again later.  True means that it was sent, or
+            that no attempt can succeed.
         """
         data = text.encode("utf-8")
         for isSecond in (False, True):
@@ -206,7 +208,8 @@ class Notifier(Service):
                 if isSecond:
                     self._failed(error)
                 else:
-                    # Another process may have bound a new socket to the address.
+                    # Connect and try again, because another process may have bound a new socket to
+                    # the address.
                     self._connect()
             else:
                 self._hasFailed = False

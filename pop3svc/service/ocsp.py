@@ -1,5 +1,5 @@
 """
-Ask for and check the status of a certificate (OCSP, RFC 6960).
+Make requests for the status of a certificate, and check the responses (OCSP, RFC 6960).
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsag
 
 __all__ = ["CertificateStatus", "checkResponse", "issuerOf", "requestFor", "responderOf"]
 
-# How far the clock of a responder may be ahead.
+# How far the clock of a responder may be ahead of this machine's clock.
 _SKEW = timedelta(minutes=5)
 
 
 @dataclass(frozen=True)
 class CertificateStatus:
     """
-    A checked response that says that the certificate is good.
+    A response that has been checked.  It says that the certificate is good.
 
     @ivar data: the response (DER).
-    @ivar begins: when it was made, seconds since the epoch.
-    @ivar ends: when clients stop accepting it, seconds since the epoch.
+    @ivar begins: the time when the response was made, in seconds since the epoch.
+    @ivar ends: the time when clients stop accepting the response, in seconds since the epoch.
     """
 
     data: bytes
@@ -44,8 +44,8 @@ class CertificateStatus:
 
 def issuerOf(chain: Sequence[x509.Certificate]) -> x509.Certificate:
     """
-    @return: the certificate that has issued the first one.
-    @raise ValueError: the chain does not contain the issuer; the end of a sentence.
+    @return: the certificate of the issuer of the chain's first certificate.
+    @raise ValueError: the chain does not contain the issuer.  The text is the end of a sentence.
     """
     for each in chain[1:]:
         try:
@@ -58,7 +58,7 @@ def issuerOf(chain: Sequence[x509.Certificate]) -> x509.Certificate:
 
 def responderOf(certificate: x509.Certificate) -> str | None:
     """
-    @return: the URL of the responder that a certificate names, if any.
+    @return: the URL of the responder that a certificate names; L{None} if it names none.
     """
     try:
         found = certificate.extensions.get_extension_for_class(x509.AuthorityInformationAccess)
@@ -75,9 +75,10 @@ def responderOf(certificate: x509.Certificate) -> str | None:
 
 def requestFor(certificate: x509.Certificate, issuer: x509.Certificate) -> bytes:
     """
-    @return: a request (DER) without a nonce, because responders answer with prepared responses.
+    @return: a request (DER).  It has no nonce, because responders answer with responses that they
+        have prepared.
     """
-    # Responders know certificates by SHA-1 (RFC 5019 section 2.1.1).
+    # The request uses SHA-1, because responders find certificates by it (RFC 5019 section 2.1.1).
     builder = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, SHA1())
     return builder.build().public_bytes(Encoding.DER)
 
@@ -87,8 +88,8 @@ def checkResponse(
 ) -> CertificateStatus:
     """
     @param data: a response (DER).
-    @param now: the wall clock, seconds since the epoch.
-    @raise ValueError: a client would not accept the response; the end of a sentence.
+    @param now: the time in seconds since the epoch.
+    @raise ValueError: a client would not accept the response.  The text is the end of a sentence.
     """
     try:
         response = ocsp.load_der_ocsp_response(data)
@@ -125,7 +126,8 @@ def _singleOf(
     response: ocsp.OCSPResponse, certificate: x509.Certificate, issuer: x509.Certificate
 ) -> Any:
     """
-    @return: the part of a response that is for a certificate; L{None} if there is none.
+    @return: the part of a response that is about a certificate; L{None} if the response has no such
+        part.
     """
     name = issuer.subject.public_bytes()
     key = _keyBits(issuer)
@@ -142,7 +144,7 @@ def _singleOf(
 
 def _keyBits(certificate: x509.Certificate) -> bytes:
     """
-    @return: the bits of the public key, without the algorithm (RFC 6960 section 4.1.1).
+    @return: the bits of a public key, without the name of its algorithm (RFC 6960 section 4.1.1).
     """
     key = certificate.public_key()
     if isinstance(key, EllipticCurvePublicKey):
@@ -159,7 +161,7 @@ def _signersOf(
 ) -> Iterator[x509.Certificate]:
     """
     @return: the certificates whose keys may sign a response (RFC 6960 section 4.2.2.2): the
-        issuer's own, and those that the issuer has signed for this purpose.
+        issuer's own certificate, and the certificates that the issuer has signed for this purpose.
     """
     yield issuer
     for each in response.certificates:

@@ -1,5 +1,5 @@
 """
-The log of a running service, and the signals that reload its configuration.
+Open the log of a running service, and handle the signals that reload its configuration.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def makeLog(
     delay: int = 0,
 ) -> Log | JournalLog | None:
     """
-    Open the log that twistd's options name.  Unlike twistd's own log, this log is written in append
-    mode, can be reopened, and never waits for its reader.
+    Open the log that twistd's options name.  Unlike twistd's own log, this log appends to its file
+    and can be reopened, and the service never waits for the log's reader.
 
     @param twistd: twistd's options.
-    @param owner: user and group of a new file.
-    @param form: the setting C{log-format}: text, json or journal.  If the log goes to the journal
-        of systemd, text has priorities.
-    @param delay: milliseconds that a line may wait for further lines while the reactor runs; see
-        L{Log.gather}.
-    @return: L{None} if C{--logger} names an observer.
-    @raise ValueError: a sentence for the operator.
+    @param owner: the user and the group that own a new file; L{None} for those of this process.
+    @param form: the setting C{log-format}: text, json or journal.  If text goes to the journal of
+        systemd, each line begins with its priority.
+    @param delay: the milliseconds for which a line may wait for further lines while the reactor
+        runs; see L{Log.gather}.
+    @return: the log; L{None} if C{--logger} names an observer.
+    @raise ValueError: the log cannot be opened.  The text is a sentence for the operator.
     """
     if twistd.get("logger"):
         if form != "text":
@@ -84,18 +84,19 @@ def giveUp(reactor: Any, sentence: str) -> None:
     """
     End a service that cannot serve, with exit status 1.
 
-    @param sentence: the reason, for the log and standard error.
+    @param sentence: the reason, which goes to the log and to the standard error.
     """
     log.critical("{sentence}", sentence=sentence)
     print(f"pop3svc: {escaped(sentence)}", file=sys.__stderr__)
-    # twistd exits with status 0 after its reactor was stopped, so change the status at exit.
+    # Set the exit status at the exit of the process, because twistd exits with status 0 when its
+    # reactor has been stopped.
     atexit.register(os._exit, 1)
     reactor.stop()
 
 
 class Signals:
     """
-    Handler of SIGHUP and SIGUSR1, which end a process by default.
+    Handles SIGHUP and SIGUSR1, because these signals would end the process by default.
     """
 
     NUMBERS = (signal.SIGHUP, signal.SIGUSR1)
@@ -106,13 +107,14 @@ class Signals:
 
     def hold(self) -> None:
         """
-        Install the handler.  L{serve} handles the signals that have arrived before.
+        Install the handler.  It keeps the signals that arrive, and L{serve} handles them later.
         """
         for number in self.NUMBERS:
             try:
                 signal.signal(number, self._came)
             except ValueError:
-                # A test may call this outside the main thread, where no signals arrive.
+                # A test may call this method outside the main thread, where no handler can be
+                # installed.
                 return
 
     def _came(self, number: int, frame: object) -> None:
@@ -122,7 +124,7 @@ class Signals:
         """
         Handle signals from now on.
 
-        @param calls: by signal, a function to call in the reactor's thread.
+        @param calls: for each signal, the function to call in the reactor's thread.
         """
         self._call = lambda number: reactor.callFromThread(calls[number])
         held, self._held = self._held, []
@@ -137,14 +139,14 @@ class Operated(MultiService):
     """
     A service that twistd starts, with a log and signals for the operator.
 
-    @ivar announcements: lines that it logs when it starts.
-    @ivar warnings: warnings that it logs when it starts.
-    @ivar notifier: tells systemd about the service; L{None} if systemd has not asked.
+    @ivar announcements: lines that the service logs when it starts.
+    @ivar warnings: warnings that the service logs when it starts.
+    @ivar notifier: tells systemd about the state of the service; L{None} if systemd has not asked.
     """
 
     def __init__(self, observer: Log | JournalLog | None = None) -> None:
         """
-        @param observer: the log, or L{None} to leave twistd's log.
+        @param observer: the log of the service; L{None} to keep the log of twistd.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.announcements: list[str] = []
@@ -155,8 +157,8 @@ class Operated(MultiService):
 
     def setServiceParent(self, parent: Any) -> None:
         """
-        See L{twisted.application.service.IService.setServiceParent}.  This sets the log of
-        the application.
+        See L{twisted.application.service.IService.setServiceParent}.  This method also sets the log
+        of the application.
         """
         super().setServiceParent(parent)  # type: ignore[no-untyped-call]
         if self._log is not None and isinstance(parent, Componentized):
@@ -196,7 +198,7 @@ class Operated(MultiService):
 
     def reopenLog(self) -> None:
         """
-        Reopen the log; if that fails, keep the open one.
+        Reopen the log.  If the log cannot be reopened, keep the open file.
         """
         if self._log is None:
             return
@@ -211,12 +213,11 @@ class Operated(MultiService):
 
     async def reload(self, reason: str) -> list[str]:
         """
-        Read the configuration again.  A reload that has begun goes on even if nobody waits for its
-        result any more.  Otherwise a part could keep a mixture of the old and the new
-        configuration.
+        Read the configuration again.  A reload that has begun goes on even if the caller no longer
+        waits for it.  Otherwise a part could have a mixture of the old and the new configuration.
 
-        @param reason: the order of the operator, for the log.
-        @return: a sentence for each part that keeps its previous configuration.
+        @param reason: the order of the operator that has caused the reload, for the log.
+        @return: a sentence for each part that has kept its previous configuration.
         """
         faults: list[str] = await settled(Shielded(self._notifiedReload, reason).outcome())
         return faults

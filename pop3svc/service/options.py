@@ -40,14 +40,14 @@ def refuse(sentence: str) -> NoReturn:
     """
     End the process with exit status 1.
 
-    @param sentence: a sentence for the operator, on the standard error.
+    @param sentence: a sentence for the operator, to print on the standard error.
     """
     raise SystemExit(f"pop3svc: {escaped(' '.join(sentence.split()))}")
 
 
 def providerPlugins() -> dict[str, Any]:
     """
-    @return: the kinds of providers, by their prefixes.
+    @return: the plugins of the kinds of providers, by the prefixes of these kinds.
     """
     return {plugin.prefix: plugin for plugin in getPlugins(IPOP3ProviderPlugin)}
 
@@ -57,7 +57,7 @@ class Options(usage.Options, AuthOptionMixin):
     The options of C{twistd pop3svc} and C{pop3svc serve}.  The code below the class adds an option
     for each setting.
 
-    @ivar arguments: the command line, for workers.
+    @ivar arguments: the command line, which workers also get.
     """
 
     synopsis = "[options]"
@@ -80,11 +80,11 @@ class Options(usage.Options, AuthOptionMixin):
 
     def parseOptions(self, options: Any = None) -> None:
         """
-        See L{usage.Options.parseOptions}.  For a bad option print one sentence, and not a page of
-        help.
+        See L{usage.Options.parseOptions}.  If an option is wrong, print one sentence instead of a
+        page of help.
         """
-        # Do this before any other part of the service runs, so that an early SIGHUP does not end
-        # the process.
+        # Install the handlers before any other part of the service runs, so that an early SIGHUP
+        # does not end the process.
         signals.hold()
         self.arguments = list(sys.argv[1:] if options is None else options)
         try:
@@ -101,9 +101,10 @@ class Options(usage.Options, AuthOptionMixin):
 
     def settings(self, text: str | None = None) -> Settings:
         """
-        Combine the command line and the configuration file.  The command line wins.
+        Combine the command line and the configuration file.  If both have a setting, the command
+        line counts.
 
-        @param text: the text of the file, if it has been read already.
+        @param text: the text of the file; L{None} to read the file.
         @raise SettingError: the file cannot be used.
         """
         faults = Faults()
@@ -120,7 +121,8 @@ class Options(usage.Options, AuthOptionMixin):
 
     def read(self, faults: Faults, text: str | None = None) -> Settings:
         """
-        Read the settings like L{settings}, and collect all faults of the file.
+        Read the settings as L{settings} does, but collect all faults of the file instead of raising
+        the first.
 
         @raise SettingError: the file cannot be read.
         """
@@ -153,7 +155,7 @@ class Options(usage.Options, AuthOptionMixin):
         self._config = os.path.abspath(path)
 
     def opt_tls_endpoint(self, text: str) -> None:
-        """Like --endpoint, with implicit TLS by the service's certificate."""
+        """Endpoint string like --endpoint, for implicit TLS with the service's certificate."""
         self._listeners.append(Listener(f"--tls-endpoint {text}", text, tls=True))
 
     def opt_endpoint(self, text: str) -> None:
@@ -228,8 +230,8 @@ for _setting in SERVICE:
     setattr(Options, f"opt_{_setting.name.replace('-', '_')}", _option(_setting))
 
 
-# For each option that is not a setting: the name of its value, and whether the option is
-# repeatable.
+# For each option that is not a setting, the name of its value, and whether the option may be
+# repeated.
 _VALUES = {
     "auth": ("KIND:ARGUMENTS", True),
     "config": ("FILE", False),
@@ -243,14 +245,14 @@ _VALUES = {
 
 def addOptions(parser: ArgumentParser) -> None:
     """
-    Add the options of L{Options} to a parser that describes them.
+    Add the options of L{Options} to a parser, from which help and completion are made.
     """
     settings = {each.name: each for each in SERVICE}
     options = Options()
     for option in options.longOpt:
         name = option.removesuffix("=")
         if f"--{name}" in parser._option_string_actions:
-            # argparse has added --help.
+            # Leave out --help, because argparse has added it already.
             continue
         details: dict[str, Any] = {"help": " ".join(options.docs[name].split()).replace("%", "%%")}
         if not option.endswith("="):

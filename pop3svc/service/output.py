@@ -16,8 +16,8 @@ _FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBA
 
 def ensureOutput() -> None:
     """
-    Replace a standard output that the caller has closed.  Without this, Python has no standard
-    output, and the next opened file would get its descriptor.
+    Replace a standard output that the caller has closed.  Otherwise Python would have no standard
+    output, and the next opened file would get the descriptor of the standard output.
     """
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -25,10 +25,10 @@ def ensureOutput() -> None:
 
 def outputFault() -> str:
     """
-    Write the output that is buffered.  If that is not possible, discard it, because Python would
-    try again at its end, and print a traceback.
+    Write the buffered output.  If it cannot be written, discard it, because Python would try again
+    at its end, and would print a traceback.
 
-    @return: why the output could not be written; empty if it was written.
+    @return: the reason why the output could not be written; empty if it was written.
     @raise BrokenPipeError: nobody reads the output.
     """
     try:
@@ -45,7 +45,7 @@ def outputFault() -> str:
 
 def isFull(error: OSError) -> bool:
     """
-    @return: whether an error is that of a stream without a buffer, which L{outputFault} cannot
-        find.
+    @return: whether an error says that the output could not be written.  A stream without a buffer
+        raises such an error at once, so L{outputFault} cannot find it.
     """
     return error.errno in _FULL and error.filename is None

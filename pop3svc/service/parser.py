@@ -15,19 +15,19 @@ __all__ = ["Parser"]
 
 class Parser(argparse.ArgumentParser):
     """
-    Exits with one sentence if an option is wrong, instead of a page of help.
+    A parser that exits with one sentence if an option is wrong, and not with a page of help.
 
-    @ivar addPassedOn: for completion and the manual: adds the options that the command passes on to
-        another parser; L{None} if there are no such options.
+    @ivar addPassedOn: a function for completion and the manual.  It adds the options that the
+        command passes on to another parser.  L{None} if the command passes on no options.
     """
 
     addPassedOn: Callable[[argparse.ArgumentParser], None] | None = None
 
     def print_help(self, file: Any = None) -> None:
         """
-        Print the help.  argparse would ignore that it cannot be written.
+        Print the help.  Unlike argparse, do not ignore an error of writing.
 
-        @raise OSError: it cannot be written.
+        @raise OSError: the help cannot be written.
         """
         print(self.format_help(), end="", file=file)
 

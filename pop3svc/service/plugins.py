@@ -1,5 +1,5 @@
 """
-Plugins that make the bundled providers and the checker from command-line strings.
+The plugins that make bundled providers and checkers from strings of the command line.
 """
 
 from __future__ import annotations
@@ -86,9 +86,10 @@ def _pathAndMore(
     """
     Parse the argument of a kind of provider that has a path.
 
-    @param texts: names of further options; the provider has keyword arguments with the same names.
-    @param switches: further options by name, each with the keyword for the provider, the word
-        that turns the option on, and the word for its default.
+    @param texts: the names of further options whose value is a text.  The provider has keyword
+        arguments with the same names.
+    @param switches: further options, by name.  Each has the keyword for the provider, the word that
+        turns the option on, and the word that turns it off.  Off is the default.
     @return: the keyword arguments for the provider.
     @raise ValueError: the argument is not valid; the text says why.
     """
@@ -157,7 +158,7 @@ def _takeOwner(options: dict[str, Any]) -> None:
 
 def _number(options: dict[str, Any], name: str, default: int) -> int:
     """
-    Take a number from the options.
+    Take an option whose value is a number out of the options.
     """
     text = options.pop(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) < 16):
@@ -188,7 +189,7 @@ def makeFolder(argument: str) -> FolderStore:
     return FolderStore(**_pathAndMore(argument))
 
 
-# If the argument of the kind "sql" is only a DSN, it begins with one of these.
+# An argument of the kind "sql" that begins with one of these prefixes is a DSN without options.
 _DSN = ("sqlite:", "postgresql:", "postgres:")
 
 
@@ -214,7 +215,7 @@ def makeSQL(argument: str) -> Any:
         [:wait=SECONDS][:lease=SECONDS][:quota=OCTETS][:messages=NUMBER][:expire=DAYS]
         [:required=yes]}, with C{\\:} and C{\\=} in the DSN
     """
-    # Import these only when the kind is used.
+    # These modules are imported here, because few services use the kind "sql".
     from pop3svc.database import DatabaseUnavailable
     from pop3svc.drivers import makeDriver
     from pop3svc.providers.sql.delivery import Quota
@@ -326,7 +327,7 @@ class PasswordFileMaker:
 
 def _optionsBehind(text: str, names: str) -> tuple[str, dict[str, str]]:
     """
-    Take options from the end of a text that may itself contain colons.
+    Take options from the end of a text.  The text in front of the options may contain colons.
 
     @param names: the names of options, separated by C{|}.
     @return: the text before the options, and the options by name.
@@ -344,8 +345,8 @@ def _optionsBehind(text: str, names: str) -> tuple[str, dict[str, str]]:
 
 def _statementsIn(text: str) -> tuple[str, dict[str, str]]:
     """
-    Take the SQL statements from the end of the argument of C{sql}: C{query}, then C{apps} and
-    C{used}.  Colons in the statements need no backslash.
+    Take the SQL statements from the end of an argument of C{sql}.  The first statement is C{query},
+    and C{apps} and C{used} may follow.  Colons in the statements need no backslash.
 
     @return: the text before the statements, and the statements by name.
     @raise ValueError: a statement is given twice.
@@ -360,7 +361,8 @@ def _statementsIn(text: str) -> tuple[str, dict[str, str]]:
     return rest, statements
 
 
-# Connections of a process for its logins: each login needs one for a few milliseconds.
+# The connections of a process to the database of accounts.  Two are enough, because each login
+# needs a connection for a few milliseconds.
 _CONNECTIONS = 2
 
 
@@ -373,13 +375,15 @@ class SQLAccountsMaker:
 
     authType = "sql"
     authHelp = (
-        "Accounts in a database: sqlite:PATH or postgresql://USER:PASSWORD@HOST/DATABASE.  The "
-        "query has the parameters :user, :local and :domain.  It returns one row or none, with the "
-        "column password, and the optional columns user, nologin and allow_nets.  apps= is a query "
-        "for application passwords, and used= a statement for their last use.  These come last, "
-        "and colons in them need no backslash.  scheme= names the scheme of passwords "
-        "that name none.  With courier=yes, {MD5} has Courier's form.  With required=yes, the "
-        "service does not start while the database does not answer."
+        "Accounts in a database: sqlite:PATH or "
+        "postgresql://USER:PASSWORD@HOST/DATABASE.  The query has the parameters :user, "
+        ":local and :domain.  It returns one row or none, with the column password, and "
+        "the optional columns user, nologin and allow_nets.  apps= is a query for "
+        "application passwords, and used= is a statement that records their last use.  "
+        "query=, apps= and used= come last, and colons in them need no backslash.  "
+        "scheme= names the scheme of passwords that name no scheme.  With courier=yes, "
+        "{MD5} has Courier's form.  With required=yes, the service does not start while "
+        "the database does not answer."
     )
     argStringFormat = (
         "DSN[:scheme=SCHEME][:courier=yes][:required=yes]:query=QUERY[:apps=QUERY][:used=STATEMENT]"
@@ -390,7 +394,7 @@ class SQLAccountsMaker:
         """
         See L{ICheckerFactory.generateChecker}.
         """
-        # Import these only when the kind is used.
+        # These modules are imported here, because few services use the kind "sql".
         from pop3svc.accounts.sqlaccounts import SQLAccounts
         from pop3svc.accounts.sqlapppasswords import SQLAppPasswords
         from pop3svc.database import Database, DatabaseUnavailable
@@ -448,7 +452,7 @@ class HTTPAccountsMaker:
         """
         See L{ICheckerFactory.generateChecker}.
         """
-        # Import this only when the kind is used.
+        # The module is imported here, because few services use the kind "http".
         from pop3svc.accounts.httpaccounts import CONCURRENT, TIMEOUT, HTTPAccounts
 
         url, options = _optionsBehind(argstring, "timeout|concurrent|ca|insecure")
@@ -472,14 +476,15 @@ class LDAPAccountsMaker:
 
     authType = "ldap"
     authHelp = (
-        "Accounts in an LDAP directory: ldaps://HOST, or ldap://HOST with starttls=yes.  The "
-        "service searches below base= for the one entry that filter= finds, (uid={user}) by "
-        "default, and binds with its DN and the password of the login.  bind= and password-file= "
-        "or password-credential= are the DN and the password for the search.  Or dn= is the DN of "
-        "each user, such as uid={user},ou=people,dc=example,dc=org.  user= names the attribute "
-        "with the name of the mailbox.  ca= names a file of certificates to trust instead of the "
-        "system's.  insecure=yes allows ldap:// to another machine without TLS.  Colons need no "
-        "backslash."
+        "Accounts in an LDAP directory: ldaps://HOST, or ldap://HOST with starttls=yes.  "
+        "The service searches below base= for the one entry that filter= finds, "
+        "(uid={user}) by default, and binds with its DN and the password of the login.  "
+        "bind= and password-file= or password-credential= are the DN and the password "
+        "for the search.  Instead of base=, dn= gives the DN of each user, such as "
+        "uid={user},ou=people,dc=example,dc=org.  user= names the attribute with the "
+        "name of the mailbox.  ca= names a file of certificates to trust instead of the "
+        "system's.  insecure=yes allows ldap:// to another machine without TLS.  Colons "
+        "need no backslash."
     )
     argStringFormat = (
         "URL:base=DN[:filter=FILTER][:scope=one][:bind=DN:password-file=FILE] or URL:dn=TEMPLATE, "
@@ -510,8 +515,8 @@ class PAMAccountsMaker:
         "Accounts that PAM knows, such as those of the system.  The service is the name "
         "of a file in /etc/pam.d, pop3svc by default.  timeout= is the time for a check, "
         "15 seconds by default.  concurrent= is the number of checks at the same time, "
-        "10 by default.  nss=no: the system does not know the users, so each existing "
-        "mailbox accepts mail."
+        "10 by default.  With nss=no, each existing mailbox accepts mail, because the "
+        "system does not know the users."
     )
     argStringFormat = "[SERVICE][:timeout=SECONDS][:concurrent=NUMBER][:nss=no]"
     credentialInterfaces = (IUsernamePassword,)
@@ -526,9 +531,9 @@ class PAMAccountsMaker:
         except ModuleNotFoundError:
             raise ValueError("pamela is needed: pip install 'pop3svc[pam]'")
         except (AttributeError, OSError):
-            # pamela loads the library when it is imported.
+            # The import of pamela loads the library of PAM.
             raise ValueError("the library of PAM is needed, libpam.so")
-        # _optionsBehind wants a colon before the first option.
+        # Put a colon in front, because _optionsBehind expects a colon before the first option.
         service, options = _optionsBehind(f":{argstring}", "timeout|concurrent|nss")
         nss = options.pop("nss", "yes")
         if nss not in ("yes", "no"):
@@ -551,14 +556,15 @@ class OAuthMaker:
 
     authType = "oauth"
     authHelp = (
-        "Users who log in with a token of an OAuth server, by OAUTHBEARER or XOAUTH2.  jwks is the "
-        "server's key set, a file or an https address.  introspect is the address where the server "
-        "checks tokens, client the name of this service there, and secret a file with its secret; "
-        "secret-credential= names a systemd credential instead of it.  Colons in an address need "
-        "no backslash.  claim= names the claim that has the user name: email for jwks, username "
-        "for introspect.  scope=, clients= and algorithms= are lists with commas.  timeout= and "
-        "concurrent= limit the requests of introspect.  ca= names a file of certificates to trust "
-        "instead of the system's."
+        "Users who log in with a token of an OAuth server, by OAUTHBEARER or XOAUTH2.  "
+        "jwks is the server's key set, as a file or an https address.  introspect is the "
+        "address where the server checks tokens.  client is the name of this service at "
+        "the server, and secret is a file with the secret of this service.  "
+        "secret-credential= names a systemd credential instead of the file.  Colons in "
+        "an address need no backslash.  claim= names the claim that has the user name: "
+        "email for jwks, username for introspect.  scope=, clients= and algorithms= are "
+        "lists with commas.  timeout= and concurrent= limit the requests of introspect.  "
+        "ca= names a file of certificates to trust instead of the system's."
     )
     argStringFormat = (
         "jwks=FILE|URL:issuer=ISSUER:audience=AUDIENCE[:algorithms=ALGORITHM,...] or "

@@ -1,6 +1,6 @@
 """
-Check who may read and change the files that the settings name.  Let a privileged process open the
-files that the service cannot read after it has given up its privileges.
+Check who may read and change the files that the settings name.  The service may lose access to some
+files when it gives up its privileges.  Let a privileged process open these files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _DSN_WITH_PASSWORD = re.compile(r"sql:\w+://(?:[^/@]*:[^/@]*@|[^?]*\?(?:.*&)?pas
 
 class Precautions:
     """
-    Looks at the settings and the files of a service before it serves.
+    Checks the settings and the files of a service before the service starts.
 
     @ivar warnings: sentences for the log.
     """
@@ -48,7 +48,7 @@ class Precautions:
         """
         @param configFile: the path of the configuration file.
         @param checkers: the sources of accounts.
-        @param owner: the user and the group that the service becomes.
+        @param owner: the user and the group that the service will run as.
         """
         self._settings = settings
         self._configFile = configFile
@@ -59,11 +59,12 @@ class Precautions:
 
     def openReplaced(self) -> Opener | None:
         """
-        Prepare to open the files that the service may not read after it has given up its
-        privileges.  If this is not possible, warn that the service will not read these files again.
+        Start a process that opens the files that the service may not read after it has given up its
+        privileges.  If that process cannot open a file safely, warn that the service will not read
+        the file again.
 
-        @return: the process that opens them; L{None} if it is not needed.
-        @raise SettingError: a file of accounts could not be read again.
+        @return: the process; L{None} if it is not needed.
+        @raise SettingError: the service could not read a file of accounts again.
         """
         owner = self._owner
         if owner is None or os.geteuid() != 0:
@@ -98,12 +99,14 @@ class Precautions:
         for each in directories:
             ofDirectory = [path for path in kept if path == each or path.startswith(f"{each}/")]
             if ofDirectory:
-                # Certificates that are added later also need this process.
+                # Add the whole directory, because certificates that are added later also need the
+                # process.
                 kept = [path for path in kept if path not in ofDirectory]
                 kept += entriesFor(each, (CHAIN, KEY))
         if not kept:
             return None
-        # The application passwords have the owner of the password file, and may be made later.
+        # Add the file of application passwords, because it has the owner of the password file.  The
+        # file may not exist yet.
         kept += [
             each.appPasswordPath
             for each in self._checkers
@@ -159,7 +162,8 @@ class Precautions:
             *(("the configuration file", each) for each in self._configurationFiles()[:1]),
         ]:
             who = openTo(path)
-            # Other users may read a configuration, because secrets can be in separate files.
+            # Do not warn if other users may read the configuration file, because secrets can be in
+            # separate files.
             mayRead = [self._configFile, *clientCAs]
             isFine = who is None or (who.startswith("read") and path in mayRead)
             if who is not None and not isFine:
@@ -169,7 +173,7 @@ class Precautions:
 
     def _warnOfUselessSettings(self) -> None:
         """
-        Warn of settings that no source of accounts uses.
+        Warn of settings that have no effect, because no source of accounts uses them.
         """
         for option, value, interface, reason in (
             (
@@ -200,6 +204,7 @@ class Precautions:
         return [path for path in found if os.path.exists(path)]
 
     def _accountDatabases(self) -> list[str]:
-        # SQLAccounts is not imported here, because few services need it.
+        # Find the checkers of databases by their attribute.  SQLAccounts is not imported here,
+        # because few services need it.
         found = [getattr(each, "databasePath", None) for each in self._checkers]
         return [path for path in found if path is not None]

@@ -1,9 +1,9 @@
 """
-Open files that need privileges for a service that has given up its privileges.  A separate process
-keeps the privileges, and opens only these files.
+Open files for a service that has given up its privileges.  A separate process keeps the privileges.
+It opens only the files that it was told at its start.
 
-A descriptor of the directory would not be enough.  The kernel checks the permissions of the
-directory at each lookup, and not only when the directory is opened.
+It would not be enough to keep a descriptor of the directory of such a file.  The kernel checks the
+permissions of the directory at each lookup of a file, and not only when the directory is opened.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ __all__ = ["Opener", "changeableBy", "entriesFor", "openTo", "startOpener", "unr
 
 # Seconds to wait for an answer.  The time is short, because a login waits for the answer.
 _PATIENCE = 2.0
-# Seconds without further requests after an unanswered request.
+# Seconds without further requests after a request that was not answered.
 _REST = 60.0
 _MOST_LINKS = 40
-# A request begins with the number of a file, in this many octets.  The name of a subdirectory may
-# follow, with at most the second number of octets.
+# A request begins with the number of a file in _NUMBER octets.  The name of a subdirectory with at
+# most _NAME octets may follow.
 _NUMBER = 4
 _NAME = 255
 
 
 def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
     """
-    Try to open files and directories as another user, in a child process.  This also tests the
-    effect of groups, access control lists and mounts.
+    Try to open files and directories as another user, in a child process.  The attempt takes
+    groups, access control lists and mounts into account.
 
     @return: the paths that the user cannot open.
     """
     if gid is None:
-        # twistd has the same default.
+        # Use the user's own group, as twistd does.
         gid = getpwuid(uid).pw_gid
     ours, theirs = os.pipe()
     child = os.fork()
@@ -69,16 +69,16 @@ def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
     with open(ours) as answer:
         found = answer.read().split()
     os.waitpid(child, 0)
-    # If the child could not become this user, twistd reports that later.
+    # If the child could not become the user, the list is empty, and twistd reports the error later.
     named = list(paths)
     return [named[int(number)] for number in found]
 
 
 def openTo(path: str) -> str | None:
     """
-    @return: C{read by everybody}, C{changed by everybody}, C{replaced by everybody} or
-        C{changed by a group}; L{None} if the permissions of the file and of the directories
-        above it allow none of them.
+    @return: C{read by everybody}, C{changed by everybody}, C{replaced by everybody} or C{changed by
+        a group}; L{None} if the permissions of the file and of the directories above it allow
+        nothing of this kind.
     """
     path = os.path.realpath(path)
     try:
@@ -104,11 +104,12 @@ def openTo(path: str) -> str | None:
 
 def changeableBy(path: str) -> str | None:
     """
-    Find a directory in which other users could replace a file or a link.  The opener opens a file
-    for the service only if there is no such directory on the path.  Therefore only root decides
-    which file is opened.
+    Find a directory on the path of a file in which other users than root could replace the file, a
+    link or a directory.  The privileged process opens a file only if its path has no such
+    directory.  Therefore only root decides which file is opened.
 
-    @return: a directory on the path, links included, that others may change; or L{None}.
+    @return: such a directory on the path, or on the path that a link leads to; L{None} if there is
+        none.
     @raise OSError: the file does not exist.
     """
     here, links = "/", 0
@@ -119,7 +120,8 @@ def changeableBy(path: str) -> str | None:
             here = os.path.dirname(here)
             continue
         directory, status = os.stat(here), os.lstat(os.path.join(here, name))
-        # In a sticky directory such as /tmp, other users cannot replace root's files.
+        # In a directory with the sticky bit, such as /tmp, other users cannot replace files of
+        # root.
         isKept = directory.st_mode & stat.S_ISVTX and status.st_uid == 0
         isOpen = directory.st_mode & stat.S_IWOTH or (
             directory.st_mode & stat.S_IWGRP and directory.st_gid != 0
@@ -141,20 +143,22 @@ def changeableBy(path: str) -> str | None:
 
 def entriesFor(directory: str, names: Iterable[str]) -> list[str]:
     """
-    Let the privileged process list a directory, and open some files in all its subdirectories.
+    Describe to the privileged process that it may list a directory, and open some files in all
+    subdirectories of this directory.
 
     @param names: the names of the files.
-    @return: elements of the argument of L{startOpener}.
+    @return: entries for the argument C{paths} of L{startOpener}.
     """
     return [f"{directory}/", *(f"{directory}/*/{each}" for each in names)]
 
 
 def _fileOf(entry: str, name: str) -> str:
     """
-    @param entry: an element of the argument of L{startOpener}.
-    @param name: the name of a subdirectory, if the entry is for subdirectories.
+    @param entry: an entry of the argument C{paths} of L{startOpener}.
+    @param name: the name of a subdirectory, if the entry is for all subdirectories; otherwise
+        empty.
     @return: the path to open.
-    @raise OSError: such a name is not allowed.
+    @raise OSError: the entry and the name do not fit, or the name is not allowed.
     """
     if not name:
         return entry
@@ -166,9 +170,9 @@ def _fileOf(entry: str, name: str) -> str:
 
 class Opener:
     """
-    Client of the privileged process.
+    Asks the privileged process to open files.
 
-    @ivar paths: the files that the process opens.
+    @ivar paths: the files that the privileged process opens.
     """
 
     def __init__(self, asking: socket.socket, paths: Sequence[str]) -> None:
@@ -183,13 +187,13 @@ class Opener:
 
     def fileno(self) -> int:
         """
-        @return: the descriptor of the socket.
+        @return: the descriptor of the socket to the privileged process.
         """
         return self._asking.fileno()
 
     def open(self, path: str) -> int:
         """
-        @return: a descriptor of the file, for reading.
+        @return: a descriptor from which the file can be read.
         @raise OSError: the file cannot be opened.
         """
         number, name = self._numbers.get(path, self._numbers.get(f"{path}/")), b""
@@ -221,7 +225,7 @@ class Opener:
 
 def startOpener(paths: Sequence[str]) -> Opener:
     """
-    Start the privileged process.  It ends when all its clients have ended.
+    Start the privileged process.  The process ends when all its clients have ended.
 
     @param paths: the absolute paths of the files that the process may open; see also
         L{entriesFor}.
@@ -242,7 +246,8 @@ def _serve(descriptor: int, paths: Sequence[str]) -> NoReturn:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         os.chdir("/")
-        # Close all descriptors of the service, such as ports and the pipe of a log.
+        # Close all descriptors of the service, such as ports and the pipe of a log, because this
+        # process would keep them open.
         nothing = os.open(os.devnull, os.O_RDWR)
         for each in range(3):
             os.dup2(nothing, each)
@@ -278,7 +283,7 @@ def _answer(answering: socket.socket, entry: str, name: str) -> None:
     try:
         socket.send_fds(answering, [answer], descriptors)
     except OSError:
-        # The client is gone.
+        # Ignore the error, because the client is gone.
         pass
     finally:
         for each in descriptors:

@@ -1,6 +1,6 @@
 """
-The PROXY protocol, versions 1 and 2: a proxy sends the client's address before all other
-data, TLS included.
+Read headers of the PROXY protocol, versions 1 and 2.  In such a header, a proxy sends the client's
+address before all other octets of the connection, also before TLS.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ log = Logger(namespace="pop3svc")
 Networks = Sequence[IPv4Network | IPv6Network]
 
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
-# The most octets of a header of version 1 with its CRLF, by the specification.
+# The most octets of a header of version 1 with its CRLF, as the specification says.
 _LONGEST_V1 = 107
-# The most octets of a header of version 2.  Other fields may follow the addresses.  Proxies send a
-# few hundred octets.
+# The most octets of a header of version 2.  Such a header may have further fields after the
+# addresses, but proxies send no more than a few hundred octets.
 _LONGEST_V2 = 4096
-# Seconds to wait for a header.  A proxy sends its header immediately after it has connected.
+# Seconds to wait for a header.  They are enough, because a proxy sends its header immediately after
+# it has connected.
 _PATIENCE = 10
 
 
@@ -40,8 +41,9 @@ def parseHeader(data: bytes) -> tuple[tuple[str, int] | None, bytes] | None:
     Parse a header.
 
     @param data: all octets received so far.
-    @return: L{None} if the header is incomplete.  Otherwise the client's address and port, which
-        are L{None} for LOCAL and UNKNOWN, and the octets after the header.
+    @return: L{None} if the header is incomplete.  Otherwise a pair: the client's address and port,
+        and the octets after the header.  The first element is L{None} for the headers LOCAL and
+        UNKNOWN.
     @raise ValueError: the header is missing or malformed.
     """
     if data.startswith(_SIGNATURE[: len(data)]):
@@ -94,8 +96,9 @@ def _parseV2(data: bytes) -> tuple[tuple[str, int] | None, bytes] | None:
 
 class ProxyFactory(ServerFactory):
     """
-    Reads the header of a trusted proxy, and then passes the connection to the wrapped factory as a
-    connection from the client.  Other connections go to the wrapped factory unchanged.
+    Reads the headers of trusted proxies.  After the header, the wrapped factory gets the connection
+    as a connection from the client.  The wrapped factory gets connections from other addresses
+    unchanged.
     """
 
     noisy = False
@@ -109,12 +112,14 @@ class ProxyFactory(ServerFactory):
         connectionCreator: Any = None,
     ) -> None:
         """
-        @param factory: the wrapped factory, with TLS if the endpoint has it.
+        @param factory: the wrapped factory.  With implicit TLS on Twisted's transports, it is a
+            factory of TLS connections.
         @param trusted: the networks of proxies.
         @param admission: L{pop3svc.service.admission.Admission}, whose limits also apply to
-            connections that have not sent their header.
-        @param connectionCreator: makes the connection for TLS that begins after the header, on the
-            service's own transport; L{None} if the wrapped factory has TLS or needs none.
+            connections that have not sent their header yet.
+        @param connectionCreator: makes the TLS connections on the service's own transport, where
+            this class begins TLS after the header.  L{None} if the wrapped factory does TLS itself
+            or needs no TLS.
         """
         self._factory = factory
         self._connectionCreator = connectionCreator
@@ -152,7 +157,8 @@ class ProxyFactory(ServerFactory):
 
 class _Header(Protocol):
     """
-    Reads the header, and then replaces itself by the protocol of the wrapped factory.
+    Reads the header of one connection, and then puts a protocol of the wrapped factory in its own
+    place.
     """
 
     def __init__(
@@ -162,7 +168,7 @@ class _Header(Protocol):
         self._connectionCreator = connectionCreator
         self._clock = clock
         self._admission = admission
-        # UnauthenticatedConnections uses this attribute to count by network.
+        # UnauthenticatedConnections uses this attribute to count connections by network.
         self.address = address
         self._data = b""
         self._timer: IDelayedCall | None = None
@@ -175,7 +181,8 @@ class _Header(Protocol):
             return
         self._timer = self._clock.callLater(_PATIENCE, self._refuse, "no PROXY header in time")
         if self._connectionCreator is not None:
-            # Octets after the header belong to TLS.
+            # Read only the header from the socket, because the octets after the header belong to
+            # TLS.
             transport.measure = self._measured
 
     def _measured(self, data: bytes) -> int:
@@ -222,7 +229,7 @@ class _Header(Protocol):
         if protocol is None:
             transport.abortConnection()
             return
-        # STLS and half-closes use transport.protocol, so replace it.
+        # Replace transport.protocol, because STLS and half-closes use this attribute.
         transport.protocol = protocol
         if self._connectionCreator is not None:
             transport.measure = None

@@ -1,5 +1,5 @@
 """
-Start and stop the service: its ports, the known networks, and its end in order.
+Start the service and stop it in order, with its ports and the known networks.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ log = Logger(namespace="pop3svc")
 
 class POP3Service(Operated):
     """
-    Listens, serves, and ends in order.
+    The service: it listens on its ports, serves clients, and ends in order.
 
     @ivar isDraining: whether the service admits no more logins; see L{drain}.
     """
@@ -76,15 +76,16 @@ class POP3Service(Operated):
 
     def takeMail(self, lmtp: LMTPFactory) -> None:
         """
-        @param lmtp: receives mail.  Its connections count as connections of the service, and end
-            with the service.
+        @param lmtp: receives mail.  The connections of this factory count as connections of the
+            service, and end with the service.
         """
         self._lmtp = lmtp
         lmtp.accepted = self._accepting.accepted
 
     def _inUse(self) -> tuple[int, int]:
         connections, awake = self.factory.admission.inUse
-        # A connection that delivers mail has as many descriptors open as a session.
+        # Count a connection that delivers mail like a session, because it may have as many
+        # descriptors open.
         mail = 0 if self._lmtp is None else len(self._lmtp.connections)
         return connections + mail, awake + mail
 
@@ -93,8 +94,9 @@ class POP3Service(Operated):
         Open a port now, while the process has the privileges for it.
 
         @param where: the option or the key that names the port, for messages to the operator.
-        @param factory: makes the protocols of its connections.
-        @return: the port, if it is open already.
+        @param factory: makes the protocols of the port's connections.
+        @return: the ports that are open already: one port, or none if the endpoint opens its port
+            later.
         @raise SettingError: the port cannot be opened.
         """
         before = len(self.ports)
@@ -119,8 +121,8 @@ class POP3Service(Operated):
             return
         found = socketOf(port)
         handsOn = found is not None and keepAlive(found, self.factory.policy)
-        # True only if the connections of all ports inherit the options, because a connection does
-        # not know its port.
+        # A connection does not know its port, so this value is true only if the connections of all
+        # ports inherit the options.
         self.factory.portsKeepAlive = handsOn and (self._isFirst or self.factory.portsKeepAlive)
         self._isFirst = False
 
@@ -133,7 +135,7 @@ class POP3Service(Operated):
         See L{twisted.application.service.IService.startService}.
         """
         super().startService()
-        # Start the threads now, because the start of a thread may fail later.
+        # Start the threads now, because later the system might have no room for more threads.
         disk().start()
         longWork().start()
         startHashing()
@@ -162,9 +164,9 @@ class POP3Service(Operated):
 
     def leave(self) -> None:
         """
-        Accept no more connections, because another process has taken over the ports.  Stop when the
-        last connection has ended, or when C{drainTimeout} is over.  Existing connections go on, and
-        clients may log in on them.
+        Accept no more connections, because another process has taken over the ports.  Existing
+        connections go on, and clients may still log in on them.  The process stops when the last
+        connection has ended, or when C{drainTimeout} is over.
         """
         self._accepting.stop()
         ports, self.ports = self.ports, []
@@ -216,7 +218,8 @@ class POP3Service(Operated):
 
 class HousekeepingService(Service):
     """
-    Starts and stops the own work of a provider or a store; see L{IHousekeeping}.
+    Starts and stops the regular work that a provider or a store does by itself; see
+    L{IHousekeeping}.
     """
 
     def __init__(self, part: IHousekeeping) -> None:
@@ -242,11 +245,11 @@ class HousekeepingService(Service):
 
 class KnownNetworksService(TimerService):
     """
-    Reads the known networks at the start; writes them once a minute, and at the end.
+    Reads the known networks at the start.  Writes them once a minute, and at the end.
     """
 
-    # Seconds between two writes, which write only changes.  A crash loses at most the changes of
-    # this time.
+    # Seconds between two writes.  Each write stores what has changed, so a crash loses at most the
+    # changes of this time.
     EVERY = 60
 
     def __init__(self, known: KnownNetworks) -> None:
@@ -276,15 +279,15 @@ class KnownNetworksService(TimerService):
 
 def lookAfter(certificates: Certificates) -> TimerService:
     """
-    Check all certificates at the start, and every hour.
+    Make a service that checks all certificates at the start and every hour.
     """
     return TimerService(3600, certificates.look)
 
 
 def exitInOrder(reactor: Any, signals: Sequence[int]) -> None:
     """
-    Exit with status 0 on SIGTERM and SIGINT.  The reactor's own handlers are not enough, because
-    twistd sends itself the signal again after the reactor has stopped.
+    Exit with status 0 on SIGTERM and SIGINT.  The reactor's own handlers are not enough.  With
+    them, twistd would send itself the signal again after the reactor has stopped.
     """
 
     def stop(*_: object) -> None:

@@ -16,7 +16,7 @@ from pop3svc.service.parser import Parser
 
 __all__ = ["main", "makeParser"]
 
-# Options of twistd that make sense in the foreground.
+# The options of twistd that make sense for a service in the foreground.
 _TWISTD = {
     "uid": ("USER", "Become this user, by name or number, after the ports are open."),
     "gid": ("GROUP", "Become this group, by name or number, after the ports are open."),
@@ -30,7 +30,7 @@ _TWISTD = {
 
 def _number(option: str, text: str) -> str:
     """
-    @return: the number of a user or a group.
+    @return: the number of the user or the group that an option names.
     """
     if text.isascii() and text.isdigit() and len(text) < 11 and int(text) < 2**32 - 1:
         return text
@@ -45,7 +45,8 @@ def _number(option: str, text: str) -> str:
 
 def makeParser() -> Parser:
     """
-    @return: the parser of C{pop3svc serve}.  It leaves the options of pop3svc to twistd.
+    @return: the parser of C{pop3svc serve}.  It does not parse the options of pop3svc, because
+        twistd does so.
     """
     parser = Parser(
         prog="pop3svc serve",
@@ -72,7 +73,7 @@ def main(argv: Sequence[str]) -> None:
     Serve until SIGTERM or SIGINT.  C{--uid}, C{--gid}, C{--logfile} and other options of
     twistd may stand anywhere among the options of pop3svc.
 
-    @raise SystemExit: at the end, or with one sentence if it cannot serve.
+    @raise SystemExit: when the service has ended, or with one sentence if it cannot serve.
     """
     own, rest = makeParser().parse_known_args(argv)
     command = ["twistd", "--nodaemon", "--pidfile="]

@@ -1,5 +1,5 @@
 """
-The host names of certificates, and the certificate for a name that a client asks for.
+Find the host names of certificates, and the certificate for the name that a client asks for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_")
 
 def isHostName(text: str) -> bool:
     """
-    @param text: a text in lower case.
+    @param text: the text, in lower case.
     @return: whether the text is a host name in ASCII, or such a name with C{*} as its first label.
     """
     labels = text.removeprefix("*.").split(".")
@@ -31,8 +31,8 @@ def isHostName(text: str) -> bool:
 def namesOf(certificate: Any) -> tuple[str, ...]:
     """
     @param certificate: a C{cryptography.x509.Certificate}
-    @return: the host names in its subjectAltName, in lower case.  Clients do not use the common
-        name (RFC 9525 section 2).
+    @return: the host names in the subjectAltName of the certificate, in lower case.  Clients do not
+        use the common name (RFC 9525 section 2).
     """
     from cryptography.x509 import DNSName, ExtensionNotFound, SubjectAlternativeName
 
@@ -47,7 +47,7 @@ def namesOf(certificate: Any) -> tuple[str, ...]:
 def hasAddress(certificate: Any) -> bool:
     """
     @param certificate: a C{cryptography.x509.Certificate}
-    @return: whether its subjectAltName has an IP address.
+    @return: whether the subjectAltName of the certificate has an IP address.
     """
     from cryptography.x509 import ExtensionNotFound, IPAddress, SubjectAlternativeName
 
@@ -60,14 +60,14 @@ def hasAddress(certificate: Any) -> bool:
 
 class ServerNames(Generic[Item]):
     """
-    Finds the item that belongs to a host name.  A full name wins over a wildcard.  A wildcard
-    stands for one label (RFC 9525 section 6.3).
+    Finds the item that belongs to a host name.  If both a full name and a wildcard fit, the full
+    name counts.  A wildcard stands for one label (RFC 9525 section 6.3).
     """
 
     def __init__(self, items: Iterable[tuple[Item, Iterable[str]]]) -> None:
         """
-        @param items: each item with its names, in lower case.  If several items have a name, the
-            first is used.
+        @param items: pairs of an item and its names in lower case.  If several items have the same
+            name, the first of them is used for it.
         """
         self._items: dict[str, Item] = {}
         for item, names in items:
@@ -77,7 +77,7 @@ class ServerNames(Generic[Item]):
     def find(self, name: str) -> Item | None:
         """
         @param name: a host name; its last dot and the case of its letters do not matter.
-        @return: the item; L{None} if there is none.
+        @return: the item; L{None} if no item has the name.
         """
         name = name.lower().removesuffix(".")
         found = self._items.get(name)

@@ -1,5 +1,5 @@
 """
-Facts about the socket of a connection, and its addresses.
+Get and set the options and the addresses of the socket of a connection.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["SocketFacts", "addressOf"]
 
 class SocketFacts:
     """
-    The part of a transport that only gets or sets the options and addresses of its socket.
+    The part of a transport that gets and sets the options and the addresses of its socket.
     """
 
     def __init__(self, connected: socket.socket, peer: Any) -> None:
@@ -55,7 +55,7 @@ class SocketFacts:
 
     def getTcpNoDelay(self) -> bool:
         """
-        @return: whether short segments are sent at once.
+        @return: whether the kernel sends short segments at once.
         """
         return bool(self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 

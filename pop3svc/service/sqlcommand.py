@@ -32,7 +32,7 @@ def makeParser() -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     """
-    The command C{pop3svc sql}.
+    Run the command C{pop3svc sql}.
 
     @raise SystemExit: with one sentence, if the command failed.
     """
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _dsns(path: str) -> Iterator[str]:
     """
-    @return: the DSNs of the stores of a configuration file.
+    @return: the DSNs of the stores that a configuration file names.
     @raise ValueError: the file names no DSN, or cannot be read.
     """
     faults = Faults()

@@ -1,5 +1,6 @@
 """
-Send the status of a certificate in the handshake (OCSP stapling, RFC 6066 section 8).
+Send the status of a certificate to clients in the TLS handshake (OCSP stapling, RFC 6066 section
+8).
 """
 
 from __future__ import annotations
@@ -34,23 +35,24 @@ __all__ = ["Stapler", "StaplingService", "readStatus"]
 
 log = Logger(namespace="pop3svc")
 
-# The most octets of a response.  Real responses have 500 to 3,000.
+# The most octets of a response.  Real responses have 500 to 3,000 octets.
 _LARGEST = 65_536
-# Seconds for a request.
+# Seconds within which a request must be answered, or a file must be read.
 _PATIENCE = 10.0
 # Seconds between two checks of the files and of the times of the responses.
 _LOOK_EVERY = 60.0
-# Seconds until a failed request is repeated: at first, and at most.
+# Seconds until a failed request is repeated.  They begin with the first number, and double with
+# each further failure up to the second number.
 _FIRST_WAIT, _LONGEST_WAIT = 60.0, 3600.0
-# Requests at the same time.
+# The most requests at the same time.
 _AT_ONCE = 4
 
 
 def readStatus(path: str, chain: Sequence[x509.Certificate], now: float) -> CertificateStatus:
     """
-    Read and check a file with a response.  Blocks.
+    Read and check a file with a response.  This function blocks.
 
-    @raise ValueError: the response cannot be sent; a sentence.
+    @raise ValueError: the response cannot be sent.  The text is a sentence.
     """
     try:
         data = readReplaceable(path, _LARGEST)
@@ -63,7 +65,7 @@ def readStatus(path: str, chain: Sequence[x509.Certificate], now: float) -> Cert
 
 class _Staple:
     """
-    The status of one certificate.
+    Has the OCSP response for one certificate, and obtains new responses.
     """
 
     def __init__(
@@ -75,7 +77,8 @@ class _Staple:
     ) -> None:
         """
         @param place: the path of the certificate, for the log.
-        @param file: the file that the operator keeps fresh; L{None} to ask the responder.
+        @param file: the file whose response the operator keeps up to date; L{None} to ask the
+            responder.
         """
         self.place = place
         self.file = file
@@ -83,7 +86,7 @@ class _Staple:
         self._now = now
         self._status: CertificateStatus | None = None
         self._fault = ""
-        # When to ask the responder.
+        # The time of the next request to the responder.
         self.due = 0.0
         self._wait = _FIRST_WAIT
 
@@ -98,18 +101,18 @@ class _Staple:
 
     def read(self) -> CertificateStatus:
         """
-        Read the file.  Blocks.
+        Read the file.  This method blocks.
 
-        @raise ValueError: the response in the file cannot be sent; a sentence.
+        @raise ValueError: the response in the file cannot be sent.  The text is a sentence.
         """
         assert self.file is not None
         return readStatus(self.file, self._chain, self._now())
 
     async def readInThread(self, reactor: Any) -> CertificateStatus:
         """
-        Read the file.
+        Read the file in a thread.
 
-        @raise ValueError: the response in the file cannot be sent; a sentence.
+        @raise ValueError: the response in the file cannot be sent.  The text is a sentence.
         """
         try:
             status: CertificateStatus = await awaitWithTimeout(
@@ -123,9 +126,9 @@ class _Staple:
 
     async def fetch(self, reactor: Any) -> CertificateStatus:
         """
-        Ask the responder.
+        Ask the responder for a new response.
 
-        @raise ValueError: the responder gave no response that can be sent; a sentence.
+        @raise ValueError: the responder gave no response that can be sent.  The text is a sentence.
         """
         url = responderOf(self._chain[0])
         if url is None:
@@ -142,17 +145,18 @@ class _Staple:
 
     def succeeded(self, status: CertificateStatus) -> None:
         """
-        Send this response from now on.
+        Send a new response to clients from now on.
         """
         if self._status is None or self._fault:
             log.info("stapling the OCSP response of {path}", path=self.place)
         self._status, self._fault, self._wait = status, "", _FIRST_WAIT
-        # The second half of the response's time is left for further attempts.
+        # Ask again after half of the time of the response, so that the other half is left for
+        # further attempts.
         self.due = max((status.begins + status.ends) / 2, self._now() + _FIRST_WAIT)
 
     def failed(self, fault: str) -> None:
         """
-        Keep the present response as long as clients accept it.
+        Keep the present response as long as clients accept it, and note the fault.
         """
         self.due = self._now() + self._wait
         self._wait = min(2 * self._wait, _LONGEST_WAIT)
@@ -162,7 +166,7 @@ class _Staple:
 
     def expire(self) -> None:
         """
-        Drop a response that clients do not accept any more.
+        Drop the present response if clients do not accept it any more.
         """
         if self._status is not None and self._now() >= self._status.ends:
             self._status = None
@@ -171,24 +175,25 @@ class _Staple:
 
 class Stapler:
     """
-    Keeps the status of all certificates of a process.  A handshake never waits for a response.
+    Has the OCSP responses for all certificates of a process.  A handshake never waits for a
+    response.
 
-    @ivar isStopping: whether to ask for no more responses.
+    @ivar isStopping: whether the service stops, so that no more responses are requested.
     """
 
     def __init__(self, fetches: bool, now: Callable[[], float] = time.time) -> None:
         """
         @param fetches: whether to ask the responders of certificates without a file.
-        @param now: the wall clock, seconds since the epoch.
+        @param now: returns the time in seconds since the epoch.
         """
         self._fetches = fetches
         self._now = now
-        # Weak references: a context refers to the status of its certificate, so a status exists as
-        # long as one of its contexts.
+        # The values are weak references.  The contexts of a certificate refer to its C{_Staple}, so
+        # it exists as long as one of them.
         self._staples: WeakValueDictionary[tuple[str | bytes | None, ...], _Staple] = (
             WeakValueDictionary()
         )
-        # Called when there is a new certificate whose responder has to be asked.
+        # A function that is called for each new certificate whose responder has to be asked.
         self.isWanted: Callable[[], object] = lambda: None
         self.isStopping = False
 
@@ -203,11 +208,13 @@ class Stapler:
         Prepare a context of a certificate; see L{pop3svc.service.tls.RenewableCertificate}.
 
         @param place: the path of the certificate, for the log.
-        @param file: the file that the operator keeps fresh; L{None} to ask the responder.
+        @param file: the file whose response the operator keeps up to date; L{None} to ask the
+            responder.
         """
         if file is None and not self._fetches:
             return
-        # The operator may add the issuer to a file that lacked it.
+        # The key has the whole chain, because the operator may add the issuer to a file that lacked
+        # it.
         key = file, *(each.fingerprint(SHA256()) for each in chain)
         staple = self._staples.get(key)
         if staple is None:
@@ -215,7 +222,7 @@ class Stapler:
             if file is None:
                 self.isWanted()
             else:
-                # At the start, and when the certificate was renewed.
+                # Read the file now, because the certificate is new or renewed.
                 self._read(staple)
         context.set_ocsp_server_callback(staple.respond)
 
@@ -227,7 +234,7 @@ class Stapler:
 
     async def look(self, reactor: Any) -> None:
         """
-        Read the files again, and ask the responders for responses that must be renewed.
+        Read the files again.  For each response that is due to be renewed, ask its responder.
         """
         staples = list(self._staples.values())
         for each in staples:
@@ -251,7 +258,8 @@ class Stapler:
             staple.succeeded(await get())
         except Exception as error:
             if self.isStopping:
-                # The request was cancelled, which is not a fault of the responder.
+                # The service has cancelled the request, so this error is not a fault of the
+                # responder.
                 return
             if isinstance(error, ValueError):
                 staple.failed(str(error))
@@ -262,18 +270,18 @@ class Stapler:
 
 class StaplingService(Service):
     """
-    Keeps the status of certificates up to date while the service runs.
+    Keeps the OCSP responses up to date while the service runs.
     """
 
     def __init__(self, stapler: Stapler, reactor: Any) -> None:
         """
-        @param stapler: keeps the status of the certificates of this process.
+        @param stapler: has the OCSP responses of this process.
         """
         self._stapler = stapler
         self._reactor = reactor
         self._timer: IDelayedCall | None = None
         self._looking: Deferred[None] | None = None
-        # Whether a certificate was added during the present check.
+        # Whether a certificate was added while a check ran.
         self._isWanted = False
 
     def startService(self) -> None:

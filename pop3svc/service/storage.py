@@ -1,5 +1,5 @@
 """
-Find the directory and the database for data that survive a process.
+Find the directory and the database for the data that the service keeps when its process ends.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ __all__ = ["Storage"]
 
 class Storage:
     """
-    The data directory of a service, and the database in it.  Each is made when it is first needed.
+    The data directory of a service, and the database in it.  The directory and the database are
+    made when they are first needed.
     """
 
     def __init__(
         self, path: str | None, owner: tuple[int, int] | None, inherited: str | None
     ) -> None:
         """
-        @param path: the data directory that the settings name.
-        @param owner: the user and the group that must own the files; L{None} for those of this
-            process.
-        @param inherited: in a worker, the path of the database that all workers share.
+        @param path: the data directory that the settings name; L{None} if they name none.
+        @param owner: the user and the group that must own the files; L{None} for the user and the
+            group of this process.
+        @param inherited: in a worker, the path of the temporary database that all workers share.
         """
         self._path = path
         self._owner = owner
@@ -36,8 +37,10 @@ class Storage:
 
     def directory(self) -> DataDirectory:
         """
-        @return: the data directory; by default the user's data directory, which is then permanent.
-        @raise SettingError: the default would belong to the wrong user.
+        @return: the data directory.  If the settings name none, it is the user's data directory,
+            and from then on the service counts as one with a data directory.
+        @raise SettingError: the user's data directory would belong to another user than the
+            service.
         """
         if self._directory is None:
             if self._path is None and self._owner is not None:
@@ -48,15 +51,16 @@ class Storage:
     @property
     def isPermanent(self) -> bool:
         """
-        Whether the service has a data directory, because the settings name one, or a part has
-        needed one.
+        Whether the service has a data directory.  It has one if the settings name one, or if a part
+        of the service has asked for it.
         """
         return self._directory is not None or self._path is not None
 
     def state(self) -> State | None:
         """
-        @return: the database in the data directory.  Without a data directory, workers share a
-            database in a temporary directory; without workers the result is L{None}.
+        @return: the database in the data directory.  In a worker of a service without a data
+            directory, it is the temporary database that the workers share.  In any other process
+            without a data directory, the result is L{None}.
         """
         if self.isPermanent:
             data = self.directory()
@@ -66,12 +70,12 @@ class Storage:
 
     def stateOfWorkers(self) -> str | None:
         """
-        @return: the path of the database that all workers share, if the service has no data
-            directory.
+        @return: the path of a new temporary database that all workers share; L{None} if the service
+            has a data directory.
         """
         if self.isPermanent:
             return None
-        # The directory is removed at the end of this process.
+        # The attribute keeps the directory until the end of this process.
         self._temporary = tempfile.TemporaryDirectory(prefix="pop3svc-", ignore_cleanup_errors=True)
         path = os.path.join(self._temporary.name, "state.db")
         State(path, self._owner)

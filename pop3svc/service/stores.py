@@ -32,8 +32,9 @@ def makeProvider(store: Store) -> Any:
     """
     Make the provider or the store of mailboxes that a setting names.
 
-    @return: L{IPOP3MailboxProvider} or L{IMailboxStore}; the caller has to check that.
-    @raise SettingError: the provider or store cannot be made.
+    @return: an L{IPOP3MailboxProvider} or an L{IMailboxStore}.  The caller has to check the
+        interface.
+    @raise SettingError: the provider or the store cannot be made.
     """
     kind, argument = store.kind or "", store.argument
     plugin = providerPlugins().get(kind)
@@ -90,7 +91,8 @@ def makeAccounts(store: Store) -> list[Any]:
         if not isForTokens and IUsernamePassword not in checker.credentialInterfaces:
             raise SettingError(f"{where} does not check passwords")
         if isinstance(checker, InMemoryUsernamePasswordDatabaseDontUse):
-            # Names and passwords are octets; the plugin of Twisted keeps text.
+            # The plugin of Twisted has names and passwords as text.  Encode them, because the
+            # service compares octets.
             users: Any = checker.users
             checker.users = {
                 each.encode("utf-8"): password.encode("utf-8") for each, password in users.items()
@@ -105,7 +107,7 @@ def makeStore(store: Store) -> tuple[Any, list[Any]]:
     can be used together.
 
     @param store: a setting whose C{kind} is not L{None}.
-    @return: the results of L{makeProvider} and L{makeAccounts}.
+    @return: a pair of the results of L{makeProvider} and L{makeAccounts}.
     @raise SettingError: the parts cannot be made, or cannot be used together.
     """
     checkers, provider = makeAccounts(store), makeProvider(store)
@@ -128,11 +130,12 @@ def makeStore(store: Store) -> tuple[Any, list[Any]]:
 
 def checkRights(provider: Any, store: Store, uid: int | None) -> None:
     """
-    If a store needs the rights of its users, check that this process can take these rights.
+    If a store accesses files with the rights of its users, check that this process can take these
+    rights.
 
     @param provider: the store that the setting C{store} names.
-    @param uid: the user that the process will have; L{None} if it keeps its user.
-    @raise SettingError: it cannot.
+    @param uid: the user that the process will run as; L{None} if it keeps its user.
+    @raise SettingError: the process cannot take these rights.
     """
     if not (IUsesUserFacts.providedBy(provider) and provider.isOwnedByUsers):
         return

@@ -1,5 +1,5 @@
 """
-Let new workers take the place of old ones.
+Let new workers take the place of old workers.
 """
 
 from __future__ import annotations
@@ -14,44 +14,44 @@ __all__ = ["Succession"]
 
 class Succession:
     """
-    Keeps the new workers that are to replace old ones, one new worker for each old one.  A new
-    worker is I{pending} until it serves or has failed.
+    Replaces old workers by new workers, each old worker by one new worker.  A new worker is
+    I{pending} until it serves or has failed.
     """
 
     def __init__(self) -> None:
-        # The old workers by the numbers of the pending ones.
+        # For the number of each pending worker, the old worker that it is to replace.
         self._old: dict[int, Any] = {}
         self._faults: list[str] = []
         self._over: Deferred[None] | None = None
-        # Replacements run one after the other.
+        # The lock lets replacements run one after the other.
         self._lock = DeferredLock()
 
     def isPending(self, number: int) -> bool:
         """
-        @return: whether a worker of this number is to take the place of another.
+        @return: whether the worker with this number is pending.
         """
         return number in self._old
 
     def hasSuccessor(self, worker: Any) -> bool:
         """
-        @return: whether a pending worker is to take the place of C{worker}.
+        @return: whether a pending worker is to replace C{worker}.
         """
         return worker in self._old.values()
 
     def served(self, number: int) -> Any:
         """
-        Called when a worker serves.
+        Note that a worker has begun to serve.
 
-        @return: the worker whose place it takes; L{None} if it is not pending.
+        @return: the old worker that the worker replaces; L{None} if the worker is not pending.
         """
         return self._old.pop(number, None)
 
     def failed(self, number: int, how: str) -> Any:
         """
-        Called when a pending worker has failed.
+        Note that a pending worker has failed.
 
         @param how: the end of a sentence that begins with "the new one".
-        @return: the old worker, which goes on.
+        @return: the old worker, which goes on serving.
         """
         old = self._old.pop(number)
         self._faults.append(f"the old worker {old.number} goes on, because the new one {how}")
@@ -59,8 +59,8 @@ class Succession:
 
     def look(self) -> None:
         """
-        Finish the replacement if no worker is pending any more.  Call this after L{served} and
-        L{failed}.
+        Finish the replacement if no worker is pending any more.  Call this method after L{served}
+        and after L{failed}.
         """
         if not self._old and self._over is not None:
             over, self._over = self._over, None
@@ -70,18 +70,20 @@ class Succession:
         self, pairs: Callable[[], Iterable[tuple[int, Any]]], start: Callable[[int], object]
     ) -> None:
         """
-        Replace workers, after the replacements that have begun earlier.
+        Replace workers.  If another replacement runs, wait for its end first.
 
-        @param pairs: returns the number of each new worker, and the old one.
-        @param start: starts the worker of a number.
-        @raise ValueError: new workers could not serve, so that old ones go on.
+        @param pairs: returns pairs of the number of a new worker and the old worker that it
+            replaces.
+        @param start: starts the worker with a number.
+        @raise ValueError: some new workers could not serve, so their old workers go on.
         """
         await self._lock.acquire()
         try:
             self._faults = []
             over: Deferred[None] = Deferred()
             self._over = over
-            # Record all numbers first, because a worker may fail before the next one is started.
+            # Record all numbers before the first start, because a worker may fail before the next
+            # worker is started.
             self._old = dict(pairs())
             for number in list(self._old):
                 start(number)

@@ -1,5 +1,5 @@
 """
-The arguments of all commands, read from their parsers, for completion and the manual.
+Read the arguments of all commands from their parsers, for completion and the manual.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pop3svc.service.parser import Parser
 
 __all__ = ["Argument", "Synopsis", "readSynopsis"]
 
-# The names of values that are paths.
+# The names of values of arguments that are paths.
 _PATHS = ("DIRECTORY", "FILE", "PATH", "SOCKET")
 
 
@@ -24,9 +24,9 @@ class Argument:
 
     @ivar flags: the names of an option, such as C{--config}; empty for a positional argument.
     @ivar value: the name of the value, such as C{FILE}; empty for an option without a value.
-    @ivar words: all allowed values; empty if there is no such list.
+    @ivar words: all allowed values; empty if other values are allowed too.
     @ivar isOptional: whether a positional argument may be left out.
-    @ivar isRepeated: whether it may be given more than once.
+    @ivar isRepeated: whether the argument may be given more than once.
     """
 
     flags: tuple[str, ...]
@@ -50,8 +50,8 @@ class Synopsis:
     A command with its arguments and its subcommands.
 
     @ivar name: the full name, such as C{pop3svc user add}.
-    @ivar help: a few words.
-    @ivar description: sentences; may be empty.
+    @ivar help: a few words that say what the command does.
+    @ivar description: sentences about the command; may be empty.
     """
 
     name: str
@@ -64,13 +64,13 @@ class Synopsis:
     @property
     def lastName(self) -> str:
         """
-        The last word of the name.
+        The last word of the command's name.
         """
         return self.name.rpartition(" ")[2]
 
     def everyCommand(self) -> list[Synopsis]:
         """
-        @return: this command and all its subcommands, at all depths.
+        @return: this command, its subcommands, and all their subcommands.
         """
         return [self, *(each for command in self.commands for each in command.everyCommand())]
 
@@ -87,7 +87,7 @@ def readSynopsis() -> Synopsis:
 
 
 def _read(parser: argparse.ArgumentParser, name: str, help: str) -> Synopsis:
-    # argparse has no public way to list the arguments of a parser.
+    # Use a private attribute, because argparse has no public way to list the arguments of a parser.
     options, arguments, commands = [], [], []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):

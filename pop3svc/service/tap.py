@@ -1,5 +1,6 @@
 """
-The plugin's two names: the options of C{twistd pop3svc}, and the service that they make.
+The two names that twistd's plugin loads: the options of C{twistd pop3svc}, and the function that
+makes a service from them.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ __all__ = ["Options", "makeService"]
 
 def makeService(options: Options, shared: Shared | None = None, parent: Any = None) -> Any:
     """
-    Make the service and open its ports.
+    Make a service from options, and open its ports.
 
-    @param shared: in a worker, the values that its parent gave it.
-    @param parent: in a worker, sends events to the other workers through the parent.
-    @return: L{pop3svc.service.running.POP3Service}, or with workers the
+    @param shared: in a worker, the values that its parent process gave it.
+    @param parent: in a worker, the object that sends events to the other workers through the parent
+        process.
+    @return: the L{pop3svc.service.running.POP3Service}, or in a service with workers the
         L{pop3svc.service.workers.Supervisor} that starts them.
     @raise SystemExit: with one sentence, if the service cannot be made.
     """
