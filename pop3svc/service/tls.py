@@ -1,5 +1,6 @@
 """
-A connection creator for implicit TLS and STLS that loads renewed certificates.
+Make TLS connections for implicit TLS and STLS, with certificates that are loaded again after a
+renewal.
 """
 
 from __future__ import annotations
@@ -41,20 +42,23 @@ __all__ = [
     "RenewableCertificate",
 ]
 
-# Prepares a new context, given the chain of its certificate.
+# A function that prepares a new context.  It gets the context and the chain of its certificate.
 Prepare = Callable[[SSL.Context, Sequence[x509.Certificate]], object]
 
 log = Logger(namespace="pop3svc")
 
 # Seconds for which a session may be resumed.  A client that checks for mail regularly reconnects
-# sooner than that.  Other clients connect seldom, so a full handshake costs them little.
+# within this time.  Other clients connect seldom, so a full handshake at each connection costs them
+# little.
 _SESSION_LIFE = 7200
-# Seconds for which a context, and therefore the key of its tickets, is used.  A stolen key decrypts
-# the TLS 1.2 sessions resumed with its tickets (RFC 9325 section 3.4 requires a week at most).  A
-# new key costs each client one full handshake a day.
+# Seconds for which a context is used, and with it the key of the tickets.  A thief of the key can
+# decrypt the TLS 1.2 sessions that were resumed with its tickets.  RFC 9325 section 3.4 therefore
+# requires a new key each week at least.  A new key each day costs each client one full handshake a
+# day.
 _TICKET_KEY_LIFE = 86400
 
-# The most octets of a certificate with its chain, or of a key.  Real files have a few thousand.
+# The most octets of a file with a certificate and its chain, or with a key.  Real files have a few
+# thousand octets.
 _LARGEST = 1_048_576
 
 
@@ -67,7 +71,7 @@ def _load(path: str) -> bytes:
 
 class ClientAuthorityError(ValueError):
     """
-    The file of the authorities that sign the certificates of clients cannot be used.
+    The file with the authorities that sign the certificates of clients cannot be used.
     """
 
 
@@ -76,7 +80,7 @@ class ClientAuthority:
     """
     The authorities that sign the certificates of clients.
 
-    @ivar path: path of their certificates, PEM.
+    @ivar path: the path of a file with their certificates (PEM).
     @ivar field: see L{ClientCertificates}.
     """
 
@@ -119,7 +123,7 @@ def _isAuthority(certificate: x509.Certificate) -> bool:
 
 def _askForCertificates(context: SSL.Context, authorities: list[x509.Certificate]) -> None:
     """
-    Ask each client for a certificate, and tell the client which authorities may have signed it.
+    Ask each client for a certificate, and tell the client which authorities this service trusts.
     """
     store = context.get_cert_store()
     assert store is not None
@@ -133,12 +137,13 @@ def _context(
     certificate: str, privateKey: str, chainPEM: bytes, keyPEM: bytes, rules: TLSRules
 ) -> tuple[SSL.Context, list[x509.Certificate]]:
     """
-    Make a context.  Clients resume sessions by tickets.  The context encrypts the tickets with a
-    key that it creates itself.  TLS 1.2 clients without ticket support resume from the context's
-    cache.  OpenSSL limits this cache to 20,480 sessions, and pyOpenSSL cannot change that limit.
+    Make a context.  Clients resume sessions by tickets, which the context encrypts with a key that
+    it has made itself.  TLS 1.2 clients without ticket support resume from the context's cache.
+    OpenSSL limits this cache to 20,480 sessions, and pyOpenSSL cannot change that limit.
 
     @return: the context, and the certificate with its chain.
-    @raise ValueError: a sentence that names the file and the error.
+    @raise ValueError: a file cannot be used.  The text is a sentence that names the file and the
+        error.
     """
     try:
         chain = x509.load_pem_x509_certificates(chainPEM)
@@ -159,7 +164,8 @@ def _context(
 
     if public(chain[0]) != public(key):
         raise ValueError(f"{privateKey} is not the key of the first certificate in {certificate}")
-    # The annotations of CertificateOptions name pyOpenSSL's own classes, which are deprecated.
+    # The type is Any, because the annotations of CertificateOptions name deprecated classes of
+    # pyOpenSSL.
     first: Any = chain[0]
     rest: Any = chain[1:]
     ownKey: Any = key
@@ -169,7 +175,7 @@ def _context(
         extraCertChain=rest,
         # Always pass the minimum, because Twisted's default may change.
         insecurelyLowerMinimumTo=rules.lowest,
-        # Both are off by default, and sessions cannot be resumed without them.
+        # Sessions cannot be resumed without these two options, and both are off by default.
         enableSessions=True,
         enableSessionTickets=True,
     )
@@ -186,15 +192,15 @@ def _context(
     return context, chain
 
 
-# Days before the end of a certificate at which to warn.  Programs renew a certificate a month
-# before its end, so a warning means that the renewal has failed.
+# The service warns when a certificate has no more than so many days left.  Programs renew a
+# certificate a month before its end, so a warning means that the renewal has failed.
 WARNINGS = (21, 7, 1, 0)
 
 
 def _endOf(chain: Sequence[x509.Certificate]) -> datetime:
     """
-    @return: the earliest end of the certificates in a chain.  A self-signed root is ignored,
-        because clients trust their own copy of it.
+    @return: the time at which the first certificate of a chain expires.  A self-signed root does
+        not count, because clients trust their own copy of the root.
     """
     first, *others = chain
     others = [each for each in others if each.issuer != each.subject]
@@ -215,14 +221,14 @@ def _chooseProtocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
 class RenewableCertificate:
     """
     Serves a certificate with its chain.  A renewed certificate is served from the next handshake
-    on.  While only one of the two files has been replaced, the old pair is still served.  A client
-    can resume a session for two hours.  A renewal of the certificate, or the daily change of the
-    ticket key, ends this time.
+    on.  While only one of the two files has been replaced, the old certificate is still served.  A
+    client can resume a session for two hours.  A renewal of the certificate, or the daily change of
+    the ticket key, ends this time.
 
-    Pass it to C{startTLS} or to L{twisted.protocols.tls.TLSMemoryBIOFactory}.
+    Pass such an object to C{startTLS} or to L{twisted.protocols.tls.TLSMemoryBIOFactory}.
 
-    @ivar makesTickets: whether handshakes begin with the context of this certificate.  If not, no
-        ticket is encrypted with the key of this context, so the key need not change.
+    @ivar makesTickets: whether handshakes begin with the context of this certificate.  If they do
+        not, this context encrypts no tickets, so its key need not change.
     """
 
     def __init__(
@@ -238,19 +244,21 @@ class RenewableCertificate:
         prepare: Prepare | None = None,
     ) -> None:
         """
-        @param certificate: path of the certificate and its chain, PEM.
-        @param privateKey: path of its key, PEM; may be the same file.
-        @param handed: the contents of the files, from L{contents} in another process.  They are
-            used if this process cannot read the files.
-        @param seconds: a monotonic clock, seconds.
-        @param now: the wall clock, seconds since the epoch.
-        @param clients: ask clients for certificates of these authorities; L{None} to ask for none.
+        @param certificate: the path of a file with the certificate and its chain (PEM).
+        @param privateKey: the path of a file with the certificate's key (PEM).  It may be the same
+            file.
+        @param handed: the contents of the files, as L{contents} has returned them in another
+            process.  They are used if this process cannot read the files.
+        @param seconds: a monotonic clock in seconds.
+        @param now: returns the time in seconds since the epoch.
+        @param clients: the authorities whose certificates clients may present; L{None} to ask
+            clients for no certificates.
         @param rules: the versions and ciphers of TLS.
-        @param names: the host names for which the certificate is used; those in the certificate if
-            not given.
+        @param names: the host names for which the certificate is used; if empty, the names in the
+            certificate.
         @param prepare: called with each new context and the chain of its certificate, before the
             context is used.
-        @raise ValueError: the files cannot be used; a sentence for the operator.
+        @raise ValueError: the files cannot be used.  The text is a sentence for the operator.
         """
         self.certificate = os.path.abspath(certificate)
         self.privateKey = os.path.abspath(privateKey)
@@ -263,7 +271,8 @@ class RenewableCertificate:
         self._prepare = prepare
         self._seconds = seconds
         self._now = now
-        # Digest of the certificate of the last warning, and the days in that warning.
+        # The digest of the certificate that the last warning was about, and the days in this
+        # warning.
         self._warned: tuple[bytes, int | None] = b"", None
         self._fault = ""
         self._seen = self._stamps()
@@ -273,13 +282,15 @@ class RenewableCertificate:
         self._contents: tuple[bytes, ...] = ()
         # Checks the certificates of clients for the present context.
         self._peers: ClientCertificates | None = None
-        # None if other authorities of clients are known and no client has needed it since.
+        # None if the context must be made before the next handshake, because the authorities of
+        # clients have changed.
         self._context: SSL.Context | None = self._made(self._handed)
 
     @property
     def end(self) -> datetime:
         """
-        When the certificate expires, or an intermediate certificate of its chain.
+        The time when the certificate expires, or an intermediate certificate of its chain if that
+        is earlier.
         """
         return self._end
 
@@ -316,13 +327,13 @@ class RenewableCertificate:
     @property
     def authorities(self) -> tuple[bytes, ...]:
         """
-        The contents of the file of the authorities of clients, if there is one.
+        The contents of the file with the authorities of clients; empty if there is no such file.
         """
         return self._contents[2:]
 
     def faults(self) -> list[str]:
         """
-        @return: a sentence for each reason for which clients would refuse the certificate.
+        @return: for each reason why clients would refuse the certificate, a sentence.
         """
         found = []
         if self._now() >= self._end.timestamp():
@@ -333,8 +344,8 @@ class RenewableCertificate:
 
     def contents(self) -> dict[str, bytes]:
         """
-        @return: by path, the contents of the files that are used: the certificate, its key, and
-            the certificates of the authorities of clients, if there are any.
+        @return: the contents of the files that are in use, by path.  The files are the certificate,
+            its key, and the authorities of clients if there are any.
         """
         self.refresh()
         return dict(zip(self._paths, self._contents, strict=True))
@@ -354,7 +365,7 @@ class RenewableCertificate:
     @property
     def files(self) -> list[str]:
         """
-        The paths of all files.
+        The paths of all files, without duplicates.
         """
         return list(dict.fromkeys(self._paths))
 
@@ -370,10 +381,10 @@ class RenewableCertificate:
 
     def _made(self, handed: tuple[bytes, ...] | None) -> SSL.Context | None:
         """
-        @param handed: contents of the files, used if they cannot be read.
-        @return: a context for the contents of the files; the present context if they have not
-            changed; L{None} if it can be made later, because only the authorities of clients have
-            changed.
+        @param handed: the contents of the files, which are used if the files cannot be read.
+        @return: a context for the contents of the files.  If the contents have not changed, it is
+            the present context.  L{None} means that the context can be made later, because only the
+            authorities of clients have changed.
         """
         clients = self.clients
         contents: tuple[bytes, ...]
@@ -402,11 +413,11 @@ class RenewableCertificate:
     def useAuthorities(self, authorities: tuple[bytes, ...]) -> None:
         """
         Use other authorities of clients from the next handshake with this certificate on.  The
-        context is made then, because a service may have a thousand certificates with the same
-        authorities.
+        context is made at that handshake, and not now, because a service may have a thousand
+        certificates with the same authorities.
 
         @param authorities: see L{authorities}.
-        @raise ClientAuthorityError: they cannot be used.
+        @raise ClientAuthorityError: the authorities cannot be used.
         """
         if self.clients is None or authorities == self._contents[2:]:
             return
@@ -435,8 +446,8 @@ class RenewableCertificate:
 
     def renewTickets(self) -> None:
         """
-        Make the sessions of earlier connections unusable for resumption, by a new key for the
-        tickets.
+        Make a new key for tickets, so that clients cannot resume the sessions of earlier
+        connections.
         """
         self._context = self._contextFor(self._contents)
 
@@ -444,7 +455,7 @@ class RenewableCertificate:
         """
         Read the files again if they were changed or replaced.
 
-        @param isForced: read them in any case.
+        @param isForced: whether to read them in any case.
         """
         stamps = self._stamps()
         isSame = not isForced and (stamps is None or stamps == self._seen)
@@ -454,7 +465,8 @@ class RenewableCertificate:
         try:
             self._context = self._made(self._handed if isSame or isForced else None)
         except ValueError as error:
-            # The pair may be complete at the next attempt.  Log each error once.
+            # Another program may have replaced only one of the files so far.  The next attempt may
+            # succeed, so log each error once.
             if self._fault != str(error):
                 self._fault = str(error)
                 log.error("keeping the previous certificate: {error}", error=str(error))
@@ -467,8 +479,8 @@ class RenewableCertificate:
 
     def look(self) -> None:
         """
-        Load a renewed certificate.  Warn before the certificate ends, once for each of L{WARNINGS}.
-        Call this regularly.
+        Load a renewed certificate.  Warn before the certificate expires, once for each number of
+        L{WARNINGS}.  Call this method regularly.
         """
         self.refresh()
         if self._stamps() is None and not self._fault:
@@ -507,7 +519,7 @@ class RenewableCertificate:
 
     def connectionOn(self, descriptor: int) -> SSL.Connection:
         """
-        @param descriptor: of a socket.
+        @param descriptor: the descriptor of a socket.
         @return: a connection that reads from the socket and writes to it.
         """
         self.refresh()
@@ -518,7 +530,7 @@ class RenewableCertificate:
         @param descriptor: see L{connectionOn}; L{None} for a connection in memory.
         @return: a connection with the present context.
         """
-        # pyOpenSSL needs only the descriptor.
+        # The annotation of SSL.Connection wants a socket, but a descriptor is enough.
         found: Any = descriptor
         connection = SSL.Connection(self.context, found)
         if self._peers is not None:

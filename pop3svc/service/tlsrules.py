@@ -16,22 +16,23 @@ __all__ = ["MINIMUM_VERSIONS", "USUAL_RULES", "TLSRules", "checkCiphers", "check
 # The minimum versions that a service may have.  RFC 8996 forbids older versions.
 MINIMUM_VERSIONS = ("1.2", "1.3")
 
-# The names of the versions in twisted.internet.ssl.TLSVersion.
+# For each version, its name in twisted.internet.ssl.TLSVersion.
 _VERSIONS = {"1.0": "TLSv1_0", "1.2": "TLSv1_2", "1.3": "TLSv1_3"}
-# OpenSSL 3 and later use the hash functions of TLS 1.0 and 1.1 only at level 0.
+# A list of ciphers with level 0.  OpenSSL 3 and later use the hash functions of TLS 1.0 and 1.1
+# only at this security level.
 _OLD_CIPHERS = "DEFAULT:!aNULL:!eNULL:@SECLEVEL=0"
 
 
 @dataclass(frozen=True)
 class TLSRules:
     """
-    What a TLS context allows.
+    The versions and the ciphers that a TLS context allows.
 
     @ivar minimum: the lowest version; one of L{MINIMUM_VERSIONS}.
     @ivar ciphers: OpenSSL's list of ciphers for TLS 1.2; L{None} for Twisted's list.
     @ivar ciphersuites: OpenSSL's list of ciphers for TLS 1.3; L{None} for OpenSSL's list.
-    @ivar isOld: whether to allow TLS 1.0 and 1.1 with their ciphers, regardless of the other
-        attributes.
+    @ivar isOld: whether to allow TLS 1.0 and 1.1 with their ciphers.  If true, the other attributes
+        do not count.
     """
 
     minimum: str = "1.2"
@@ -42,7 +43,7 @@ class TLSRules:
     @property
     def lowest(self) -> Any:
         """
-        The lowest version, for L{twisted.internet.ssl.CertificateOptions}.
+        The lowest version, as L{twisted.internet.ssl.CertificateOptions} wants it.
         """
         from twisted.internet.ssl import TLSVersion
 
@@ -65,12 +66,13 @@ USUAL_RULES = TLSRules()
 def checkCiphers(text: str) -> None:
     """
     @param text: a list of ciphers for TLS 1.2.
-    @raise ValueError: OpenSSL cannot use it; the end of a sentence.
+    @raise ValueError: OpenSSL cannot use the list.  The text is the end of a sentence.
     """
     # OpenSSL is imported here, because many commands read no list of ciphers.
     from OpenSSL import SSL
 
-    # OpenSSL ignores an unknown word among others, which may be a typing error.
+    # Check each word, because OpenSSL ignores an unknown word among known words.  The unknown word
+    # may be a typing error.
     words = [each for each in re.split("[:, ]", text) if each and each[0] not in "!-+@"]
     for each in [*words, text]:
         try:
@@ -82,7 +84,7 @@ def checkCiphers(text: str) -> None:
 def checkCiphersuites(text: str) -> None:
     """
     @param text: a list of ciphers for TLS 1.3.
-    @raise ValueError: OpenSSL cannot use it; the end of a sentence.
+    @raise ValueError: OpenSSL cannot use the list.  The text is the end of a sentence.
     """
     from OpenSSL import SSL
 

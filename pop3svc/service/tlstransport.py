@@ -15,28 +15,29 @@ from pop3svc.service.transport import DONE, LOST, SocketTransport
 
 __all__ = ["PlainTransport", "SecureTransport"]
 
-# The most octets of plaintext in a record (RFC 8446 section 5.1).  OpenSSL reads one record after
-# the other from the socket.  If the buffer has room for a whole record, no octets of the record
-# stay in OpenSSL.
+# The most octets of plaintext in a TLS record (RFC 8446 section 5.1).  OpenSSL reads one record
+# after the other from the socket.  If a read asks for so many octets, it gets the whole record, and
+# no octets stay in OpenSSL.
 _RECORD = 16_384
 
 
 @implementer(ITLSTransport)
 class PlainTransport(SocketTransport):
     """
-    A connection without TLS, which may begin TLS.
+    A connection that begins without TLS, and may change to TLS.
     """
 
     def startTLS(self, contextFactory: Any, normal: bool = True) -> None:
         """
-        Begin TLS as the server.  See L{ITLSTransport}.  Octets that were written before go out
-        without TLS.  Octets that wait in the kernel belong to TLS.
+        Begin TLS as the server.  See L{ITLSTransport}.  Octets that were written before this call
+        go out without TLS.  Octets of the client that wait in the kernel belong to TLS.
 
         @param contextFactory: has the method C{connectionOn} of
             L{pop3svc.service.tls.RenewableCertificate}.
         """
         tls = contextFactory.connectionOn(self.fileno())
-        # The object stays the same, because the protocol has it.
+        # Change the class of this object instead of making another object, because the protocol has
+        # a reference to it.
         transport: Any = self
         transport.__class__ = SecureTransport
         transport.beginTLS(tls)
@@ -48,13 +49,13 @@ class SecureTransport(SocketTransport):
     A connection with TLS.  OpenSSL itself reads from the socket and writes to it.  The protocol
     may write before the handshake is over.
 
-    It ends when both sides have sent a close alert.  Call C{loseConnection} again to close it
-    without the alert of the client.
+    The connection ends when both sides have sent a close alert.  A second call of C{loseConnection}
+    closes it without the alert of the client.
     """
 
     _tls: Any
     _isShaking = True
-    # Octets that were written before TLS began, and that the socket has not accepted.
+    # The octets that were written before TLS began, and that the socket has not accepted yet.
     _plain: bytearray | None = None
     # Whether OpenSSL has to read before it can write.
     _writesByReading = False
@@ -62,7 +63,7 @@ class SecureTransport(SocketTransport):
 
     def beginTLS(self, tls: SSL.Connection) -> None:
         """
-        Wait for the handshake.
+        Become the server of a handshake, and wait for the client.
         """
         self._tls = tls
         tls.set_accept_state()
@@ -81,7 +82,8 @@ class SecureTransport(SocketTransport):
         except SSL.WantReadError:
             return
         except SSL.WantWriteError:
-            # Octets of the client wait in the kernel until then.
+            # OpenSSL has to write first.  Octets of the client wait in the kernel until the socket
+            # accepts octets.
             self._isWriting = self._readsByWriting = True
             return
         except SSL.Error as error:
@@ -117,16 +119,17 @@ class SecureTransport(SocketTransport):
 
     def _fail(self, reason: Failure) -> None:
         """
-        Close the connection, because the client breaks the rules of TLS or is gone.
+        Close the connection, because the client has broken the rules of TLS or has gone away.
         """
-        # With octets that nobody has read, the kernel would close by a reset, which might overtake
-        # the fatal alert of OpenSSL.
+        # Read all octets that wait.  If any were left, the kernel would close the connection by a
+        # reset, which might overtake the fatal alert of OpenSSL.
         self._discard()
         self._end(reason)
 
     def _clientCloses(self) -> None:
         """
-        Write the octets that wait, and close.
+        Write the octets that wait, and close the connection, because the client has sent a close
+        alert.
         """
         self._hasReadAll, self._isReading, self.disconnecting = True, False, True
         self._stopProducer()
@@ -143,7 +146,8 @@ class SecureTransport(SocketTransport):
             return
         super().resumeProducing()
         if self._isReading and not self._isShaking and self._tls.pending():
-            # The kernel does not report octets that OpenSSL has read.
+            # Read these octets later, because the kernel does not report octets that OpenSSL has
+            # already read.
             self._loop.reactor.callLater(0, self._readPending)
 
     def _readPending(self) -> None:
@@ -152,8 +156,9 @@ class SecureTransport(SocketTransport):
 
     def _send(self, data: Any) -> int:
         """
-        @return: the number of octets in complete records that the socket has accepted.  The next
-            call must begin with the octets that follow, because OpenSSL may have encrypted them.
+        @return: the number of octets in the complete records that the socket has accepted.  The
+            next call must pass the octets after them again, because OpenSSL may have encrypted them
+            already.
         """
         done = 0
         try:
@@ -213,7 +218,7 @@ class SecureTransport(SocketTransport):
         if hasBoth or self._isImpatient:
             self._end(DONE)
         else:
-            # Read the close alert of the client.
+            # Wait for the close alert of the client.
             self._isReading = True
             self._watch()
 
@@ -227,7 +232,7 @@ class SecureTransport(SocketTransport):
         self._isImpatient = self.disconnecting
         super().loseConnection()
         if self._isShaking and not self._plain:
-            # The waiting octets can be written only after the handshake.
+            # Go on reading, because the waiting octets can be written only after the handshake.
             self._isReading = True
             self._watch()
 

@@ -31,8 +31,8 @@ __all__ = ["main", "makeParser"]
 
 def main(argv: Sequence[str]) -> NoReturn:
     """
-    The commands C{pop3svc import} and C{pop3svc export}.  They end the process with exit status 0
-    if all messages are stored, with 75 if a later attempt may succeed, and otherwise with 1.
+    Run C{pop3svc import} or C{pop3svc export}, and end the process.  The exit status is 0 if all
+    messages are stored, 75 if a later attempt may succeed, and otherwise 1.
 
     @param argv: the arguments, with the name of the command first.
     """
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> NoReturn:
 def makeParser(command: str) -> Parser:
     """
     @param command: C{import} or C{export}.
-    @return: the parser of this command.
+    @return: the parser of the command.
     """
     parser = Parser(prog=f"pop3svc {command}", allow_abbrev=False)
     addStoreOptions(parser)
@@ -121,7 +121,8 @@ async def _export(arguments: Any, settings: Settings) -> int:
 
 async def _withStore(recipient: Recipient, work: Callable[[Any], Any]) -> int:
     """
-    Do the work while the service of the store runs, if the store has a service.
+    Do the work of a command.  If the store is a service of Twisted, start it before the work, and
+    stop it afterwards.
     """
     from twisted.internet import reactor
 

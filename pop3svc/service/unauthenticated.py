@@ -1,6 +1,6 @@
 """
-Count the connections before login, by network.  A network that opens many connections then cannot
-use up the places of other networks.
+Count by network the connections on which nobody has logged in.  The counts prevent that one network
+with many connections uses up the places of other networks.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ __all__ = ["UnauthenticatedConnections"]
 
 class UnauthenticatedConnections(MutableSet[Any]):
     """
-    A set of connections with an attribute C{address}.  Each operation takes constant time.
+    A set of connections, which have an attribute C{address}.  Each operation of the set takes
+    constant time.
     """
 
     def __init__(self) -> None:
-        # The connections of each network, in order of arrival.  The networks with each number of
-        # connections, in the order in which they reached that number.
+        # "_networks" has the connections of each network, in order of arrival.  "_by" has the
+        # networks with each number of connections, in the order in which they reached that number.
         self._networks: dict[str, dict[Any, None]] = {}
         self._by: dict[int, dict[str, None]] = {}
         self._most = 0
@@ -74,7 +75,8 @@ class UnauthenticatedConnections(MutableSet[Any]):
             else:
                 by[now] = {network: None}
         if now > self._most or self._most not in by:
-            # This network has the most connections now, or had the most and lost one.
+            # This network has more connections than any other, or it was alone in having the most
+            # and has lost one.
             self._most = now
 
     def longestWaiting(self) -> Any:

@@ -22,7 +22,7 @@ from pop3svc.service.parser import Parser
 
 __all__ = ["main", "makeParser"]
 
-# The most octets to read from a pipe.  No valid password is longer.
+# The most octets to read from a pipe.  They are enough for every valid password.
 _LONGEST = 65536
 
 
@@ -91,7 +91,7 @@ def _askPassword() -> str:
 
 def _complain(path: str, accounts: Accounts) -> None:
     """
-    Print a warning for each bad line of the file.
+    Print a warning for each bad line of the password file.
     """
     for sentence in accounts.complaints():
         print(f"pop3svc: {path}, {sentence}", file=sys.stderr)
@@ -99,14 +99,14 @@ def _complain(path: str, accounts: Accounts) -> None:
 
 def _namesIn(accounts: Accounts) -> set[str]:
     """
-    @return: the users, including those who cannot log in because of a bad line.
+    @return: the users of a password file, also those who cannot log in because their line is bad.
     """
     return accounts.hashes.keys() | {each.name for each in accounts.badLines}
 
 
 def main(argv: Sequence[str]) -> None:
     """
-    The command C{pop3svc user}.
+    Run the command C{pop3svc user}.
 
     @raise SystemExit: with one sentence, if nothing was changed.
     """
@@ -121,7 +121,7 @@ def main(argv: Sequence[str]) -> None:
 
 def _run(arguments: argparse.Namespace) -> None:
     """
-    Carry out the command.
+    Carry out an action of C{pop3svc user}.
 
     @raise ValueError: the file was not changed; the text gives the reason.
     """
@@ -144,23 +144,26 @@ def _run(arguments: argparse.Namespace) -> None:
     try:
         name = checkUserName(name, arguments.name_case == "mapped")
     except ValueError:
-        # The line of a user whose name is not allowed can be removed.
+        # Go on with the name as it is, so that the line of a user whose name is not allowed can be
+        # removed.
         if arguments.action == "add":
             raise
     if arguments.action == "remove":
-        # Remove the application passwords first, because a later user of the same name must not get
-        # them.
+        # Remove the application passwords first, because a later user of the same name must not
+        # inherit them.
         revokeAppPasswords(path, name)
         removeUser(path, name)
     elif arguments.action == "add":
         password = _askPassword()
         if not os.path.exists(path) or name not in _namesIn(readPasswordFile(path)):
-            # Somebody may have removed a user of this name with an editor.
+            # Remove old application passwords, because somebody may have removed a user of this
+            # name with an editor.
             revokeAppPasswords(path, name)
         addUser(path, name, password, form=arguments.form)
     else:
         accounts = readPasswordFile(path)
-        # A user with a bad line cannot log in.  A new password replaces that line.
+        # Accept a user whose line is bad and who cannot log in, because the new password replaces
+        # the bad line.
         isThere = name in _namesIn(accounts)
         if not isThere and accounts.badCount == len(accounts.badLines):
             raise ValueError(f"there is no user {name}")

@@ -14,7 +14,7 @@ __all__ = ["versions"]
 
 def versions() -> str:
     """
-    @return: a line for each of pop3svc, Twisted, Python and OpenSSL.
+    @return: four lines with the versions of pop3svc, Twisted, Python and OpenSSL.
     """
     from OpenSSL import SSL
 

@@ -1,5 +1,5 @@
 """
-The parts of a service for demonstration that the playground may use.
+Find the parts of a service for demonstration that its playground may use.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ __all__ = ["isToPlayWith", "visitedOf"]
 
 def isToPlayWith(settings: Settings, directory: DataDirectory | None) -> bool:
     """
-    @param directory: of the embedded default; L{None} for other services.
-    @return: whether a service has no real mail, so that everybody who can open its page may read
-        all mail.
+    @param directory: the data directory of the embedded default; L{None} for other services.
+    @return: whether a service has only mail for demonstration.  Everybody who can open the page of
+        such a service may read all its mail.
     """
     if directory is None:
         return all(each.kind == "memory" for each in settings.stores)
@@ -36,11 +36,11 @@ def visitedOf(
     directory: DataDirectory | None,
 ) -> Visited | None:
     """
-    @param destinations: the stores and the accounts by domain.
+    @param destinations: the store and the accounts of each domain.
     @param factory: L{pop3svc.service.factory.POP3Factory}
     @param traces: L{pop3svc.admin.traces.Traces}
     @param directory: the data directory of the embedded default; L{None} for other services.
-    @return: the parts that the playground uses; L{None} if there is real mail.
+    @return: the parts that the playground uses; L{None} if the service has real mail.
     """
     if not isToPlayWith(settings, directory):
         return None
@@ -50,7 +50,7 @@ def visitedOf(
     if login is not None:
         users = (login[0],)
     else:
-        # Twisted's checker of --auth memory: has the users in a dictionary.
+        # The kind "memory" of --auth is a checker of Twisted, which has its users in a dictionary.
         known = [
             (name.decode("utf-8", "replace"), password.decode("utf-8", "replace"))
             for each in first.accounts

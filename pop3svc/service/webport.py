@@ -1,5 +1,5 @@
 """
-Open the port for HTTP, if nobody can misuse it at this address.
+Open the port for HTTP, if its address and its password keep other machines from misusing it.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from pop3svc.web.server import BoundedSite
 
 __all__ = ["WebPort", "checkPlace"]
 
-# The mode of a UNIX socket whose string has none.  Other users must not connect, because every
-# client can act as the operator.
+# The mode of a UNIX socket whose endpoint string has no mode.  Other users must not connect,
+# because every client can act as the operator.
 _MODE = "660"
-# The names of this machine in addresses of a page on loopback.
+# The host names that a request may contain if the port listens on loopback.
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -40,8 +40,8 @@ def checkPlace(settings: Settings) -> frozenset[str] | None:
     """
     Check that other machines cannot use the port without a password and TLS.
 
-    @return: the names of hosts that a request may contain; L{None} for all names.
-    @raise SettingError: they could.
+    @return: the host names that a request may contain; L{None} if it may contain any name.
+    @raise SettingError: other machines could use the port.
     """
     text = settings.web
     assert text is not None
@@ -53,7 +53,8 @@ def checkPlace(settings: Settings) -> frozenset[str] | None:
     kind = positional[0] if positional else ""
     interface = named.get("interface", "")
     if not interface:
-        # The positions of the interface after the kind: tcp:PORT:INTERFACE, ssl:PORT:KEY:CERT:...
+        # The position of the interface in an endpoint string of each kind, such as
+        # tcp:PORT:INTERFACE.
         place = {"tcp": 2, "tcp6": 3}.get(kind, 99)
         interface = positional[place] if len(positional) > place else ""
     if interface == "localhost":
@@ -74,9 +75,9 @@ def checkPlace(settings: Settings) -> frozenset[str] | None:
 
 def _hasMetrics(where: str, isOptional: bool) -> bool:
     """
-    @param isOptional: whether the port is of use without metrics.
-    @return: whether C{/metrics} is possible.
-    @raise SettingError: it is not possible, but nothing else on the port is of use.
+    @param isOptional: whether the port has a use without metrics.
+    @return: whether the service can answer C{/metrics}.
+    @raise SettingError: the service cannot answer C{/metrics}, and the port has no other use.
     """
     try:
         requireLibrary()
@@ -89,8 +90,8 @@ def _hasMetrics(where: str, isOptional: bool) -> bool:
 
 class WebPort(MultiService):
     """
-    The port for HTTP, and the operator's page.  It is open from the start of the program, while the
-    program has the privileges for it, to the end of the service.
+    The port for HTTP, with the operator's page.  The port is opened at the start of the program,
+    while the program still has its privileges, and is closed at the end of the service.
     """
 
     def __init__(
@@ -106,13 +107,13 @@ class WebPort(MultiService):
         """
         Open the port.
 
-        @param creator: the service's certificate, for C{ssl:}.
+        @param creator: makes TLS connections with the service's certificate, for C{ssl:}.
         @param numbers: L{pop3svc.metrics.numbers.ServiceNumbers} or
             L{pop3svc.metrics.numbers.WorkersNumbers}
         @param handler: carries out the operations of the page.
         @param throttle: L{pop3svc.interfaces.ILoginThrottle}, which counts wrong passwords.
         @param visited: the parts that the playground uses; L{None} for no playground.
-        @raise SettingError: the port is not possible.
+        @raise SettingError: the port is not safe, or cannot be opened.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         hosts = checkPlace(settings)

@@ -1,5 +1,6 @@
 """
-Run one of the processes that share the listening ports; see L{pop3svc.service.workers}.
+The program of a worker, one of the processes that share the listening ports; see
+L{pop3svc.service.workers}.
 """
 
 from __future__ import annotations
@@ -44,20 +45,20 @@ __all__ = ["main"]
 
 log = Logger(namespace="pop3svc")
 
-# Types that JSON preserves, and keys of each event whose values have other types.
+# The types that JSON preserves, and the keys that each event has with values of other types.
 _PLAIN = (str, int, float, type(None))
 _OBJECTS = frozenset(["log_level", "log_logger", "log_source"])
 
 
 def _firstLine() -> tuple[Shared, bytes]:
     """
-    @return: the configuration from the parent, and the octets after it.
+    @return: the configuration that the parent has sent, and the octets that were read after it.
     """
     read = bytearray()
     while b"\n" not in read:
         data = os.read(0, 65536)
         if not data:
-            # The parent has already ended.
+            # The parent has already ended, so this worker has nothing to do.
             raise SystemExit(1)
         read += data
     line, _, rest = read.partition(b"\n")
@@ -66,7 +67,7 @@ def _firstLine() -> tuple[Shared, bytes]:
 
 class _Parent(Lines):
     """
-    The parent of a worker.
+    The connection of a worker to its parent.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -74,13 +75,13 @@ class _Parent(Lines):
         self._reactor = reactor
         self._outbox: Outbox | None = None
         self.service: Any = None
-        # Returns the numbers of this process, if it counts.
+        # Has the numbers for metrics; None if the service counts nothing.
         self.numbers: Any = None
         # Carries out the operations of the admin socket.
         self.operations: Any = None
         # The questions of the parent that are not answered yet.
         self._questions: dict[int, Deferred[None]] = {}
-        # Fires when the pipe to the parent is closed.
+        # A Deferred that fires when the pipe to the parent is closed.
         self.gone: Deferred[None] = Deferred()
 
     def connectionMade(self) -> None:
@@ -91,8 +92,8 @@ class _Parent(Lines):
 
     def connectionLost(self, reason: Failure | None = None) -> None:
         """
-        See L{twisted.internet.protocol.Protocol.connectionLost}.  A worker stops when its
-        parent is gone.
+        See L{twisted.internet.protocol.Protocol.connectionLost}.  A worker stops when its parent
+        has ended.
         """
         self._outbox = None
         self.gone.callback(None)
@@ -103,8 +104,7 @@ class _Parent(Lines):
 
     def observe(self, event: LogEvent) -> None:
         """
-        Send an event to the parent's log.  Events of other packages without a text are
-        dropped.
+        Send an event to the parent's log.  If an event of another package has no text, drop it.
         """
         if self._outbox is None or not (event.get("log_format") or "pop3Event" in event):
             return
@@ -112,8 +112,8 @@ class _Parent(Lines):
             # Other threads log events, but only the reactor's thread may write to a transport.
             self._reactor.callFromThread(self.observe, event)
             return
-        # This is faster than eventAsJSON, which takes ten times as long, and each session has an
-        # event.
+        # Write usual events as JSON here, because eventAsJSON takes ten times as long, and each
+        # session has an event.
         plain = {key: value for key, value in event.items() if isinstance(value, _PLAIN)}
         kind, text = EVENT, ""
         if event.keys() - plain.keys() <= _OBJECTS:
@@ -122,7 +122,7 @@ class _Parent(Lines):
         else:
             kind, text = LOG, eventAsJSON(event)
         if len(text) >= Lines.MAX_LENGTH:
-            # The line is too long to be sent; cut the text as the log would.
+            # The line is too long to be sent, so cut the text as the log would.
             lines = cut("\n".join(eventText(event)))
             plain = {
                 "log_format": "{text}",
@@ -136,7 +136,7 @@ class _Parent(Lines):
 
     def tellStrike(self, event: str, clientIP: str | None, username: str, guess: str) -> None:
         """
-        Tell the other workers about a login attempt.
+        Tell the parent and the other workers about an attempt to log in.
         """
         self._send(STRIKE, [event, clientIP, username, guess])
 
@@ -148,7 +148,7 @@ class _Parent(Lines):
 
     def tellUp(self) -> None:
         """
-        Tell the parent that this worker serves.  From now on, send a heartbeat each second.
+        Tell the parent that this worker serves clients.  From now on, send a heartbeat each second.
         """
         self._send(UP, None)
         beating = LoopingCall(self._beat)
@@ -201,7 +201,7 @@ class _Parent(Lines):
                 lambda items: self._sendItems(number, items),
             )
         except CancelledError:
-            # Nobody waits for the answer any more.
+            # The parent has cancelled the question, so send no answer.
             raise
         except OperationError as error:
             answer["error"] = str(error)
@@ -212,7 +212,7 @@ class _Parent(Lines):
 
     def leave(self) -> Deferred[None]:
         """
-        Send buffered lines, and close the pipe to the parent.
+        Send the numbers of this process and the buffered lines, and close the pipe to the parent.
 
         @return: a Deferred that fires when the pipe is closed.
         """
@@ -228,10 +228,10 @@ class _Parent(Lines):
 
 def main() -> None:
     """
-    Serve until SIGTERM or until the parent is gone.
+    Serve clients until SIGTERM, or until the parent has ended.
     """
-    # Ignore Ctrl-C and signals of the operator, because the parent also gets them, and stops the
-    # workers.
+    # Ignore Ctrl-C and the signals of the operator.  The parent also gets these signals, and tells
+    # its workers what to do.
     for number in (signal.SIGINT, *Signals.NUMBERS):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, Signals.NUMBERS)
@@ -243,7 +243,7 @@ def main() -> None:
     from twisted.internet import reactor as installed
     from twisted.internet import stdio
 
-    # Its annotation depends on the platform.
+    # The type is Any, because the annotation of StandardIO depends on the platform.
     StandardIO: Any = stdio.StandardIO
     reactor: Any = installed
     from pop3svc.service.tap import Options, makeService
@@ -273,8 +273,8 @@ def main() -> None:
         service.privilegedStartService()
         service.startService()
     except BaseException:
-        # Write the traceback to the pipe that the parent reads.  The log has replaced the standard
-        # error, and sends nothing before the reactor runs.
+        # Let Python write the traceback to the real standard error, which the parent reads.  The
+        # log has replaced sys.stderr, and sends nothing before the reactor runs.
         sys.stderr = sys.__stderr__
         raise
     reactor.callWhenRunning(parent.tellUp)

@@ -4,7 +4,7 @@ Start, supervise and stop worker processes that share the listening ports.
 The parent process opens the ports, and starts workers with the same command line.  The workers
 serve these ports.  The parent sends lines to a worker's standard input, and the worker sends lines
 to the parent over another pipe.  A line consists of a letter for its kind, and JSON.  When the
-parent is gone, both pipes close.
+parent ends, both pipes close.
 """
 
 from __future__ import annotations
@@ -59,43 +59,45 @@ __all__ = [
 
 log = Logger(namespace="pop3svc")
 
-# Kinds of lines, in this order: an event for the log with plain values only; any other event; a
-# login attempt that counts; a login that delays other logins of its user; the worker has begun to
-# serve; another worker has replaced this worker; a question of the operator to a worker; a line of
-# the answer; an order to admit no more logins, and to end; a heartbeat with the number of sessions;
-# the numbers that a worker has counted until its end.
+# The kinds of lines.  EVENT is an event for the log whose values JSON preserves, and LOG is any
+# other event.  STRIKE is an attempt to log in that counts, and DELAY is a login that delays other
+# logins of its user.  UP says that the worker has begun to serve, and LEAVE that another worker has
+# replaced this worker.  ASK is a question of the operator to a worker, and ANSWER is a line of its
+# answer.  DRAIN is an order to admit no more logins and to end.  BEAT is a heartbeat with the
+# number of sessions.  COUNTS has the numbers that a worker has counted until its end.
 EVENT, LOG, STRIKE, DELAY, UP, LEAVE = b"E", b"L", b"S", b"D", b"U", b"R"
 ASK, ANSWER, DRAIN, BEAT, COUNTS = b"Q", b"A", b"N", b"B", b"C"
 
-# Seconds that a process has to send its last log events, in addition to the time that its
-# sessions have to end.
+# The seconds that a process gets to send its last log events, after the time that its sessions get
+# to end.
 PATIENCE = 5
 
 # Seconds between two heartbeats of a worker, and between two checks by the parent.
 BEAT_EVERY = 1
 
-# Descriptor of a worker's pipe to the parent.  The descriptors of the ports follow.
+# The descriptor of a worker's pipe to the parent.  The descriptors of the ports have the next
+# numbers.
 _TO_PARENT = 3
 
 
 class Shared(NamedTuple):
     """
-    Configuration of a worker: the first line that the parent sends to it.
+    The configuration of a worker.  The parent sends it as the first line to the worker.
 
-    @ivar number: number of the worker, from 1.
-    @ivar of: number of workers.
+    @ivar number: the number of the worker; the first worker has the number 1.
+    @ivar of: the number of workers of the service.
     @ivar arguments: the command line after C{pop3svc}.
-    @ivar reactor: short name of the reactor, or L{None} for the default.
-    @ivar directory: the directory that paths on the command line are relative to.
-    @ivar families: address families of the ports.
-    @ivar certificates: PEM texts of the files of all certificates, by path.
-    @ivar strikes: L{SharedThrottle.state}
-    @ivar opened: files that the privileged process opens, because this user may not open them.  The
-        socket to that process is the descriptor after the ports.
-    @ivar state: path of the database if there is no data directory; see
+    @ivar reactor: the short name of the reactor; L{None} for the default.
+    @ivar directory: the directory to which relative paths on the command line belong.
+    @ivar families: the address families of the ports.
+    @ivar certificates: the PEM texts of the files of all certificates, by path.
+    @ivar strikes: the result of L{SharedThrottle.state}.
+    @ivar opened: the files that the privileged process opens, because the user of the service may
+        not open them.  The descriptor after those of the ports is a socket to that process.
+    @ivar state: the path of the workers' temporary database if there is no data directory; see
         L{pop3svc.state.State}.
-    @ivar config: text of the configuration file, because a worker may not be allowed to read
-        it.
+    @ivar config: the text of the configuration file, because a worker may not be allowed to read
+        the file.
     @ivar firstConfig: the text with which the service has started.  The parent still uses its own
         settings from this text, such as the listeners.
     """
@@ -116,14 +118,14 @@ class Shared(NamedTuple):
     @property
     def ports(self) -> list[tuple[int, int]]:
         """
-        Descriptor and address family of each port.
+        The descriptor and the address family of each port.
         """
         return list(enumerate(self.families, _TO_PARENT + 1))
 
     @property
     def opener(self) -> Opener | None:
         """
-        Client of the process that opens the files that this user may not open.
+        Asks the privileged process to open files; L{None} without such a process.
         """
         if not self.opened:
             return None
@@ -135,11 +137,11 @@ class Shared(NamedTuple):
 @implementer(IPushProducer)
 class Outbox:
     """
-    Sends lines to another process.  If that process does not read, lines are buffered.  If too many
-    lines are buffered, the oldest are dropped.
+    Sends lines to another process.  While that process does not read, the outbox buffers lines.  If
+    it has too many lines, it drops the oldest.
     """
 
-    # Octets that are buffered: some ten thousand lines of some hundred octets each.
+    # The most octets that are buffered.  They are some ten thousand lines of some hundred octets.
     BOUND = 4_194_304
 
     def __init__(self, transport: Any) -> None:
@@ -170,10 +172,11 @@ class Outbox:
 
     def room(self) -> Deferred[None] | None:
         """
-        A sender of many lines calls this after each line.  Otherwise the buffer would overflow, and
-        other lines, such as those of the log, would be dropped.
+        Call this method after each line if many lines have to be sent.  Otherwise the buffer would
+        overflow, and other lines, such as those of the log, would be dropped.
 
-        @return: a Deferred that fires when the other process reads again; L{None} if it reads now.
+        @return: a Deferred that fires when the other process reads again; L{None} if the process
+            reads now.
         """
         if not self._isPaused:
             return None
@@ -207,7 +210,7 @@ class Outbox:
 
     def close(self) -> None:
         """
-        Stop buffering, and pass the buffered lines to the transport.
+        Pass the buffered lines to the transport, and buffer no more lines.
         """
         self._transport.unregisterProducer()
         self._transport.writeSequence(self._waiting)
@@ -219,7 +222,7 @@ class Lines(LineReceiver):
     """
 
     delimiter = b"\n"
-    # Large enough for the event of a traceback.
+    # The most octets of a line, which are enough for the event of a traceback.
     MAX_LENGTH = 1_048_576
 
     def __init__(self, received: Callable[[bytes, bytes], object]) -> None:
@@ -236,13 +239,13 @@ class Lines(LineReceiver):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """
-        See L{LineReceiver.lineLengthExceeded}.  No process sends such a line.
+        See L{LineReceiver.lineLengthExceeded}.  Do nothing, because no process sends such a line.
         """
 
 
 class _Worker(ProcessProtocol):
     """
-    One worker, in the parent.
+    A worker, as its parent sees it.
     """
 
     def __init__(self, supervisor: Supervisor, number: int) -> None:
@@ -255,14 +258,14 @@ class _Worker(ProcessProtocol):
         # The last line of output that is not an event.  It may be the last line of a traceback.
         self.lastOutput = ""
         self.serves = False
-        # How it has ended.
+        # How a pending worker has ended, as the end of a sentence; empty otherwise.
         self.how = ""
         # Whether another worker has replaced this one.
         self.leaves = False
-        # Number of checks by the parent since the worker has last sent something.
+        # The number of checks by the parent since the worker last sent something.
         self.silence = 0
         self.isHanging = False
-        # Number of users who were logged in at the last heartbeat.
+        # The number of logged-in users in the last heartbeat.
         self.sessions = 0
 
     def connectionMade(self) -> None:
@@ -275,7 +278,8 @@ class _Worker(ProcessProtocol):
             self.silence = 0
             self._lines.dataReceived(data)  # type: ignore[no-untyped-call]
             return
-        # Standard output and error: text that is not an event, such as a traceback.
+        # The worker has written text that is not an event, such as a traceback, to its standard
+        # output or its standard error.
         *lines, self._partialLine = (self._partialLine + data).split(b"\n")
         for line in lines:
             self._logOutput(line)
@@ -319,7 +323,7 @@ class _Worker(ProcessProtocol):
     @property
     def pid(self) -> int | None:
         """
-        The number of the process; L{None} when it has ended.
+        The number of the process; L{None} when the process has ended.
         """
         transport: Any = self.transport
         pid: int | None = transport.pid
@@ -334,7 +338,7 @@ class _Worker(ProcessProtocol):
         self._supervisor.ended(self, reason.value)
 
     def processEnded(self, reason: Failure) -> None:
-        # All output of the worker has been read.
+        # The last line of output may have no line end.
         self._logOutput(self._partialLine)
         self._supervisor.outputEnded(self)
 
@@ -345,7 +349,7 @@ class _Worker(ProcessProtocol):
 
 def _environment() -> dict[str, str]:
     """
-    @return: the environment of a worker.
+    @return: the environment variables for a worker.
     """
     inherited = {key: value for key, value in os.environ.items() if key not in VARIABLES}
     return inherited | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -353,18 +357,18 @@ def _environment() -> dict[str, str]:
 
 class Supervisor(Operated):
     """
-    The parent: keeps a number of workers running, forwards lines among them, and stops
-    them.  The class is long because all of its methods use the same table of workers.
+    The work of the parent: it keeps a number of workers running, forwards lines among them, and
+    stops them.  The class is long because all of its methods use the same table of workers.
 
-    @ivar kept: an object that must exist as long as the workers.
+    @ivar kept: an object that must exist as long as the workers, such as their temporary directory.
     @ivar throttle: counts the login attempts of all workers.
-    @ivar asked: questions to the workers.
+    @ivar asked: sends questions to the workers.
     @ivar isDraining: whether the workers admit no more logins; see L{drain}.
     @ivar whenServing: fires when the first worker serves.
-    @ivar restarts: how many workers were started again because they had failed.
+    @ivar restarts: the number of restarts of workers that had failed.
     @ivar numbers: L{pop3svc.metrics.numbers.WorkersNumbers}; L{None} if nothing is counted.
-    @ivar joined: called with each worker that begins to serve, by operations that follow the work
-        of all workers.
+    @ivar joined: functions that are called with each worker that begins to serve.  They belong to
+        operations that last, and that concern all workers.
     """
 
     def __init__(
@@ -380,15 +384,15 @@ class Supervisor(Operated):
         opener: Opener | None = None,
     ) -> None:
         """
-        @param throttle: counts the login attempts of all workers, for workers that are
-            started later.
+        @param throttle: counts the login attempts of all workers, so that workers that are started
+            later get the counts.
         @param sockets: the listening sockets.
-        @param shared: configuration of each worker, without its number, the certificate and
-            the strikes.
+        @param shared: the configuration of each worker.  Its number, the certificates, the strikes
+            and the text of the configuration file are added for each worker.
         @param certificates: returns the contents of the files of all certificates, by path.
-        @param config: returns the text of the configuration file, if there is one.
+        @param config: returns the text of the configuration file; L{None} if there is none.
         @param observer: see L{Operated}.
-        @param opener: client of the process that opens files which workers may not open.
+        @param opener: the client of the privileged process; L{None} without such a process.
         """
         super().__init__(observer)
         self.clock = reactor
@@ -406,11 +410,12 @@ class Supervisor(Operated):
         self._sockets = sockets
         self._shared = shared
         self._workers: dict[int, _Worker] = {}
-        # These workers, and the ended workers whose output is not read yet.
+        # The workers that run, and the workers that have ended but whose output has not been read
+        # to its end.
         self._reading: set[_Worker] = set()
         self._delays: dict[int, int] = {}
         self._timers: dict[int, IDelayedCall] = {}
-        # Whether any worker has ever served, and the numbers of the started workers.
+        # Whether any worker has ever served clients.
         self._haveServed = False
         self.whenServing: Deferred[None] = Deferred()
         self._tried: set[int] = set()
@@ -421,7 +426,7 @@ class Supervisor(Operated):
 
     def shared(self, number: int) -> Shared:
         """
-        @return: the configuration of a worker.
+        @return: the configuration for the worker with this number.
         """
         return self._shared._replace(
             number=number,
@@ -434,7 +439,7 @@ class Supervisor(Operated):
 
     def usePolicy(self, policy: Policy) -> None:
         """
-        Change the limits, because they determine how long workers may take to end.
+        Use other limits.  The parent needs them to know how long workers may take to end.
         """
         self._policy = policy
 
@@ -443,7 +448,7 @@ class Supervisor(Operated):
         See L{twisted.application.service.IService.startService}.
         """
         super().startService()
-        # Wait until the reactor has installed its handler for SIGCHLD.
+        # Start the workers when the reactor runs, because it then has its handler for SIGCHLD.
         self.clock.callWhenRunning(self._startAll)
 
     def _startAll(self) -> None:
@@ -464,20 +469,21 @@ class Supervisor(Operated):
                 _TO_PARENT + 1,
             )
         )
-        # A new worker has no handlers for these signals yet.  It inherits the blocked
-        # signals, and unblocks them after it has installed its handlers.
+        # Block these signals in the new worker, because it has no handlers for them yet.  A worker
+        # inherits the blocked signals, and unblocks them when it has installed its handlers.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, Signals.NUMBERS)
         try:
             self.clock.spawnProcess(
                 worker,
                 sys.executable,
-                # -P and PYTHONPATH: import modules from the same places as this process.
+                # With -P and PYTHONPATH, the worker imports modules from the same places as this
+                # process.
                 [sys.executable, "-P", "-m", "pop3svc.service.worker", str(number)],
                 env=_environment(),
                 childFDs=descriptors,
             )
         except OSError as error:
-            # The system does not have enough memory or descriptors for a process.
+            # The system does not have enough memory or descriptors for another process.
             worker.lastOutput = f"cannot be started: {error.strerror}"
             self._tried.add(number)
             if self._succession.isPending(number):
@@ -503,7 +509,7 @@ class Supervisor(Operated):
 
     def serves(self, worker: _Worker) -> None:
         """
-        Called when a worker has begun to serve.
+        Note that a worker has begun to serve.
         """
         if not self._haveServed:
             self._haveServed = True
@@ -517,9 +523,10 @@ class Supervisor(Operated):
 
     def _lookForHanging(self) -> None:
         """
-        Kill the workers that send no heartbeats.  This counts checks instead of seconds.  While the
-        machine is suspended, no worker can send anything.  While this process is busy, it does not
-        read what the workers have sent.  In both cases this process makes no checks.
+        Kill the workers that send no heartbeats.  The limit is a number of checks instead of
+        seconds for two reasons.  While the machine is suspended, no worker can send anything.
+        While this process is busy, it does not read what the workers have sent.  In both cases this
+        process makes no checks.
         """
         for worker in self.serving:
             worker.silence += 1
@@ -558,13 +565,13 @@ class Supervisor(Operated):
         Start new workers with the present settings and the present code.  When a new worker serves,
         an old one accepts no more connections, and ends when its last session has ended.
 
-        @raise ValueError: new workers could not serve, so that old ones go on.
+        @raise ValueError: some new workers could not serve, so their old workers go on.
         """
         await self._succession.run(self._pairs, self._start)
 
     def _pairs(self) -> list[tuple[int, _Worker]]:
         """
-        @return: each worker to replace, with the number of the new worker.
+        @return: for each worker to replace, the number of the new worker and the old worker.
         """
         if self._stopped is not None or self.isDraining:
             return []
@@ -591,7 +598,7 @@ class Supervisor(Operated):
 
     def ended(self, worker: _Worker, reason: Any) -> None:
         """
-        Called when a worker has ended.  Start another worker, unless the service stops.
+        Note that a worker has ended.  Start another worker, unless the service stops.
         """
         del self._workers[worker.number]
         how = "ended"
@@ -606,7 +613,7 @@ class Supervisor(Operated):
         if worker.leaves and how == "ended":
             log.info("worker {number} has ended after its last session", number=worker.number)
         elif isServing and self._succession.isPending(worker.number):
-            # The output of the process says why it has ended.  This output arrives later.
+            # Wait for the rest of the worker's output, which says why the worker has ended.
             worker.how = how
         elif isServing and self._succession.hasSuccessor(worker):
             log.error("worker {number} {how}", number=worker.number, how=how)
@@ -617,7 +624,7 @@ class Supervisor(Operated):
 
     def outputEnded(self, worker: _Worker) -> None:
         """
-        Called when all output of a worker that has ended was read.
+        Note that a worker has ended and that all its output has been read.
         """
         self._reading.discard(worker)
         if self.numbers is not None:
@@ -634,7 +641,7 @@ class Supervisor(Operated):
 
     def _end(self) -> None:
         """
-        End the service, because its workers have drained.
+        End the service, because all workers have ended after their last sessions.
         """
         if self._stopped is None:
             log.info("drained")
@@ -685,7 +692,7 @@ class Supervisor(Operated):
     @property
     def serving(self) -> list[_Worker]:
         """
-        The workers that serve, including those that will end with their last sessions.
+        The workers that serve, including the workers that will end after their last sessions.
         """
         return [each for each in self._workers.values() if each.serves]
 
@@ -702,13 +709,14 @@ class Supervisor(Operated):
     @property
     def reading(self) -> frozenset[_Worker]:
         """
-        The workers that run, and the ended workers whose output is not read yet.
+        The workers that run, and the workers that have ended but whose output has not been read to
+        its end.
         """
         return frozenset(self._reading)
 
     def counted(self, worker: _Worker, numbers: Mapping[str, Any]) -> None:
         """
-        Take the numbers that a worker has counted until its end.
+        Pass on the numbers that a worker has counted until its end.
         """
         if self.numbers is not None:
             self.numbers.lastNumbers(worker, numbers)
@@ -727,7 +735,7 @@ class Supervisor(Operated):
 
     def tellStrike(self, event: str, clientIP: str | None, username: str, guess: str) -> None:
         """
-        Tell all workers about an order of the operator.
+        Tell all workers about a ban, or the end of one, that the operator has ordered.
         """
         self._sendAll(STRIKE, json.dumps([event, clientIP, username, guess]))
 
@@ -770,7 +778,8 @@ class Supervisor(Operated):
         patience = self._policy.shutdownTimeout + self._policy.answerTimeout + PATIENCE
         timers = [
             self.clock.callLater(patience, self._kill),
-            # Another process may hold the pipe of a worker that has ended.
+            # Do not wait longer for the output, because another process may still hold the pipe of
+            # a worker that has ended.
             self.clock.callLater(patience + PATIENCE, self._over),
         ]
 
