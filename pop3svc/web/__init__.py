@@ -1,3 +1,3 @@
 """
-The port for HTTP: metrics and health.
+Serve metrics, health checks, the operator's page and the playground over HTTP.
 """

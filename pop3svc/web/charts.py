@@ -1,5 +1,5 @@
 """
-Small charts as SVG in a page.
+Make small charts for pages, as SVG.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pop3svc.web.markup import Markup, tag
 
 __all__ = ["barChart"]
 
-# Units of the picture, which the style sheet scales to its place.
+# The size of the picture, in its own units.  The style sheet scales the picture to its place.
 _HEIGHT, _STEP, _BAR = 48, 5, 4
 
 
@@ -26,7 +26,7 @@ def barChart(counts: Sequence[int], name: str, css: str) -> Markup:
     for place, count in enumerate(counts):
         if not count:
             continue
-        # The least bar can still be seen.
+        # The least bar has a height that can still be seen.
         height = max(2, round(_HEIGHT * count / most))
         ago = len(counts) - 1 - place
         when = "in this minute" if not ago else f"{ago} min ago"

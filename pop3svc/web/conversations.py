@@ -1,5 +1,5 @@
 """
-The conversations of all sessions, in two columns.
+Show the conversations of all sessions in a page.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Conversations", "Line", "showLines"]
 
 log = Logger(namespace="pop3svc")
 
-# The number of sessions that are shown, the latest first; and the number of lines of each session.
+# The most sessions that are shown, and the most lines of each session.
 _SESSIONS, _LINES = 8, 40
 
 
@@ -27,7 +27,7 @@ class Line(NamedTuple):
     """
     A line of a conversation.
 
-    @ivar side: C{C}, C{S} or C{-} for a remark.
+    @ivar side: C{C} for the client, C{S} for the server, or C{-} for a remark.
     """
 
     side: str
@@ -36,7 +36,7 @@ class Line(NamedTuple):
 
 def showLines(lines: Collection[Line]) -> Markup:
     """
-    @return: the lines, with each explanation where it first occurs.
+    @return: the lines as a list.  An explanation stands below the first line that it explains.
     """
     rows = []
     explained: set[str] = set()
@@ -66,19 +66,19 @@ class _Conversation:
 
 class Conversations:
     """
-    Hears all sessions while somebody looks at the playground.
+    Listens to all sessions while somebody looks at the playground.
 
-    @ivar hasChanged: whether there are lines since the last L{show}.
+    @ivar hasChanged: whether lines have come since the last call of L{show}.
     """
 
-    # Seconds after the last request until this object stops listening.
+    # Seconds from the last request until this object stops listening.
     LINGER = 600.0
 
     def __init__(self, traces: Any, clock: Any, users: Collection[str]) -> None:
         """
         @param traces: L{pop3svc.admin.traces.Traces}
-        @param users: names that are shown when a client sends them.  Other names may be passwords
-            that were sent by mistake.
+        @param users: the names that are shown when a client sends them.  Other names are hidden,
+            because a client may have sent a password as a name by mistake.
         """
         self._traces = traces
         self._clock = clock
@@ -89,7 +89,7 @@ class Conversations:
 
     def watch(self) -> None:
         """
-        Go on listening to the sessions for some time.
+        Listen to the sessions for some time from now on.
         """
         if self._timer is not None:
             self._timer.reset(self.LINGER)
@@ -100,7 +100,7 @@ class Conversations:
 
     def stop(self) -> None:
         """
-        Hear no more.
+        Stop listening.
         """
         if self._timer is None:
             return
@@ -125,7 +125,7 @@ class Conversations:
         found = self._found.pop(connection, None)
         if found is None:
             found = _Conversation(idOf(connection, 0))
-        # The latest last.
+        # Put the conversation at the end, because the latest is the last.
         self._found[connection] = found
         if len(self._found) > _SESSIONS:
             del self._found[next(iter(self._found))]
@@ -147,7 +147,7 @@ class Conversations:
 
     def show(self) -> Markup:
         """
-        @return: the conversations, the latest first.
+        @return: the conversations.  The one with the latest line comes first.
         """
         self.hasChanged = False
         if not self._found:

@@ -1,5 +1,5 @@
 """
-Explain each extension of POP3 in one sentence, where it occurs in a conversation.
+Explain each extension of POP3 in one sentence where it occurs in a conversation.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ import re
 
 __all__ = ["explain"]
 
-# The line of a client (C) or of the server (S), and its explanation.
+# The sender of a line (C for the client, S for the server), the pattern of the line, and its
+# explanation.
 _EXPLANATIONS = (
     (
         "C",
@@ -37,8 +38,8 @@ _EXPLANATIONS = (
     (
         "C",
         r".* UID:",
-        "UID: the message is named by its unique-id instead of its number, so it need not "
-        "be listed before.",
+        "UID: a unique-id instead of a number names the message, so the client need not "
+        "list the mailbox first.",
     ),
     (
         "C",
@@ -71,7 +72,7 @@ _COMPILED = [
 
 def explain(side: str, line: str) -> list[str]:
     """
-    @param side: C{C} for a line of the client, C{S} for one of the server.
-    @return: the explanations of the extensions in this line.
+    @param side: C{C} for a line of the client, C{S} for a line of the server.
+    @return: the explanations of the extensions that occur in the line.
     """
     return [text for each, pattern, text in _COMPILED if each == side and pattern.match(line)]

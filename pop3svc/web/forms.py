@@ -1,7 +1,8 @@
 """
 Read the fields of a form that a browser sends.
 
-twisted.web's own reader would treat a field that contains a message as a multipart of the form.
+The reader of twisted.web is not used.  If a field contains a message, it would read the parts of
+the message as parts of the form.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from urllib.parse import parse_qsl
 
 __all__ = ["fieldsIn"]
 
-# The most fields that are read.  No form has more.
+# The most fields that are read, which are enough for every form.
 _MOST = 20
 _BOUNDARY = re.compile(rb'boundary="?([0-9A-Za-z\'()+_,./:=? -]{1,70})"?')
 _NAME = re.compile(rb'^content-disposition:[^\r\n]*?;[ \t]*name="([^"\r\n]*)"', re.I | re.M)
@@ -34,7 +35,7 @@ def fieldsIn(kind: bytes, body: bytes) -> dict[bytes, list[bytes]]:
 def _urlencoded(body: bytes) -> dict[bytes, list[bytes]]:
     fields: dict[bytes, list[bytes]] = {}
     try:
-        # This charset does not change any octet.
+        # Use a charset that keeps each octet as it is.
         pairs = parse_qsl(body.decode("latin-1"), True, encoding="latin-1", max_num_fields=_MOST)
     except ValueError:
         return {}
@@ -45,7 +46,7 @@ def _urlencoded(body: bytes) -> dict[bytes, list[bytes]]:
 
 def _multipart(body: bytes, boundary: bytes) -> dict[bytes, list[bytes]]:
     """
-    See RFC 7578, and RFC 2046 section 5.1.1.
+    Read a form of the kind multipart/form-data; see RFC 7578, and RFC 2046 section 5.1.1.
     """
     fields: dict[bytes, list[bytes]] = {}
     _, *parts = (b"\r\n" + body).split(b"\r\n--" + boundary, _MOST + 1)

@@ -1,5 +1,5 @@
 """
-Decide who may use the page, by the name of the host, the password, and the token of a form.
+Decide which requests are allowed, by their host name, their password, and the token of their form.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _ID = re.compile(rb"[0-9a-f]{32}")
 
 class Guard:
     """
-    Decides about requests.
+    Decides whether requests are allowed.
     """
 
     def __init__(
         self, passwords: Passwords | None = None, hosts: Collection[str] | None = None
     ) -> None:
         """
-        @param passwords: check the password of a client; L{None} if clients need no password.
-        @param hosts: the names of this host that a request may contain.  An attacker can give the
-            name of a page the address of this machine (DNS rebinding).  Requests of such a page
-            contain another name.  L{None} for all names.
+        @param passwords: checks the password of a client; L{None} if clients need no password.
+        @param hosts: the host names that a request may contain; L{None} for all names.  The names
+            are a protection from DNS rebinding, by which an attacker lets the host name of a page
+            lead to this machine.  Requests from such a page contain the attacker's host name.
         """
         self._passwords = passwords
         self._hosts = None if hosts is None else frozenset(hosts)
@@ -39,7 +39,7 @@ class Guard:
 
     def isHostAllowed(self, request: Any) -> bool:
         """
-        @return: whether the request names this host.
+        @return: whether the request contains an allowed host name.
         """
         if self._hosts is None:
             return True
@@ -51,7 +51,8 @@ class Guard:
 
     async def isAllowed(self, request: Any) -> bool:
         """
-        Check the password of a request.  A refusal is delayed; see L{Passwords}.
+        @return: whether the request has the right password.  A negative answer is delayed; see
+        L{Passwords}.
         """
         if self._passwords is None:
             return True
@@ -67,9 +68,9 @@ class Guard:
 
     def token(self, request: Any) -> str:
         """
-        Give the client a cookie, unless it has one.
+        Give the client a cookie, unless the client has one already.
 
-        @return: the token for forms of this client.
+        @return: the token that the forms of this client must contain.
         """
         cookie = self._id(request)
         if not cookie:
@@ -97,14 +98,15 @@ class Guard:
     def isFromOurForm(self, request: Any, token: str) -> bool:
         """
         @param token: the token in the form.
-        @return: whether a page of this service has sent the form, and no other page.
+        @return: whether the form comes from a page of this service, and not from another site.
         """
         headers = request.requestHeaders
         [site] = headers.getRawHeaders(b"sec-fetch-site", [b""])[:1]
         [origin] = headers.getRawHeaders(b"origin", [b""])[:1]
         if site not in (b"", b"same-origin", b"none"):
             return False
-        # On a network without TLS, browsers do not send the first header.
+        # Without TLS, browsers do not send the header Sec-Fetch-Site, so compare the origin with
+        # the host.
         [host] = headers.getRawHeaders(b"host", [b""])[:1]
         if not site and origin and origin.partition(b"://")[2].lower() != host.lower():
             return False

@@ -1,5 +1,5 @@
 """
-The logins and wakes of each minute of the last hour.
+Count the logins and the wakes of each minute of the last hour.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = Logger(namespace="pop3svc")
 
 class Minute(NamedTuple):
     """
-    Counts of one minute.
+    The counts of one minute.
 
     @ivar logins: the number of logins that succeeded.
     @ivar refused: the number of logins with wrong credentials.
@@ -51,7 +51,7 @@ def _since(before: Minute, now: Minute) -> Minute:
 
 class History(TimerService):
     """
-    Reads the counters of the metrics once a minute.
+    Keeps the counts of the last minutes.  It reads the counters of the metrics once a minute.
     """
 
     # The number of minutes that are kept, including the present one.
@@ -81,7 +81,7 @@ class History(TimerService):
 
     def minutes(self, numbers: Mapping[str, Any]) -> list[Minute]:
         """
-        @param numbers: of now.
-        @return: L{KEPT} minutes, the oldest first.
+        @param numbers: the present numbers of the metrics, for the minute that has not ended.
+        @return: the counts of L{KEPT} minutes, the oldest first.
         """
         return [*self._minutes, _since(self._last, _totals(numbers))]

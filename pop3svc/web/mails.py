@@ -1,5 +1,5 @@
 """
-Mails that a visitor of the playground writes, or that are made at random.
+Make mails from what a visitor of the playground writes, and random mails.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from textwrap import fill
 __all__ = ["makeMail", "randomMail"]
 
 _POLICY = policy.SMTP.clone(max_line_length=78)
-# Octets of a line without its CRLF (RFC 5322 section 2.1.1).
+# The most octets of a line, without its CRLF (RFC 5322 section 2.1.1).
 _LONGEST = 998
-# Random mails need no cryptographic random numbers.
+# The numbers are not cryptographic, because random mails need no such numbers.
 _random = random.Random()
 
 _PEOPLE = (
@@ -40,26 +40,28 @@ _SENTENCES = (
 def makeMail(sender: str, recipient: str, subject: str, body: str) -> bytes:
     """
     @return: a message with these header fields and this text.
-    @raise ValueError: a header field cannot have this text; one sentence.
+    @raise ValueError: a header field cannot have its text.  The message of the error is one
+        sentence.
     """
     message = EmailMessage(_POLICY)
     fields = (("From", sender), ("To", recipient), ("Subject", subject))
     for name, value in fields:
-        # Line ends would begin another header field.
+        # Refuse line ends, because they would begin another header field.
         if not value.isprintable():
             raise ValueError(f"{name} has characters that a header field must not have.")
         try:
             message[name] = value
-            # An encoded word (RFC 2047) may contain line ends.
+            # Check the decoded text too, because an encoded word (RFC 2047) may contain line ends.
             isPossible = str(message[name]).isprintable()
         except (ValueError, IndexError, AttributeError):
-            # The parser of the standard library raises an error for some malformed input.
+            # The parser of the standard library raises these errors for some malformed input.
             isPossible = False
         if not isPossible:
             raise ValueError(f"{name} is not possible in a mail.")
     message["Date"] = formatdate()
     message["Message-ID"] = make_msgid(domain="localhost")
-    # Do not encode short lines, because a visitor reads the octets that POP3 transmits.
+    # If all lines are short, do not encode the text, because a visitor reads the octets as POP3
+    # transmits them.
     isShort = all(len(line.encode("utf-8", "replace")) < _LONGEST for line in body.split("\n"))
     message.set_content(body, cte="8bit" if isShort else None)
     try:
@@ -70,7 +72,7 @@ def makeMail(sender: str, recipient: str, subject: str, body: str) -> bytes:
 
 def randomMail(recipient: str) -> bytes:
     """
-    @return: a short message from somebody about something.
+    @return: a short message with a random sender, subject and text.
     """
     name = _random.choice(_PEOPLE)
     paragraphs = [

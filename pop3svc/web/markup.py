@@ -1,5 +1,5 @@
 """
-Build HTML.  Text is escaped unless it is already HTML.
+Build HTML.  All text is escaped, except a L{Markup}, which is HTML already.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ _VOID = frozenset(["br", "hr", "input", "link", "meta"])
 
 class Markup(str):
     """
-    Text that is HTML.
+    A text that is HTML already.
     """
 
     __slots__ = ()
 
 
-# The possible content of an element: HTML, text that is escaped, or nothing.
+# The possible content of an element: a Markup, a text that has to be escaped, or nothing.
 Child = str | int | float | None
 
 
 def text(value: object) -> Markup:
     """
     @param value: any text, such as text from a client.
-    @return: its characters as HTML.  Characters that are not printable, such as marks that change
-        the direction of writing, become escape sequences.
+    @return: the text as HTML.  Characters that are not printable become escape sequences, such as
+        marks that change the direction of writing.
     """
     return Markup(escape(escaped(str(value))))
 
 
 def joined(*children: Child) -> Markup:
     """
-    @return: some children as one piece of HTML.
+    @return: all children, as one piece of HTML.
     """
     return Markup(
         "".join(
@@ -52,9 +52,10 @@ def tag(name: str, /, *children: Child, **attributes: object) -> Markup:
     """
     Make an element.
 
-    @param children: the content; text is escaped, and L{Markup} is not.
-    @param attributes: the underscore in C{data_label} stands for a hyphen, and one at the end is
-        removed, as in C{class_}.  An attribute that is L{None} or C{False} is left out.
+    @param children: the content of the element.  A text is escaped, and a L{Markup} is not.
+    @param attributes: the attributes of the element.  An underscore stands for a hyphen, as in
+        C{data_label}, and an underscore at the end is removed, as in C{class_}.  An attribute that
+        is L{None} or C{False} is left out.
     """
     parts = [f"<{name}"]
     for key, value in attributes.items():

@@ -1,5 +1,6 @@
 """
-The operator's page, which shows the results of the admin operations.
+The operator's page.  It shows the results of admin operations, and its forms carry out such
+operations.
 """
 
 from __future__ import annotations
@@ -45,20 +46,21 @@ __all__ = ["OperatorPage"]
 
 log = Logger(namespace="pop3svc")
 
-# The most sessions, and the most bans, that the page shows, so that the page is small and takes
-# only some milliseconds to make.
+# The most sessions that the page shows, and the most bans.  With this limit the page takes only
+# some milliseconds to make.
 _MOST = 100
 # The most events that the page shows.
 _EVENTS = 50
-# Seconds between two updates of an open page.  The pause is also at least this many times as long
-# as the update took, so that an open page takes only a small part of the time of a large service.
+# The least seconds between two updates of an open page.  After an update, the pause is also at
+# least _PAUSE times as long as the update took.  An open page therefore takes only a small part of
+# the time of a large service.
 _EVERY, _PAUSE = 0.5, 20
 # Seconds between two updates of the bans, because there may be tens of thousands of bans.
 _BANS_EVERY = 5.0
-# Seconds from a failure to the next request for events.
+# Seconds from a failed request for events to the next request.
 _AGAIN = 5.0
 
-# The parts of the page: name, title, and whether the part takes the whole width.
+# For each part of the page, its name, its title, and whether it has the whole width of the page.
 _PARTS = (
     ("summary", "Now", True),
     ("charts", "The last hour", True),
@@ -81,9 +83,10 @@ _DONE = {
 
 class OperatorPage:
     """
-    The pages that show the service to its operator, and their forms.
+    The pages that show the service to its operator, and the forms on these pages.
 
-    @ivar history: the last hour; it starts and stops with the service.
+    @ivar history: the counts of the last hour.  It is a service of Twisted, which the caller starts
+        and stops.
     """
 
     def __init__(
@@ -116,7 +119,7 @@ class OperatorPage:
 
     def addTo(self, root: Resource) -> None:
         """
-        Add the pages to the root of a port.
+        Add the pages to the root resource of a port.
         """
         guard = self._guard
         addStatic(root, guard)
@@ -143,7 +146,8 @@ class OperatorPage:
                 return None
             if not full.called:
                 full.callback(None)
-            # The page has no room for further items.
+            # This Deferred never fires, so no further items are sent, because the page has no room
+            # for them.
             return Deferred()
 
         asked = Deferred.fromCoroutine(self._handler.do(name, {}, send))
@@ -162,7 +166,7 @@ class OperatorPage:
 
     async def _look(self) -> dict[str, Markup]:
         """
-        @return: the present parts of the page.
+        @return: the parts of the page with the present facts, by their names.
         """
         numbers = await self._collect()
         sessions, isMore = await self._some("who")
@@ -184,7 +188,7 @@ class OperatorPage:
 
     def _hasChanged(self) -> None:
         """
-        Update the facts for the next page, because a form has changed something.
+        Collect all facts again for the next page, because a form has changed some of them.
         """
         self._looks.forget()
         self._bans.forget()
@@ -209,8 +213,8 @@ class OperatorPage:
             "Service",
             notice(field(request, "done"), _DONE),
             tag("p", "Live", id="state", class_="state", role="status", data_stream="events"),
-            # The buttons of bans belong to this form, so that the updated parts of the page need no
-            # token.
+            # The button of each ban belongs to this form, which has the token.  The parts of the
+            # page that are updated therefore need no token.
             tag("form", hidden(token), id="lift", method="post", action="lift"),
             tag("div", *sections, class_="grid"),
             tag("p", tag("a", "Drain the service", href="drain", class_="action danger")),
@@ -230,7 +234,7 @@ class OperatorPage:
 
     def _watch(self) -> None:
         """
-        Watch the service while there are readers.
+        Watch the service as long as somebody reads the page.
         """
         if len(self._streams):
             self._watching = [
@@ -252,7 +256,7 @@ class OperatorPage:
             except OperationError as error:
                 parts = {"sessions": tag("p", str(error), class_="empty")}
             except CancelledError:
-                # Nobody watches any more.
+                # Nobody reads the page any more.
                 raise
             except Exception:
                 log.failure("cannot look at the service")
@@ -267,7 +271,7 @@ class OperatorPage:
 
     async def _hearActivity(self) -> None:
         """
-        Receive events.  The request is repeated, because each request has an end.
+        Request events again and again, because each request lasts only for some time.
         """
         while True:
             try:
@@ -307,7 +311,8 @@ class OperatorPage:
         target = field(request, "session", 100)
         if not all(part.isascii() and part.isdigit() for part in target.split(".")):
             return refusal(400, "No session is named.")
-        # Accept only a session, because the name of a user would end all sessions of this user.
+        # Say that the target is a session.  If it were taken for the name of a user, all sessions
+        # of this user would end.
         arguments = {"target": target, "only": "session"}
         count = await self._handler.do("kick", arguments, _ignore)
         self._hasChanged()
@@ -339,7 +344,7 @@ class OperatorPage:
 
 def _ignore(items: list[Any]) -> None:
     """
-    These operations send no items.
+    Take the items of an operation that sends none.
     """
 
 

@@ -1,5 +1,5 @@
 """
-Check the requests for pages, and answer them with the necessary headers.
+Check requests for pages, and answer them with the necessary headers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = Logger(namespace="pop3svc")
 
 HTML = "text/html; charset=utf-8"
 _HEADERS = (
-    # Send this name instead of the version of Twisted.
+    # Send this name, because twisted.web would send its version.
     (b"server", b"pop3svc"),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -53,7 +53,7 @@ class Response(NamedTuple):
     """
     The answer to a request.
 
-    @ivar kind: the type of the body.
+    @ivar kind: the media type of the body.
     @ivar location: the address to which the client is redirected; empty for no redirection.
     """
 
@@ -63,13 +63,14 @@ class Response(NamedTuple):
     location: str = ""
 
 
-# Answers a request.  It returns None if it has begun an answer that lasts.
+# A function that answers a request.  It returns None if it has begun an answer that lasts, such as
+# a stream of events.
 Handle = Callable[[Any], Awaitable[Response | None]]
 
 
 def layout(title: str, *children: Child, page: str = "", links: Child = None) -> Response:
     """
-    Make a whole page.
+    Make an HTML page.
 
     @param page: the name of the page for the style sheet.
     @param links: the links to other pages.
@@ -109,15 +110,15 @@ def refusal(status: int, sentence: str) -> Response:
 
 def redirect(location: str) -> Response:
     """
-    @return: the answer to a form that was carried out: a redirection, so that a reload of the page
-        does not send the form again.
+    @return: the answer to a form that was carried out.  The answer is a redirection, so that a
+        reload of the page does not send the form again.
     """
     return Response(303, "text/plain; charset=utf-8", b"", location)
 
 
 def field(request: Any, name: str, most: int = 4096) -> str:
     """
-    @return: a field of a form, at most C{most} octets of it; empty if it is missing.
+    @return: the value of a field of a form, cut to C{most} octets; empty if the field is missing.
     """
     [value, *_] = request.args.get(name.encode("ascii"), [b""])
     return bytes(value[:most]).decode("utf-8", "replace")
@@ -125,7 +126,7 @@ def field(request: Any, name: str, most: int = 4096) -> str:
 
 def hidden(token: str, **values: str) -> Markup:
     """
-    @return: the hidden fields of a form: its token, and others.
+    @return: hidden fields for a form: its token, and a field for each of C{values}.
     """
     return joined(
         tag("input", type="hidden", name="token", value=token),
@@ -135,16 +136,16 @@ def hidden(token: str, **values: str) -> Markup:
 
 def notice(done: str, sentences: dict[str, str]) -> Child:
     """
-    @param done: the word in the address of the page for what was done.
-    @param sentences: for each word the sentence that the page shows, because the page shows no text
-        from an address.
+    @param done: a word in the address of the page, which says what was done.
+    @param sentences: for each word, the sentence that the page shows.  The page never shows text
+        from its address.
     """
     return tag("p", sentences[done], class_="notice", role="status") if done in sentences else None
 
 
 class Page(Resource):
     """
-    One address of the page.
+    The resource of one address.
     """
 
     def __init__(
@@ -154,7 +155,7 @@ class Page(Resource):
         post: Handle | None = None,
     ) -> None:
         """
-        @param get: answers GET and HEAD, and changes nothing.
+        @param get: answers GET and HEAD, without changing anything.
         @param post: carries out a form that has the token of its client.
         """
         super().__init__()  # type: ignore[no-untyped-call]
@@ -182,7 +183,7 @@ class Page(Resource):
         try:
             response = await self._response(request)
         except CancelledError:
-            # The client is gone.
+            # The client has disconnected.
             raise
         except Exception:
             log.failure("cannot answer a request at --web")
@@ -211,7 +212,7 @@ class Page(Resource):
             return refusal(405, "This is not possible here.")
         if request.method == b"POST":
             kind = request.getHeader(b"content-type") or b""
-            # Ignore fields in the address.
+            # Read the fields from the body, and ignore any fields in the address.
             request.args = fieldsIn(kind, request.content.read())
             if not guard.isFromOurForm(request, field(request, "token")):
                 return refusal(403, "The form is too old, or another page has sent it.")
@@ -224,8 +225,8 @@ async def _notFound(request: Any) -> Response:
 
 def addStatic(root: Resource, guard: Guard) -> None:
     """
-    Add the style sheet and the script.  Read both now, because the service may later have no
-    permission to read them.
+    Add the style sheet and the script.  Read both files now, because the service may have no
+    permission to read them later.
     """
     directory = os.path.join(os.path.dirname(__file__), "static")
     for name, kind in (("style.css", "text/css"), ("script.js", "text/javascript")):

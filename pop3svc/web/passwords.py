@@ -1,5 +1,5 @@
 """
-Check the password of the page, and slow down clients that guess.
+Check the password of the page, and slow down clients that guess passwords.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ log = Logger(namespace="pop3svc")
 
 Networks = Sequence[IPv4Network | IPv6Network]
 
-# The name under which guesses of the password count.  No user of POP3 has it, because names of
-# users have no spaces.
+# The user name under which the throttle counts guesses of the password.  No user of POP3 has this
+# name, because names of users have no spaces.
 _NAME = "the web page"
-# The address of a client of a UNIX socket, because such a client is on this machine.
+# The address that stands for a client of a UNIX socket, because such a client is on this machine.
 _THIS_MACHINE = "127.0.0.1"
-# Seconds from a wrong password of a client without its own address to the next comparison.  The
-# port has 64 connections, so even the last of them gets an answer within its limit of 10 seconds.
+# If a client without its own address sends a wrong password, the next comparison waits for so many
+# seconds.  The port has 64 connections, so even the last of them gets an answer within its time
+# limit of 10 seconds.
 _PACE = 0.1
-# Seconds before the refusal of such a password.
+# Seconds before a wrong password of such a client is refused.
 _REFUSAL_DELAY = 1.0
 
 
@@ -40,13 +41,13 @@ def _isIn(networks: Networks, address: str | None) -> bool:
 
 def clientAddress(peer: str | None, forwarded: Sequence[bytes], proxies: Networks) -> str | None:
     """
-    Find the client of a request that came through proxies.  A proxy appends the address of its
-    client to C{X-Forwarded-For}.  Only an address that one of the configured proxies has appended
-    is trusted.
+    Find the client of a request that may have come through proxies.  A proxy appends the address of
+    its client to C{X-Forwarded-For}.  The service trusts an address only if one of the configured
+    proxies has appended it.
 
-    @param peer: the other end of the connection; L{None} for a UNIX socket.
+    @param peer: the address of the other end of the connection; L{None} for a UNIX socket.
     @param forwarded: the values of the header, in their order.
-    @return: the address of the client; or the address of a proxy that has not named its client.
+    @return: the address of the client, or the address of a proxy that has not named its client.
     """
     address = peer
     for each in reversed(b",".join(forwarded).split(b",")):
@@ -57,7 +58,8 @@ def clientAddress(peer: str | None, forwarded: Sequence[bytes], proxies: Network
         except ValueError:
             break
         if getattr(named, "scope_id", None) is not None:
-            # A zone of another machine has no meaning here, and may be any text.
+            # Do not use an address with a zone.  The zone of another machine has no meaning here,
+            # and may be any text.
             break
         address = str(named)
     return address
@@ -65,7 +67,7 @@ def clientAddress(peer: str | None, forwarded: Sequence[bytes], proxies: Network
 
 class _Client:
     """
-    A client that tries a password, in the form that the throttle needs.
+    The facts that the throttle needs about a client that tries a password.
     """
 
     def __init__(self, clientIP: str | None, isSecure: bool) -> None:
@@ -78,10 +80,10 @@ class Passwords:
     """
     Checks the password of requests (HTTP Basic, RFC 7617).
 
-    A client with its own address is banned after wrong passwords, as with POP3.  All clients of
-    this machine share an address, and so do all clients of a proxy that does not name them.  A ban
-    would lock out all of these.  Instead, their passwords are compared one after the other, with a
-    pause after each wrong password.
+    A client with its own address is banned after wrong passwords, as with POP3.  All clients on
+    this machine share one address, and all clients of a proxy that does not name its clients share
+    another.  A ban of such an address would lock out all its clients.  Instead, the passwords of
+    these clients are compared one after the other, with a pause after each wrong password.
     """
 
     def __init__(self, password: str, throttle: Any, clock: Any, proxies: Networks = ()) -> None:
@@ -94,7 +96,8 @@ class Passwords:
         self._throttle = throttle
         self._clock = clock
         self._proxies = proxies
-        # The number of connections limits the number of waiting requests.
+        # Requests wait for this lock.  Their number is limited, because the number of connections
+        # is.
         self._turn = DeferredLock()
         self._wrong = 0
 
@@ -121,7 +124,8 @@ class Passwords:
             return True
         self._clock.callLater(_PACE, self._turn.release)
         self._wrong += 1
-        # Log the first, the tenth, the hundredth and so on, so that guesses cannot fill the log.
+        # Log the first, the tenth and the hundredth wrong password, and so on, so that guesses
+        # cannot fill the log.
         if str(self._wrong).strip("0") == "1":
             log.warn(
                 "wrong password at --web from a client without its own address "
@@ -154,7 +158,7 @@ class Passwords:
         answer = self._throttle.loginFailed(client, _NAME)
         wasLogged = await answer if isAwaitable(answer) else answer
         if not wasLogged:
-            # Do not change this text, because fail2ban reads it.
+            # Do not change this text, because a filter of fail2ban matches it.
             log.info(
                 "failed login from {clientIP}: {user}",
                 clientIP=client.clientIP,

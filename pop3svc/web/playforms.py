@@ -1,5 +1,5 @@
 """
-The forms and the buttons of the playground.
+Make the forms and the buttons of the playground.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pop3svc.web.popclient import PlayClient
 
 __all__ = ["mailForms", "section", "suggestions"]
 
-# The most characters on a button.  A unique-id may be longer.
+# The most characters on a button, because a command with a long unique-id would be too wide.
 _LONGEST_LABEL = 20
 
 
 def section(name: str, title: str, content: Child, isWide: bool = False) -> Markup:
     """
-    @param name: the id.
-    @return: a part of a page.
+    @param name: the id of the part.
+    @return: a part of the playground, with a title.
     """
     return tag(
         "section",
@@ -38,9 +38,10 @@ def _entry(label: str, name: str, value: str, id: str) -> Markup:
 
 def mailForms(users: Sequence[str], token: str) -> Markup:
     """
-    @param users: the names of users; by default the first gets the mail.
+    @param users: the names of users.  The first of them gets the mail unless the visitor names
+        another.
     @param token: see L{Guard.token<pop3svc.web.guard.Guard.token>}.
-    @return: the forms that send and deliver mail.
+    @return: the forms with which a visitor sends mail to a user.
     """
     user = users[0] if users else ""
 
@@ -113,7 +114,7 @@ def suggestions(
     """
     @param login: see L{pop3svc.web.playground.Visited}.
     @param client: the connection of the visitor, which may have received a unique-id.
-    @return: buttons with commands.
+    @return: buttons, each of which sends a command.
     """
     uid = _lastUniqueID(client)
     rows: list[tuple[str, list[Child]]] = [
@@ -160,7 +161,7 @@ def suggestions(
 
 def _lastUniqueID(client: PlayClient | None) -> str:
     """
-    @return: the last unique-id that UIDL has listed; empty if there is none.
+    @return: the last unique-id that UIDL has listed; empty if UIDL has listed none.
     """
     if client is None:
         return ""

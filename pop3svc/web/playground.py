@@ -1,5 +1,6 @@
 """
-The playground: write a mail, watch conversations, and talk to the service, in a browser.
+The playground.  In a browser, its visitors write mails, watch conversations, and talk to the
+service.
 
 The playground exists only for the embedded default and for stores in memory, because every visitor
 can read the mail of the demonstration user.
@@ -39,11 +40,11 @@ __all__ = ["LARGEST_MAIL", "Playground", "Visited"]
 
 log = Logger(namespace="pop3svc")
 
-# The most octets of a form with a message, and the octets of the form besides the message.
+# The most octets of an uploaded message, and the octets of the rest of its form.
 LARGEST_MAIL = 1_048_576
 _REST_OF_FORM = 4096
-# The most messages that the playground delivers until the service starts again, and their octets.
-# These limits prevent visitors from filling the memory or the disk.
+# The most messages that the playground delivers until the service starts again, and the most octets
+# of all these messages.  The limits prevent visitors from filling the memory or the disk.
 _MOST_MAILS, _MOST_OCTETS = 2_000, 67_108_864
 # Seconds between two updates of the page, and seconds to wait for a reply of the service.
 _EVERY, _PATIENCE = 0.25, 7.0
@@ -66,11 +67,12 @@ class Visited(NamedTuple):
     The service to which the playground belongs.
 
     @ivar factory: L{pop3svc.service.factory.POP3Factory}
-    @ivar recipients: finds users, and stores mail.
+    @ivar recipients: finds users, and stores mail for them.
     @ivar store: the store of the users in C{users}.
-    @ivar users: the names of users; by default the first gets the mail.
-    @ivar login: the name and the password with which a visitor logs in by a click; L{None} if
-        there are none.
+    @ivar users: the names of users.  The first of them gets the mail unless the visitor names
+        another.
+    @ivar login: the name and the password of the button that logs a visitor in; L{None} for no such
+        button.
     """
 
     factory: Any
@@ -95,13 +97,13 @@ class Playground:
         self._streams = Streams(reactor)
         self._streams.changed = self._watch
         self._update: Any = None
-        # The request of each reader, which identifies the visitor.
+        # The request of each reader, because a request identifies its visitor.
         self._requests: dict[Stream, Any] = {}
         self._mails = self._octets = 0
 
     def addTo(self, root: Resource) -> None:
         """
-        Add the pages to the root of a port.
+        Add the pages to the root resource of a port.
         """
         guard = self._guard
         root.putChild(b"playground", Page(guard, self._page))
@@ -114,7 +116,8 @@ class Playground:
     @property
     def largeBodies(self) -> dict[bytes, int]:
         """
-        The paths that accept large forms; see L{pop3svc.web.server.BoundedSite}.
+        The paths that accept large forms, and the most octets of these forms; see
+        L{pop3svc.web.server.BoundedSite}.
         """
         return {b"/upload": LARGEST_MAIL + _REST_OF_FORM}
 
@@ -239,9 +242,9 @@ class Playground:
 
     async def _talk(self, visitor: str, action: str, request: Any) -> str:
         """
-        Send a command of a visitor.
+        Send a command of a visitor to the service, or log the visitor in.
 
-        @return: the word for an error; empty if there was none.
+        @return: the key of an error in C{_DONE}; empty if there was no error.
         """
         lines = [field(request, "suggestion", _LONGEST) or field(request, "line", _LONGEST)]
         login = self._visited.login
@@ -254,7 +257,7 @@ class Playground:
                 return "busy"
             await self._wait(client.reply())
         for line in lines:
-            # Send only one line, because further lines would be further commands.
+            # Send one line and drop the others, because each line would be a command.
             line = line.strip("\r\n").split("\n")[0].split("\r")[0]
             if line and client.isOpen and not client.isWaiting:
                 client.lastUsed = self._reactor.seconds()
@@ -310,7 +313,7 @@ class Playground:
 
     async def _deliver(self, user: str, message: bytes) -> str:
         """
-        @return: the word for the result.
+        @return: the key of the result in C{_DONE}.
         """
         if self._mails >= _MOST_MAILS or self._octets + len(message) > _MOST_OCTETS:
             return "many"

@@ -1,5 +1,5 @@
 """
-Connections of the playground to its own service: a visitor sends commands one by one.
+Connect the playground to its own service.  Over a connection, a visitor sends commands one by one.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from pop3svc.web.conversations import Line
 
 __all__ = ["PlayClient", "PlayClients", "blankedCommand"]
 
-# The most octets of a line that are shown; the most lines of one reply; the most lines of all
-# replies.
+# The most octets of a line, the most lines of one reply, and the most lines of a whole conversation
+# that are shown.
 _LONGEST, _OF_REPLY, _LINES = 400, 60, 200
 _BLANK = "****"
 _versions = count(1)
-# The commands with multi-line replies, for a service without MULTI-LINE-IND.
+# The commands that have multi-line replies.  They are needed if the service does not mark such
+# replies by MULTI-LINE-IND.
 _MULTI_LINE = re.compile(r"(?:CAPA|RETR .*|TOP .*|LIST|UIDL|AUTH|LANG) *", re.IGNORECASE)
 
 
@@ -44,14 +45,14 @@ def blankedCommand(line: str, isExchange: bool) -> str:
 
 class PlayClient(Protocol):
     """
-    One connection.
+    One connection of a visitor.
 
     @ivar lines: the lines of both sides, without secrets.
-    @ivar version: a number that grows with each line, and never falls, not even at a new
-        connection.
-    @ivar isOpen: whether the connection exists.
+    @ivar version: a number that grows with each line.  A new connection begins with a larger number
+        than all earlier connections.
+    @ivar isOpen: whether the connection is open.
     @ivar hasChanged: whether there are lines that the visitor has not seen.
-    @ivar lastUsed: the time of the visitor's last command; seconds of the clock.
+    @ivar lastUsed: the time of the visitor's last command, in seconds of the clock.
     """
 
     isOpen = False
@@ -66,7 +67,7 @@ class PlayClient(Protocol):
         self._ended = ended
         self._buffer = b""
         self._isSkipping = False
-        # The greeting is the first reply.
+        # Fires at the end of the reply that the client waits for.  The first reply is the greeting.
         self._waiting: Deferred[None] | None = None
         self._isMultiLine: bool | None = None
         self._count = 0
@@ -86,7 +87,7 @@ class PlayClient(Protocol):
 
     def say(self, line: str) -> Deferred[None]:
         """
-        Send a command, unless another one waits for its reply.
+        Send a command.  Call this method only if no other command waits for its reply.
 
         @return: a Deferred that fires when the reply is complete, or when the connection has ended.
         """
@@ -101,7 +102,7 @@ class PlayClient(Protocol):
     @property
     def isWaiting(self) -> bool:
         """
-        Whether a command has no complete reply yet.
+        Whether a command waits for the end of its reply.
         """
         return self._waiting is not None
 
@@ -181,10 +182,11 @@ class PlayClients:
     The connections of all visitors.
     """
 
-    # The most connections at the same time, and the seconds that each lasts.  A visitor plays for
-    # some minutes.
+    # The most connections at the same time, and the seconds until a connection is closed.  A
+    # visitor needs a connection for some minutes.
     MOST, LIFE = 8, 900.0
-    # Seconds after which an unused connection is closed if another visitor needs one.
+    # Seconds without a command after which a connection may be closed to make room for another
+    # visitor.
     UNUSED = 120.0
     # The most visitors whose conversations are kept after the end of their connections.
     KEPT = 16
@@ -202,13 +204,13 @@ class PlayClients:
     @staticmethod
     def nextVersion() -> int:
         """
-        @return: a number that is larger than L{PlayClient.version} of all connections so far.
+        @return: a number that is larger than each L{PlayClient.version} so far.
         """
         return next(_versions)
 
     def of(self, visitor: str) -> PlayClient | None:
         """
-        @return: the last connection of a visitor.
+        @return: the latest connection of a visitor; L{None} if the visitor had none.
         """
         return self._clients.get(visitor)
 
@@ -216,7 +218,7 @@ class PlayClients:
         """
         Connect a visitor.  The greeting arrives later.
 
-        @return: L{None} if there are too many connections.
+        @return: the connection; L{None} if there are too many connections.
         """
         before = self._clients.pop(visitor, None)
         if before is not None:
@@ -253,7 +255,7 @@ class PlayClients:
             for each, factory in ((there, self._factory), (here, _ForOne(client))):
                 self._reactor.adoptStreamConnection(each.fileno(), socket.AF_UNIX, factory)
         finally:
-            # The reactor has copies.
+            # Close these descriptors, because the reactor has made copies of them.
             here.close()
             there.close()
 
@@ -272,7 +274,7 @@ class PlayClients:
 
 class _ForOne(Factory):
     """
-    Makes the one protocol of a client.
+    A factory that passes on a protocol that exists already.
     """
 
     noisy = False

@@ -1,5 +1,5 @@
 """
-Facts that are collected once for many requests.
+Collect facts once for many requests.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ __all__ = ["Recent"]
 
 class Recent:
     """
-    Collects facts once for all requests of a second.  Many requests of a client therefore cost
-    little.
+    Collects facts once for all requests within a second.  Therefore many requests cost little.
     """
 
-    # Facts are kept for at least this many times as long as their collection took.
+    # The time for which facts are used is at least SHARE times as long as their collection took.
     SHARE = 20
 
     def __init__(
         self, collect: Callable[[], Awaitable[Any]], clock: Any, seconds: float = 1.0
     ) -> None:
         """
-        @param seconds: for which the facts are given again, at least.
+        @param seconds: the least time for which the same facts are used again.
         """
         self._collect = collect
         self._clock = clock
         self._seconds = seconds
         self._facts: Any = None
         self._end = 0.0
-        # The Deferreds of requests that wait for the facts that are being collected.
+        # The Deferreds of the requests that wait for the end of a collection; None if no collection
+        # runs.
         self._waiting: list[Deferred[Any]] | None = None
 
     async def _collected(self) -> Any:
@@ -41,7 +41,7 @@ class Recent:
 
     def get(self) -> Deferred[Any]:
         """
-        @return: a Deferred of the facts.
+        @return: a Deferred that fires with the facts.
         """
         waiting = [] if self._waiting is None else self._waiting
         waiter: Deferred[Any] = Deferred(lambda each: waiting.remove(each))

@@ -1,5 +1,5 @@
 """
-The resources of the port for HTTP: metrics and health.
+The resources for programs on the port for HTTP: metrics and health checks.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _TEXT = "text/plain; charset=utf-8"
 # Seconds before a request without a password is refused.
 _REFUSAL_DELAY = 1.0
 
-# A status, the type of the body, and the body.
+# A status code, the media type of the body, and the body.
 Content = tuple[int, str, bytes]
 
 
 class Answer(Resource):
     """
-    A resource that answers GET and HEAD.  The answer contains nothing from the request.
+    A resource that answers GET and HEAD.  Its answer contains no text from the request.
     """
 
     isLeaf = False
@@ -40,7 +40,7 @@ class Answer(Resource):
         self, make: Callable[[], Coroutine[Any, Any, Content]], guard: Guard | None, clock: Any
     ) -> None:
         """
-        @param make: makes the answer.
+        @param make: makes the answer to a request.
         @param guard: checks the password; L{None} if clients need no password.
         """
         super().__init__()  # type: ignore[no-untyped-call]
@@ -69,7 +69,8 @@ class Answer(Resource):
     async def _answer(self, request: Any) -> None:
         guard = self._guard
         if guard is not None and not guard.isHostAllowed(request):
-            # See Guard.hosts.
+            # Only a request from a page of an attacker names another host; see the argument "hosts"
+            # of Guard.
             content: Content = (421, _TEXT, b"This address does not belong to the service.\n")
         elif guard is not None and not await guard.isAllowed(request):
             if not request.requestHeaders.hasHeader(b"authorization"):
@@ -82,7 +83,7 @@ class Answer(Resource):
             try:
                 content = await self._make()
             except CancelledError:
-                # The client is gone.
+                # The client has disconnected.
                 raise
             except Exception:
                 log.failure("cannot answer a request at --web")
@@ -96,7 +97,7 @@ def _write(request: Any, content: Content) -> bytes:
     request.setResponseCode(status)
     request.setHeader(b"content-type", kind.encode("ascii"))
     request.setHeader(b"content-length", b"%d" % len(body))
-    # Send this name instead of the version of Twisted.
+    # Send this name, because twisted.web would send its version.
     request.setHeader(b"server", b"pop3svc")
     request.setHeader(b"x-content-type-options", b"nosniff")
     return body
@@ -134,10 +135,10 @@ def makeRoot(
     """
     @param service: L{pop3svc.metrics.numbers.ServiceNumbers} or
         L{pop3svc.metrics.numbers.WorkersNumbers}
-    @param guard: checks the password for C{/metrics}.  Health needs no password, because load
-        balancers send none, and the answer reveals little.
-    @param recent: the numbers of the service.
-    @param hasMetrics: whether there is C{/metrics}.
+    @param guard: checks the password for C{/metrics}.  The health checks need no password, because
+        load balancers send none, and the answers reveal little.
+    @param recent: collects the numbers of the service.
+    @param hasMetrics: whether to answer C{/metrics}.
     @return: the root of the port, with C{/metrics}, C{/healthz} and C{/readyz}.
     """
     last: tuple[Mapping[str, Any] | None, bytes] = (None, b"")

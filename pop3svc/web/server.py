@@ -1,8 +1,8 @@
 """
-An HTTP server whose clients cannot exhaust memory, connections or time.
+An HTTP server whose clients cannot use up the memory, the connections or the time of the process.
 
-Each connection carries one request.  The number of connections, the size of a request and the time
-for it are bounded.
+Each connection carries one request.  Limits apply to the number of connections, to the size of a
+request, and to the time that a request may take.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["BoundedSite"]
 
 class _Nowhere(BytesIO):
     """
-    The body of a request that is too large.
+    Drops the body of a request that is too large.
     """
 
     def write(self, data: Any) -> int:
@@ -32,15 +32,15 @@ class _Nowhere(BytesIO):
 
 class _Request(Request):
     """
-    A request whose body is bounded.
+    A request whose body has a limited size.
     """
 
     isTooLarge = False
 
     def __repr__(self) -> str:
         """
-        @return: a text without the path, because twisted.web logs this text, and a client's path
-            may contain any octets.
+        @return: a text that does not contain the path.  The reason is that twisted.web logs the
+            text, and that a client may send any octets as a path.
         """
         return f"<{type(self).__name__}>"
 
@@ -72,18 +72,20 @@ class _Request(Request):
 
 class _Channel(HTTPChannel):
     """
-    A connection that carries one request, and lasts a few seconds unless it L{lasts}.
+    A connection that carries one request.  It ends after a few seconds, unless L{lasts} was called.
     """
 
-    # The most octets of the request line and all headers.  Monitoring systems send some hundred.
+    # The most octets of the request line and all headers.  Monitoring systems send some hundred
+    # octets.
     totalHeadersSize = 8192
     maxHeaders = 50
-    # Seconds from the connection to the end of the answer.  A worker has 5 seconds to answer.
+    # Seconds from the beginning of the connection to the end of the answer.  They must be more than
+    # the 5 seconds that a worker has for its answer.
     LIFE = 10.0
-    # The network of the client.
+    # The network of the client; set by BoundedSite.
     network = ""
-    # The most octets after the request, which are dropped.  Twisted would keep them, and would
-    # count all the kept octets again each time octets arrive.
+    # The most octets that a client may send after its request.  They are dropped, because Twisted
+    # would keep them, and would count all kept octets again each time that octets arrive.
     LARGEST_REST = 65_536
     isAnswering = False
     _rest = 0
@@ -107,16 +109,16 @@ class _Channel(HTTPChannel):
     @property
     def largestBody(self) -> int:
         """
-        The octets that the body of this request may have.
+        The most octets that the body of this request may have.
         """
         path = self._path.partition(b"?")[0]
         return int(self.factory.largeBodies.get(path, self.factory.LARGEST))
 
     def lasts(self) -> bool:
         """
-        Let this connection last, because its answer lasts.
+        Let this connection stay open for a long time, because its answer takes so long.
 
-        @return: whether another connection may last.
+        @return: whether it may, because there are not too many such connections.
         """
         return bool(self.factory.letLast(self))
 
@@ -157,8 +159,8 @@ class _Channel(HTTPChannel):
 
     def checkPersistence(self, request: Any, version: bytes) -> bool:
         """
-        See L{HTTPChannel.checkPersistence}.  An idle connection would take the place of another
-        connection.
+        See L{HTTPChannel.checkPersistence}.  Close each connection after its request, because an
+        idle connection would take the place of another.
         """
         return False
 
@@ -175,22 +177,25 @@ class _Channel(HTTPChannel):
 
 class BoundedSite(Site):
     """
-    Makes the connections, at most L{MOST} at the same time.  At this limit a new connection takes
-    the place of another one, so that clients that hang cannot keep others away.
+    Makes the connections, at most L{MOST} at the same time.  At this limit, a new connection takes
+    the place of an old one.  Clients that hang therefore cannot keep other clients away.
 
     @ivar channels: the connections, the oldest first.
-    @ivar lasting: the connections whose answers last; they are not among L{channels}.
-    @ivar largeBodies: the most octets of a body, for paths that take more than L{LARGEST}.
+    @ivar lasting: the connections that stay open for a long time.  L{channels} does not contain
+        them.
+    @ivar largeBodies: the most octets of a body, for each path that takes more octets than
+        L{LARGEST}.
     """
 
     noisy = False
-    # The most connections at the same time: enough for a few monitoring systems and pages.
+    # The most connections at the same time.  They are enough for a few monitoring systems and
+    # pages.
     MOST = 64
-    # The most connections whose answers last, and the seconds that they last.  After this time the
-    # browser connects again.
+    # The most connections that stay open for a long time, and the seconds until they are closed.
+    # The browser then connects again.
     MOST_LASTING = 32
     LASTING = 3600.0
-    # The most octets of a body: enough for a form with a few fields.
+    # The most octets of a body, which are enough for a form with a few fields.
     LARGEST = 65_536
     requestFactory = _Request
 
@@ -208,8 +213,8 @@ class BoundedSite(Site):
 
     def startFactory(self) -> None:
         """
-        See L{twisted.internet.protocol.Factory.startFactory}.  There is no access log, and no timer
-        for its dates.
+        See L{twisted.internet.protocol.Factory.startFactory}.  Do nothing, because without an
+        access log no timer for its dates is needed.
         """
 
     def stopFactory(self) -> None:
@@ -219,7 +224,7 @@ class BoundedSite(Site):
 
     def log(self, request: Any) -> None:
         """
-        Write no access log, because it would contain text from clients.
+        Do nothing, because an access log would contain text from clients.
         """
 
     def buildProtocol(self, addr: Any) -> Any:
@@ -247,7 +252,9 @@ class BoundedSite(Site):
 
     def letLast(self, channel: _Channel) -> bool:
         """
-        @return: whether a connection may last for L{LASTING} seconds.
+        Let a connection stay open for L{LASTING} seconds, unless too many connections already do.
+
+        @return: whether it stays open.
         """
         if len(self.lasting) >= self.MOST_LASTING or channel not in self.channels:
             return False

@@ -1,5 +1,5 @@
 """
-Events that a page receives as they happen (server-sent events of HTML).
+Send events to pages as they happen (server-sent events of HTML).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Stream", "Streams", "pause"]
 
 async def pause(clock: Any, seconds: float) -> None:
     """
-    Wait.  A cancelled wait leaves no timer.
+    Wait for some seconds.  If the wait is cancelled, its timer is cancelled too.
     """
     over: Deferred[None] = Deferred(lambda _: timer.cancel())
     timer = clock.callLater(seconds, over.callback, None)
@@ -29,11 +29,11 @@ async def pause(clock: Any, seconds: float) -> None:
 @implementer(IPushProducer)
 class Stream:
     """
-    The connection of one reader.  It is closed if the reader does not read.
+    The connection of one reader.  If too many octets wait for the reader, the connection is closed.
     """
 
-    # The most octets that wait for a reader.  This is enough for a page that is in the background
-    # for a moment.
+    # The most octets that wait for a reader.  The number is enough for a page that is in the
+    # background for a moment.
     BOUND = 262_144
 
     def __init__(self, request: Any) -> None:
@@ -48,7 +48,7 @@ class Stream:
 
         @param event: the name of the event; empty for an event that only shows that the connection
             still exists.
-        @param data: text in lines.
+        @param data: a text, which may have several lines.
         """
         if self.isOver:
             return
@@ -94,13 +94,14 @@ class Streams:
     """
     The readers of a page.
 
-    @ivar changed: called when the first reader comes, and when the last reader goes.
+    @ivar changed: a function that is called when the first reader comes, and when the last reader
+        goes.
     """
 
     # The most readers of a page at the same time.
     MOST = 16
-    # Seconds between two empty events.  By sending these, the service notices that a reader has
-    # gone away.
+    # Seconds between two empty events.  By sending an empty event, the service notices that a
+    # reader has gone away.
     _BEAT = 15.0
 
     def __init__(self, clock: Any) -> None:
@@ -114,9 +115,9 @@ class Streams:
 
     def begin(self, request: Any) -> Stream | Response:
         """
-        Begin to send events.
+        Begin to send events to the sender of a request.
 
-        @return: the reader; or the refusal if there are too many.
+        @return: the new reader, or a refusal if there are too many readers.
         """
         if request.method == b"HEAD":
             return Response(200, "text/event-stream", b"")

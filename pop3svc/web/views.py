@@ -1,5 +1,5 @@
 """
-The parts of the operator's page, made from the answers of the admin operations.
+Make the parts of the operator's page from the answers of admin operations.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
     "timeOf",
 ]
 
-# The page warns this many days before a certificate expires.
+# The number of days before the end of a certificate from which the page warns.
 _SOON = 21
 
 
@@ -49,8 +49,8 @@ def duration(seconds: float) -> str:
 
 def timeOf(seconds: float) -> Markup:
     """
-    @param seconds: since the epoch.
-    @return: the time of the day in UTC.
+    @param seconds: a time in seconds since the epoch.
+    @return: the time of day in UTC.
     """
     when = datetime.fromtimestamp(seconds, UTC)
     return tag("time", when.strftime("%H:%M:%S"), datetime=when.isoformat(timespec="seconds"))
@@ -64,7 +64,7 @@ def _table(
     caption: str, columns: Sequence[str], rows: Iterable[tuple[str, Sequence[Child]]]
 ) -> Markup:
     """
-    @param rows: the id of each row, and its cells.
+    @param rows: for each row, its id and its cells.
     """
     head = tag("tr", *(tag("th", each, scope="col") for each in columns))
     body = [
@@ -99,7 +99,7 @@ def _counted(count: int, noun: str) -> str:
 
 def showSummary(status: Mapping[str, Any], numbers: Mapping[str, Any]) -> Markup:
     """
-    @return: the state of the service, and the number of its sessions.
+    @return: the part with the state of the service and the number of its sessions.
     """
 
     def number(name: str, *labels: str) -> str:
@@ -127,7 +127,7 @@ _STATES = {"login": "idle", "awake": "good", "asleep": "sleep", "closing": "idle
 
 def showSessions(sessions: Sequence[Mapping[str, Any]], isMore: bool) -> Markup:
     """
-    @param sessions: as L{pop3svc.admin.sessions.describe} returns them.
+    @param sessions: the results of L{pop3svc.admin.sessions.describe} for the sessions to show.
     @param isMore: whether there are further sessions.
     """
     if not sessions:
@@ -222,7 +222,7 @@ def showCharts(minutes: Sequence[Minute]) -> Markup:
 
 def showBans(bans: Sequence[Mapping[str, Any]], isMore: bool) -> Markup:
     """
-    @return: the bans, each with a button of the form C{lift}.
+    @return: the part with the bans.  Each ban has a button of the form C{lift}.
     """
     if not bans:
         return _empty("Nobody is banned.")
@@ -249,7 +249,7 @@ def showBans(bans: Sequence[Mapping[str, Any]], isMore: bool) -> Markup:
 
 def showCertificates(status: Mapping[str, Any], now: float) -> Markup:
     """
-    @param now: seconds since the epoch.
+    @param now: the present time in seconds since the epoch.
     """
     if not status["certificates"]:
         return _empty("The service has no certificate.")
@@ -270,7 +270,7 @@ def showCertificates(status: Mapping[str, Any], now: float) -> Markup:
 
 def showServers(status: Mapping[str, Any]) -> Markup:
     """
-    @return: the databases and other servers that the stores and the accounts use.
+    @return: the part with the databases and the other servers that the stores and the accounts use.
     """
     # For each server, show the worst state in any worker.
     found: dict[str, str] = {}
@@ -292,7 +292,7 @@ def showServers(status: Mapping[str, Any]) -> Markup:
 
 def showWorkers(status: Mapping[str, Any]) -> Markup:
     """
-    @return: the processes, and the ports.
+    @return: the part with the processes and the ports.
     """
     rows = []
     for each in status.get("workers") or [{**status, "worker": "-", "serves": True}]:

@@ -1,7 +1,7 @@
 "use strict";
 
-// Put new contents into a live part.  Rows and cells that have not changed stay, so that the focus
-// and a click on them are not lost.
+// Put new contents into a live part.  Keep the rows and cells that have not changed, so that the
+// focus and a click on them are not lost.
 function update(place, html) {
     const made = document.createElement("template");
     made.innerHTML = html;
@@ -10,7 +10,8 @@ function update(place, html) {
     }
 }
 
-// An answer may come after an event that is newer.
+// Find the version of a part's contents.  It is needed because an answer may arrive after an event
+// with newer contents.
 function versionOf(place) {
     const found = place.querySelector("[data-version]");
     return found ? Number(found.dataset.version) : 0;
@@ -23,7 +24,8 @@ function merge(old, made) {
         let here = old.childNodes[index];
         if (next.id) {
             const found = Array.from(old.children).find((each) => each.id === next.id);
-            // What stands before it may be gone.  To move it instead would take the focus from it.
+            // Remove the elements in front of the found one that the new contents do not have.  If
+            // the found element were moved instead, it would lose the focus.
             while (found && here !== found && !names.has(here.id)) {
                 here.remove();
                 here = old.childNodes[index];
@@ -91,7 +93,7 @@ function listen(state) {
     }
 }
 
-// Send the commands of the playground without loading the page again, one after the other.
+// Send the commands of the playground one after the other, without loading the page again.
 let sending = Promise.resolve();
 
 function talk(event) {
@@ -119,7 +121,8 @@ async function send(form, fields) {
             headers: {"X-Requested-With": "script"},
         });
         if (!answer.ok) {
-            // Such as after a restart of the service, which makes other tokens.
+            // Load the page again.  For example, the form has an old token if the service has been
+            // started again.
             location.reload();
             return;
         }
@@ -130,7 +133,7 @@ async function send(form, fields) {
     }
 }
 
-// Show the end of a conversation.
+// Scroll each conversation to its end.
 function follow(place) {
     for (const each of place.querySelectorAll(".transcript")) {
         each.scrollTop = each.scrollHeight;
