@@ -1,5 +1,5 @@
 """
-The address of another server, and the verification of its certificate.
+Parse the address of another server, and verify the certificate of this server.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PORTS = {"pop3": 110, "pop3s": 995, "imap": 143, "imaps": 993}
 _URL = re.compile(
     r"(pop3s?|imaps?)://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{1,5}))?(?:/(.*))?"
 )
-# Seconds until a connection is made.
+# Seconds within which a connection must be made.
 CONNECT_TIMEOUT = 10
 
 
@@ -43,8 +43,9 @@ class Address:
     @classmethod
     def parse(cls, text: str) -> Address:
         """
-        @param text: such as C{pop3s://host}, C{pop3://host:110} or C{imaps://host/INBOX}.
-        @raise ValueError: a sentence for the operator.
+        @param text: an address such as C{pop3s://host}, C{pop3://host:110} or
+            C{imaps://host/INBOX}.
+        @raise ValueError: the address cannot be used.  The text is a sentence for the operator.
         """
         found = _URL.fullmatch(text)
         if found is None:
@@ -79,11 +80,12 @@ class TLSOptions:
     ) -> None:
         """
         @param host: the name, or the IP address, that the certificate must have.
-        @param authorities: a PEM file of certificates to trust; L{None} for those of the system.
+        @param authorities: a PEM file with certificates to trust; L{None} to trust the certificates
+            of the system.
         @param certificate: a PEM file with the certificate of this client, for EXTERNAL.
         @param privateKey: a PEM file with the key of C{certificate}; L{None} if the key is in the
             same file.
-        @raise ValueError: a sentence for the operator.
+        @raise ValueError: a file cannot be used.  The text is a sentence for the operator.
         """
         own = None if certificate is None else _own(certificate, privateKey or certificate)
         self.creator: Any = optionsForClientTLS(host, trustRootOf(authorities), own)
@@ -91,7 +93,7 @@ class TLSOptions:
 
 def _own(certificate: str, privateKey: str) -> PrivateCertificate:
     """
-    @raise ValueError: a file cannot be used; a sentence for the operator.
+    @raise ValueError: a file cannot be used.  The text is a sentence for the operator.
     """
     parts = []
     for path in dict.fromkeys((certificate, privateKey)):
@@ -110,7 +112,7 @@ def _own(certificate: str, privateKey: str) -> PrivateCertificate:
 
 def endpointFor(reactor: Any, address: Address, options: TLSOptions | None) -> Any:
     """
-    @param options: how to verify the certificate of a connection that begins with TLS.
+    @param options: verifies the server's certificate if the connection begins with TLS.
     @return: an endpoint that connects to the server.
     """
     endpoint = HostnameEndpoint(reactor, address.host, address.port, timeout=CONNECT_TIMEOUT)

@@ -32,7 +32,8 @@ async def connectWith(clock: Any, endpoint: Any, make: Any) -> Any:
     factory = Factory.forProtocol(make)
     factory.noisy = False
     try:
-        # The endpoint does not limit the time for resolving the host's name.
+        # Limit the whole time, because the endpoint does not limit the time for finding the host's
+        # address.
         return await awaitWithTimeout(endpoint.connect(factory), clock, 2 * CONNECT_TIMEOUT)
     except CallTimeout:
         raise ServerUnavailable(f"did not accept a connection within {2 * CONNECT_TIMEOUT} s")
@@ -54,13 +55,14 @@ async def connect(
     Connect to a POP3 server, begin TLS, and log in.
 
     @param reactor: connects, and measures time.
-    @param address: such as C{pop3s://mail.example.org}; see L{Address.parse}.  With C{pop3://} TLS
-        begins by STLS.
-    @param tls: how to verify the server's certificate; L{None} for a connection without TLS, where
+    @param address: an address such as C{pop3s://mail.example.org}; see L{Address.parse}.  With
+        C{pop3://} the client begins TLS by STLS.
+    @param tls: verifies the server's certificate; L{None} for a connection without TLS, on which
         others may read the password and the mail.
-    @param mechanism: a SASL mechanism, or C{USER}; L{None} for the best one.
-    @param endpoint: connects to the server instead of an endpoint for the address.
-    @param replyTimeout: see L{POP3Client}, also for C{executor}.
+    @param mechanism: the name of a SASL mechanism, or C{USER} for USER and PASS; L{None} for the
+        best way that the server offers.
+    @param endpoint: an endpoint that connects to the server; L{None} to make one for the address.
+    @param replyTimeout: see L{POP3Client}.  The same goes for C{executor}.
     @return: the connection after the login.
     @raise ServerUnavailable: the server cannot be used now.
     @raise LoginRefused: the server refused the login.

@@ -1,5 +1,5 @@
 """
-The octets of a connection to a POP3 server: lines, replies, time limits.
+Exchange lines with a POP3 server, find the replies to commands, and apply time limits.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from pop3svc.client.message import Message
 
 __all__ = ["LONGEST_COMMAND", "LONGEST_LINE", "REPLY_TIMEOUT", "ClientConnection"]
 
-# Seconds for a reply, and between two pieces of a message or a long reply.  This is less than
-# answerTimeout.  If a service uses the client, this limit therefore applies first, and the log
-# names the server as the cause.
+# Seconds until a reply begins, and between two pieces of a message or a long reply.  The number is
+# less than answerTimeout.  If a service uses the client, this limit therefore applies first, and
+# the log names the server as the cause.
 REPLY_TIMEOUT = 30
-# The most octets of a line of a reply.  RFC 2449 section 4 allows 512.
+# The most octets of a line of a reply.  RFC 2449 section 4 allows 512 octets.
 LONGEST_LINE = 4096
-# The most octets of a command without its line end.  RFC 2449 section 4 allows 255, and the names
-# and passwords of some services are longer.
+# The most octets of a command without its line end.  RFC 2449 section 4 allows 255 octets, but the
+# names and passwords of some services are longer.
 LONGEST_COMMAND = 2048
 
 
@@ -34,13 +34,13 @@ class ClientConnection(Protocol):
     Sends commands, and finds the reply to each.
 
     @ivar isLost: whether the connection has ended, or must not be used.
-    @ivar why: the reason, in words that follow the server's address in a sentence.
+    @ivar why: the reason of the loss, in words that follow the server's address in a sentence.
     """
 
     def __init__(self, clock: Any, replyTimeout: float = REPLY_TIMEOUT) -> None:
         """
-        @param clock: measures the time limits.
-        @param replyTimeout: seconds for a reply, and between two pieces of a long one.
+        @param clock: the clock of the time limits.
+        @param replyTimeout: seconds until a reply begins, and between two pieces of a long reply.
         """
         self.clock = clock
         self.isLost = False
@@ -59,13 +59,13 @@ class ClientConnection(Protocol):
 
     def connectionMade(self) -> None:
         """
-        Wait for the greeting.
+        Begin to wait for the greeting.
         """
         self._patience.begin()
 
     def greeting(self) -> Deferred[bytes]:
         """
-        Wait for the greeting.  Call this once.
+        Wait for the greeting.  Call this method only once.
 
         @return: the text of the greeting.
         """
@@ -73,9 +73,10 @@ class ClientConnection(Protocol):
 
     def abort(self, why: str) -> None:
         """
-        End the connection at once, because the server broke the protocol or a limit.
+        End the connection at once, for example because the server has broken the protocol or a
+        limit.
 
-        @param why: words that follow the server's address.
+        @param why: the reason, in words that follow the server's address in a sentence.
         """
         self.why = self.why or why
         self.isLost = True
@@ -94,7 +95,7 @@ class ClientConnection(Protocol):
 
     def resumeReading(self) -> None:
         """
-        Read again.
+        Go on reading after L{pauseReading}.
         """
         self._isPaused = False
         self._patience.resume()
@@ -141,7 +142,8 @@ class ClientConnection(Protocol):
         transport: Any = self.transport
         transport.loseConnection()
         if not wasLost:
-            # With TLS the connection ends only after the server has answered.
+            # Limit the time for the end, because a connection with TLS does not end before the
+            # server has answered.
             self._patience.begin()
 
     # --- input ----------------------------------------------------------------------
@@ -167,7 +169,8 @@ class ClientConnection(Protocol):
             self.abort("sends a malformed reply")
 
     def _isAborted(self) -> bool:
-        # After leave() the reply to QUIT is still read.
+        # A connection after leave() is lost but not aborted, because the reply to QUIT is still
+        # read.
         return self.isLost and bool(self.why)
 
     def _feed(self, message: Message) -> None:
@@ -206,11 +209,11 @@ class ClientConnection(Protocol):
             self._complete(Failure(CommandRefused(text)))
             return
         if command.begun is not None:
-            # A function that begins a message must begin it here and not later, because octets of
-            # the message may follow in the same packet.
+            # If the reply is a message, this function must make the Message object now, because
+            # octets of the message may follow in the same packet.
             command.begun(text)
         if self._message is not None:
-            # The caller reads the message while it arrives.
+            # Pass the message to the caller now, so that the caller can read it while it arrives.
             self._fire(command, self._message)
         elif command.consume is not None:
             self._inLines, self._text = True, text
@@ -229,7 +232,8 @@ class ClientConnection(Protocol):
     def _beginWaiting(self) -> None:
         self._patience.begin()
         if self._isPaused:
-            # TLS may deliver octets that were received before the pause.
+            # A reply may end while reading is paused, because TLS may deliver octets that were
+            # received before the pause.
             self._patience.pause()
 
     @staticmethod
@@ -239,18 +243,18 @@ class ClientConnection(Protocol):
 
     def _complete(self, result: Any = None) -> None:
         """
-        The reply to the first command is complete.
+        End the first command, because its reply is complete.
         """
         command = self._queue.answered()
         if not (self._queue.isPipelining or self._input.isEmpty):
-            # Otherwise these octets would be taken for the reply to the next command.
+            # Refuse further octets, because they would be taken for the reply to the next command.
             self.abort("sends a line that answers no command")
         elif self._queue.first is None and not self.isLost:
             self._patience.end()
         else:
             self._beginWaiting()
-        # If the result leads to another command, this command comes after the commands that already
-        # wait.
+        # Send the commands that wait before the caller gets the result, because the caller may then
+        # add another command.
         if not self.isLost:
             self._send()
         self._fire(command, result)
@@ -269,7 +273,7 @@ class ClientConnection(Protocol):
 
     def _command(self, line: bytes, **more: Any) -> Deferred[Any]:
         """
-        @param more: further arguments of L{Command}.
+        @param more: further arguments for L{Command}.
         """
         if set(line) & {0, 10, 13}:
             raise ValueError("a command must not contain CR, LF or NUL")
@@ -285,7 +289,8 @@ class ClientConnection(Protocol):
         return reply
 
     def _cancelled(self, reply: Deferred[Any]) -> None:
-        # Otherwise the late reply would be taken for the reply to the next command.
+        # End the connection, because the late reply would be taken for the reply to the next
+        # command.
         self.abort("was disconnected, because the session ended")
         reply.errback(CancelledError())
 

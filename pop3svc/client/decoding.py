@@ -1,5 +1,6 @@
 """
-Split the octets of a POP3 server into lines and messages, in pieces cut anywhere.
+Split the octets of a POP3 server into lines and messages.  The octets may arrive in pieces of any
+size.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ import re
 
 __all__ = ["BodyDecoder", "LineTooLong", "Lines", "parseRow"]
 
-# A line of LIST or UIDL: a number, and a size or a unique-id.  Some servers add more text.
+# A line of the reply to LIST or UIDL.  It has a number, and a size or a unique-id.  Some servers
+# add more text.
 _ROW = re.compile(rb"([0-9]{1,9}) ([!-~]+)(?: .*)?")
 
 
@@ -21,7 +23,7 @@ class LineTooLong(Exception):
 def parseRow(line: bytes) -> tuple[int, bytes]:
     """
     @param line: a line of the reply to LIST or UIDL.
-    @return: the message number, and the size or unique-id.
+    @return: a pair of the message number, and the size or the unique-id.
     @raise ValueError: the line is malformed.
     """
     found = _ROW.fullmatch(line)
@@ -32,12 +34,12 @@ def parseRow(line: bytes) -> tuple[int, bytes]:
 
 class Lines:
     """
-    The received octets that are not used yet.
+    The octets that have been received and not used yet.
     """
 
     def __init__(self, longest: int) -> None:
         """
-        @param longest: octets of the longest line, without its line end.
+        @param longest: the most octets of a line, without its line end.
         """
         self._longest = longest
         self._data = b""
@@ -59,7 +61,7 @@ class Lines:
 
     def line(self) -> bytes | None:
         """
-        @return: the next line without CRLF; L{None} if it is not complete.
+        @return: the next line without CRLF; L{None} if the line is not complete.
         @raise LineTooLong: the line is too long.
         """
         end = self._data.find(b"\r\n", self._offset)
@@ -84,13 +86,14 @@ class Lines:
 
 class BodyDecoder:
     """
-    Finds the end of a multi-line reply, and removes dot-stuffing, in pieces cut anywhere.
+    Finds the end of a multi-line reply, and removes dot-stuffing.  The reply may arrive in pieces
+    of any size.
 
-    @ivar rest: octets after the reply; L{None} before its end.
+    @ivar rest: the octets after the reply; L{None} before the end of the reply.
     """
 
     def __init__(self) -> None:
-        # The reply begins at the beginning of a line.
+        # A line end in front lets the first line of the reply be treated like any other line.
         self._held = b"\r\n"
         self._isFirst = True
         self.rest: bytes | None = None
@@ -98,7 +101,7 @@ class BodyDecoder:
     def feed(self, data: bytes) -> bytes:
         """
         @param data: the next octets of the connection.
-        @return: octets of the message; possibly none.
+        @return: the octets of the message that are certain now; they may be none.
         """
         data = self._held + data
         end = data.find(b"\r\n.\r\n")
@@ -106,7 +109,7 @@ class BodyDecoder:
             self.rest = data[end + 5 :]
             data, self._held = data[: end + 2], b""
         else:
-            # Keep octets that may begin a line end with a dot.
+            # Keep back octets that may be the beginning of a line end with a dot.
             keep = data.find(b"\r", max(len(data) - 4, 0))
             keep = len(data) if keep < 0 else keep
             data, self._held = data[:keep], data[keep:]

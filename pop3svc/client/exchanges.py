@@ -1,5 +1,5 @@
 """
-The queue of commands that wait for replies, and the time limits of the replies.
+Keep the commands that wait for replies, and limit the time for replies.
 """
 
 from __future__ import annotations
@@ -14,25 +14,27 @@ from twisted.internet.interfaces import IDelayedCall
 
 __all__ = ["WINDOW", "Command", "Patience", "Queue"]
 
-# The most commands that are sent before the reply to the first of them.  Servers read this many at
-# once, and the commands fit into the buffers of the network.  Therefore neither side waits forever
-# for the other.
+# The most commands that are sent before the reply to the first of them.  Servers read so many
+# commands at once, and the commands fit into the buffers of the network.  Therefore the client and
+# the server never wait for each other forever.
 WINDOW = 32
 
 
 @dataclass(eq=False)
 class Command:
     """
-    A command.
+    A command that is sent, or that waits to be sent.
 
-    @ivar line: the line to send, with its line end.  It may be a password, so repr() leaves it out.
-    @ivar reply: gets the text after C{+OK}; with L{mayContinue} it gets L{None} after C{+OK}, or a
-        challenge.
-    @ivar begun: called with the text after C{+OK}, before the octets that follow are read.  It may
-        change this object.
+    @ivar line: the line to send, with its line end.  The line may contain a password, so repr()
+        leaves it out.
+    @ivar reply: a Deferred of the text after C{+OK}.  With L{mayContinue}, the result is L{None}
+        for C{+OK}, and the text of a challenge otherwise.
+    @ivar begun: called with the text after C{+OK}, before the octets that follow are read.  The
+        function may change this command.
     @ivar consume: called with each line of a multi-line reply; L{None} for a reply of one line.
     @ivar mayContinue: whether the reply may be a challenge of SASL.
-    @ivar isAlone: whether no further command may be sent before the reply to this one.
+    @ivar isAlone: whether no other command may be sent before the reply to this command has
+        arrived.
     """
 
     line: bytes = field(repr=False)
@@ -67,13 +69,13 @@ class Queue:
     @property
     def isEmpty(self) -> bool:
         """
-        Whether no command waits for a reply.
+        Whether there is no command, sent or waiting.
         """
         return not (self._sent or self._waiting)
 
     def add(self, command: Command) -> None:
         """
-        Send a command now, or when the server is ready for it.
+        Add a command.  It is sent now, or later when the server is ready for it.
         """
         self._waiting.append(command)
         self.send()
@@ -99,7 +101,7 @@ class Queue:
 
     def answered(self) -> Command:
         """
-        Remove the first command, because its reply is complete.
+        Remove the first sent command, because its reply is complete.
         """
         return self._sent.popleft()
 
@@ -116,17 +118,19 @@ class Queue:
 class Patience:
     """
     Limits the time for each reply.  The server may be silent for some seconds.  A long reply must
-    also have an average rate.  Otherwise a server that sends an octet now and then could keep the
-    connection for ever.
+    also reach an average rate, because a server that sends an octet now and then could otherwise
+    keep the connection forever.
     """
 
-    # From this number of seconds on, a reply must bring this many octets in each further second.
+    # After LONG seconds, a reply must have brought RATE octets for each further second.
     LONG, RATE = 600, 100
 
     def __init__(self, clock: Any, seconds: float, late: Callable[[str], object]) -> None:
         """
-        @param seconds: the time for a reply to begin, and between two pieces of a long reply.
-        @param late: called with the words after the server's address.
+        @param seconds: the seconds until a reply must begin, and between two pieces of a long
+            reply.
+        @param late: called with the reason, in words that follow the server's address in a
+            sentence.
         """
         self._clock = clock
         self._seconds = seconds
@@ -163,16 +167,16 @@ class Patience:
 
     def pause(self) -> None:
         """
-        Stop the time limit, because this client does not read now.
+        Stop the time, because this client does not read now.
         """
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
-            # Remember the time that has passed.
+            # Now this value is the negative of the time that has passed.
             self._began -= self._clock.seconds()
 
     def resume(self) -> None:
         """
-        Wait again after L{pause}.
+        Let the time go on after L{pause}.
         """
         if self._timer is not None and not self._timer.active():
             self._began += self._clock.seconds()
@@ -180,7 +184,7 @@ class Patience:
 
     def end(self) -> None:
         """
-        Wait for no reply.
+        Stop waiting for a reply.
         """
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():

@@ -11,7 +11,7 @@ from service_identity import VerificationError
 
 __all__ = ["ClientError", "CommandRefused", "LoginRefused", "ServerUnavailable", "reasonOfLoss"]
 
-# A response code (RFC 2449 section 8).
+# The form of a response code (RFC 2449 section 8).
 _CODE = re.compile(rb"\[([A-Za-z/-]{1,30})\]")
 
 
@@ -42,7 +42,8 @@ class CommandRefused(ClientError):
     @property
     def code(self) -> str | None:
         """
-        The response code without brackets, in capitals, such as C{SYS/TEMP}; L{None} without one.
+        The response code in capitals and without brackets, such as C{SYS/TEMP}; L{None} if the text
+        has no code.
         """
         found = _CODE.match(self.text)
         return None if found is None else found[1].decode("ascii").upper()
@@ -63,7 +64,8 @@ class LoginRefused(ClientError):
 def reasonOfLoss(error: BaseException | None) -> str:
     """
     @param error: the reason with which Twisted reports the end of a connection.
-    @return: if TLS has failed, the words after the server's address; otherwise an empty text.
+    @return: the reason if TLS has failed, in words that follow the server's address in a sentence;
+        otherwise an empty text.
     """
     if isinstance(error, VerificationError):
         return "has a certificate for another name"

@@ -23,7 +23,7 @@ __all__ = [
     "decoded",
 ]
 
-# The most rounds of PBKDF2 that a server may ask for; they take about a second.
+# The most rounds of PBKDF2 that a server may ask for.  They take about a second.
 _MOST_ROUNDS = 2_000_000
 _ROUNDS = re.compile("i=([1-9][0-9]{0,11})")
 _BAD = frozenset("\0\r\n")
@@ -31,7 +31,7 @@ _BAD = frozenset("\0\r\n")
 
 def _check(*texts: str) -> None:
     """
-    @raise ValueError: a text would end a command early.
+    @raise ValueError: a text is empty, or has a character that would end a command early.
     """
     for each in texts:
         if not each:
@@ -45,7 +45,7 @@ def _check(*texts: str) -> None:
 @dataclass(frozen=True)
 class PasswordLogin:
     """
-    A login with a password: by SCRAM or PLAIN, or by USER and PASS.
+    A login with a password, by SCRAM, PLAIN, or USER and PASS.
 
     @ivar username: the user's name on the server.
     """
@@ -60,7 +60,7 @@ class PasswordLogin:
 @dataclass(frozen=True)
 class TokenLogin:
     """
-    A login with a bearer token: by OAUTHBEARER or XOAUTH2.
+    A login with a bearer token, by OAUTHBEARER or XOAUTH2.
 
     @ivar username: the user's name on the server.
     """
@@ -77,7 +77,7 @@ class TokenLogin:
 @dataclass(frozen=True)
 class CertificateLogin:
     """
-    A login with the TLS certificate of this client: by EXTERNAL.
+    A login with the TLS certificate of this client, by EXTERNAL.
 
     @ivar username: the name of the user; empty for the user whom the certificate names.
     """
@@ -90,7 +90,8 @@ class CertificateLogin:
 
 
 Login = PasswordLogin | TokenLogin | CertificateLogin
-# Yields the messages of a client, and gets the challenges of the server; at the end None.
+# The client's part of an exchange.  The generator yields the messages of the client.  It is sent
+# the challenges of the server, and None when the server has accepted the login.
 Exchange = Generator[bytes, bytes | None, None]
 
 
@@ -99,10 +100,11 @@ class Mechanism:
     """
     A SASL mechanism.
 
-    @ivar needs: the kind of login that it uses.
-    @ivar begin: takes the login and the octets of C{tls-server-end-point} or L{None}.
-    @ivar isSlow: whether its computation takes long.
-    @ivar needsBinding: whether it binds the login to the TLS connection.
+    @ivar needs: the class of the logins that the mechanism can use.
+    @ivar begin: makes an exchange from the login and the octets of C{tls-server-end-point}, which
+        are L{None} without TLS.
+    @ivar isSlow: whether the computation of a message takes long.
+    @ivar needsBinding: whether the mechanism binds the login to the TLS connection.
     """
 
     needs: type[Any]
@@ -142,7 +144,8 @@ def _escape(name: str) -> str:
 
 def _bearer(login: TokenLogin, _: bytes | None) -> Exchange:
     """
-    OAUTHBEARER (RFC 7628).  A challenge reports an error, and the answer ends the exchange.
+    OAUTHBEARER (RFC 7628).  A challenge reports an error, and the client's answer to it ends the
+    exchange.
     """
     name = _escape(login.username)
     challenge = yield _octets(f"n,a={name},\x01auth=Bearer {login.token}\x01\x01")
@@ -152,7 +155,7 @@ def _bearer(login: TokenLogin, _: bytes | None) -> Exchange:
 
 def _xoauth2(login: TokenLogin, _: bytes | None) -> Exchange:
     """
-    XOAUTH2.  A challenge reports an error, and the answer ends the exchange.
+    XOAUTH2.  A challenge reports an error, and the client's answer to it ends the exchange.
     """
     challenge = yield _octets(f"user={login.username}\x01auth=Bearer {login.token}\x01\x01")
     if challenge is not None:
@@ -167,7 +170,7 @@ def _scram(name: str) -> Callable[[Any, bytes | None], Exchange]:
         from scramp import ScramClient, ScramException
 
         isBound = name.endswith("-PLUS")
-        # The library does not know the name tls-exporter.
+        # Use tls-server-end-point, because the library does not know tls-exporter.
         binding = ("tls-server-end-point", endPoint) if isBound and endPoint is not None else None
         client: Any
         try:
@@ -188,15 +191,15 @@ def _scram(name: str) -> Callable[[Any, bytes | None], Exchange]:
 
 def _challenge(challenge: bytes | None) -> str:
     """
-    @return: the text of a challenge of SCRAM.
-    @raise ServerUnavailable: there is none, or it asks for too much work.
+    @return: the text of a challenge of SCRAM, which has been checked.
+    @raise ServerUnavailable: there is no challenge, or it asks for too much work.
     @raise ValueError: the challenge is malformed.
     """
     if challenge is None:
         raise ServerUnavailable("accepts a login without proof that it knows the password")
     text = challenge.decode("utf-8")
-    # Refuse unusual forms, because the library might read another attribute than this function, or
-    # read a number differently.
+    # Refuse challenges in an unusual form, because the library might read another attribute than
+    # this function does, or might read the number differently.
     numbers = [each for each in text.split(",") if each.startswith("i")]
     if len(numbers) > 1:
         raise ValueError("two numbers of rounds")
@@ -209,7 +212,7 @@ def _challenge(challenge: bytes | None) -> str:
     return text
 
 
-# The mechanisms, the best first.
+# The mechanisms, from the best to the worst.
 MECHANISMS = {
     "EXTERNAL": Mechanism(CertificateLogin, _external),
     "OAUTHBEARER": Mechanism(TokenLogin, _bearer),
@@ -227,12 +230,13 @@ def choose(
     login: Login, offered: Collection[str], hasBinding: bool, only: str | None = None
 ) -> str | None:
     """
-    Choose a mechanism.
+    Choose a mechanism for a login.
 
     @param offered: the names of the mechanisms that the server offers, in capitals.
     @param hasBinding: whether the TLS connection has octets for C{tls-server-end-point}.
-    @param only: the mechanism that must be used, or C{USER}; L{None} for the best one.
-    @return: the name of the mechanism; L{None} for USER and PASS.
+    @param only: the only mechanism that may be used, or C{USER} for USER and PASS; L{None} for the
+        best one.
+    @return: the name of the chosen mechanism; L{None} for USER and PASS.
     @raise ServerUnavailable: the server offers no mechanism for this login.
     """
     if only == "USER" and isinstance(login, PasswordLogin):

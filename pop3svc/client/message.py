@@ -16,17 +16,17 @@ from pop3svc.interfaces import IChunkedContent
 
 __all__ = ["Message"]
 
-# The most octets of a message that may wait for the program.  Reading goes on when the number of
-# waiting octets has fallen to the second value.
+# The most octets of a message that may wait for the program.  When so many wait, reading pauses
+# until their number has fallen below the second value.
 _HIGH, _LOW = 262_144, 65_536
-# The most octets of an unneeded message that are read and dropped.  If more octets are left, a new
-# connection is quicker.
+# The most octets that are read and dropped if the program does not need the rest of a message.  If
+# more octets are left, a new connection is quicker.
 _MOST_DROPPED = 1_048_576
 
 
 class _Client(Protocol):
     """
-    The connection that receives the message.
+    The methods of the connection that receives the message.
     """
 
     isLost: bool
@@ -43,8 +43,9 @@ class _Client(Protocol):
 class Message:
     """
     A message that is being received.  If the program does not take the octets, reading pauses, so
-    that only a bounded part of the message is in memory.  Use it with C{async for}, or call
-    L{nextChunk} until it returns L{None}.  In both cases call L{close} at the end.
+    that only a bounded part of the message is in memory.  A program reads the message with C{async
+    for}, or by calls of L{nextChunk} until the result is L{None}.  In both cases it must call
+    L{close} at the end.
     """
 
     def __init__(self, client: _Client, octets: int) -> None:
@@ -67,7 +68,7 @@ class Message:
         Take octets from the connection.
 
         @param data: the next octets.
-        @return: octets after the message; L{None} if the message goes on.
+        @return: the octets after the message; L{None} if the message goes on.
         """
         piece = self._decoder.feed(data)
         self._received += len(piece)
@@ -80,8 +81,8 @@ class Message:
                 self._isPaused = True
                 self._client.pauseReading()
         elif self._isClosed and self._received > 2 * self._expected + _MOST_DROPPED:
-            # Some servers count each line end as one octet, so the reported size may be half of the
-            # real one.
+            # The limit has twice the reported size, because some servers count each line end as one
+            # octet.
             self._client.abort("sends a message without end")
             return None
         self._wake()
@@ -101,7 +102,8 @@ class Message:
 
     async def nextChunk(self) -> bytes | None:
         """
-        @return: the next octets, with line ends CRLF and without dot-stuffing; L{None} at the end.
+        @return: the next octets; L{None} at the end of the message.  They have the line end CRLF,
+            and no dot-stuffing.
         @raise ServerUnavailable: the connection was lost before the end of the message.
         """
         while not self._pieces:
@@ -141,7 +143,8 @@ class Message:
 
     def close(self) -> None:
         """
-        Take no more octets.  The connection is used again if the rest of the message is short.
+        Take no more octets.  If the rest of the message is short, it is dropped, and the connection
+        can still be used.  Otherwise the connection is ended.
         """
         if self._isClosed:
             return

@@ -24,9 +24,10 @@ from pop3svc.threadpool import Executor
 
 __all__ = ["MOST_MESSAGES", "POP3Client", "Reference", "Reply"]
 
-# The most messages of one mailbox; some 300 octets each.
+# The most messages of one mailbox.  Each takes some 300 octets of memory.
 MOST_MESSAGES = 500_000
-# The most octets of a unique-id.  RFC 1939 section 7 allows 70, and some servers have longer ones.
+# The most octets of a unique-id.  RFC 1939 section 7 allows 70 octets, but some servers have longer
+# unique-ids.
 LONGEST_UNIQUE_ID = 255
 # The most octets of an AUTH command with an initial response (RFC 5034 section 4).
 _LONGEST_AUTH = 255
@@ -38,7 +39,7 @@ _STAT = re.compile(rb"([0-9]{1,9}) ([0-9]{1,15})(?: .*)?")
 _CODES = ("IN-USE", "LOGIN-DELAY", "SYS/TEMP", "SYS/PERM")
 _MARK = b" _"
 
-# A message number, or a unique-id for a server with UID-PARAM.
+# A message number, or a unique-id if the server has the capability UID-PARAM.
 Reference = int | str
 
 
@@ -47,7 +48,7 @@ class Reply(NamedTuple):
     The reply to any command.
 
     @ivar text: the text after C{+OK}.
-    @ivar lines: the further lines without dot-stuffing; L{None} for a reply of one line.
+    @ivar lines: the lines after the first, without dot-stuffing; L{None} for a reply of one line.
     """
 
     text: bytes
@@ -56,26 +57,26 @@ class Reply(NamedTuple):
 
 class POP3Client(ClientConnection):
     """
-    A connection to a POP3 server.  The methods that send commands return Deferreds, which may be
-    awaited.  A program may call further methods before it awaits the first result.  If the server
-    supports PIPELINING, the commands are sent at once.  Otherwise each command waits for the reply
-    to the previous one.
+    A connection to a POP3 server.  The methods that send commands return Deferreds, which a program
+    may await.  The program may call further methods before it awaits the first result.  If the
+    server supports PIPELINING, the commands are sent at once.  Otherwise each command waits for the
+    reply to the previous one.
 
     The connection is aborted if a reply breaks the protocol or a limit, if a reply does not come in
     time, or if its Deferred is cancelled.  All Deferreds then fail with L{ServerUnavailable}.  If
     the server refuses a command, the Deferred of this command fails with L{CommandRefused}.
 
-    @ivar capabilities: the arguments of each capability by its name in capitals, from the last
-        CAPA; empty if the server does not support CAPA.
+    @ivar capabilities: the arguments of each capability, by the capability's name in capitals, as
+        the last CAPA has listed them; empty if the server does not support CAPA.
     """
 
     def __init__(
         self, clock: Any, replyTimeout: float = REPLY_TIMEOUT, executor: Executor | None = None
     ) -> None:
         """
-        @param clock: measures the time limits.
-        @param replyTimeout: seconds for a reply, and between two pieces of a long one.
-        @param executor: runs long computations; L{None} for threads.
+        @param clock: the clock of the time limits.
+        @param replyTimeout: seconds until a reply begins, and between two pieces of a long reply.
+        @param executor: runs long computations; L{None} to run them in threads.
         """
         super().__init__(clock, replyTimeout)
         self.capabilities: Mapping[str, list[str]] = {}
@@ -105,14 +106,14 @@ class POP3Client(ClientConnection):
         """
         Ask for the capabilities by CAPA (RFC 2449 section 5).
 
-        @return: see L{capabilities}.
+        @return: the capabilities; see L{capabilities}.
         """
         found: dict[str, list[str]] = {}
         lines = 0
 
         def consume(line: bytes) -> None:
             nonlocal lines
-            # A name may be repeated.
+            # Count the lines, because a server may list the same name again and again.
             lines += 1
             if lines > _MOST_CAPABILITIES:
                 raise ValueError
@@ -133,16 +134,17 @@ class POP3Client(ClientConnection):
 
     async def startTLS(self, creator: Any) -> None:
         """
-        Begin TLS by STLS (RFC 2595 section 4).  The capabilities are unknown afterwards.
+        Begin TLS by STLS (RFC 2595 section 4).  Afterwards the capabilities are unknown until the
+        next CAPA.
 
         @param creator: the result of L{twisted.internet.ssl.optionsForClientTLS}, which verifies
             the certificate.
-        @raise ServerUnavailable: the server has no TLS, or injects plain text.
+        @raise ServerUnavailable: the server refuses STLS, or sends plain text after it.
         """
 
         def begin(_: bytes) -> None:
-            # Begin TLS here and not later.  Further input in the same packet would be plain text,
-            # which may come from an attacker in the network.
+            # Begin TLS here and not later.  If the same packet has further octets, they were sent
+            # without TLS, and an attacker in the network may have added them.
             if not self._input.isEmpty:
                 self.abort("sends plain text after STLS")
             else:
@@ -168,8 +170,9 @@ class POP3Client(ClientConnection):
         the refusal may mean that the server has noticed a man in the middle.  It does not try PLAIN
         without TLS, because the refusal may come from an attacker who wants the password.
 
-        @param mechanism: a SASL mechanism, or C{USER}; L{None} for the best one.
-        @return: the name of the mechanism.
+        @param mechanism: the name of a SASL mechanism, or C{USER} for USER and PASS; L{None} for
+            the best way that the server offers.
+        @return: the name of the mechanism that was used, or C{USER}.
         @raise LoginRefused: the server refused the login.
         """
         offered = {each.upper() for each in self.capabilities.get("SASL", ())}
@@ -220,7 +223,7 @@ class POP3Client(ClientConnection):
         try:
             await first
         except ClientError:
-            # PASS fails as well.
+            # Ignore the error of PASS, because it follows from the error of USER.
             second.addErrback(lambda _: None)
             raise
         await second
@@ -229,7 +232,7 @@ class POP3Client(ClientConnection):
         self, name: str, mechanism: Mechanism, login: Login, binding: bytes | None
     ) -> None:
         """
-        See RFC 5034.
+        Carry out a SASL exchange by AUTH (RFC 5034).
         """
         exchange = mechanism.begin(login, binding)
         message: bytes | None = next(exchange)
@@ -255,7 +258,7 @@ class POP3Client(ClientConnection):
         self, exchange: Any, mechanism: Mechanism, challenge: bytes | None
     ) -> bytes | None:
         """
-        @return: the next message; L{None} at the end of the exchange.
+        @return: the next message of the client; L{None} at the end of the exchange.
         """
 
         def step() -> bytes | None:
@@ -270,7 +273,8 @@ class POP3Client(ClientConnection):
                 return await (self._executor or longWork()).run(step)
             return step()
         except ServerUnavailable as error:
-            # This server cannot be trusted any more.
+            # End the connection, because this server has broken the rules of the mechanism and
+            # cannot be trusted.
             self.abort(str(error))
             raise
 
@@ -278,7 +282,7 @@ class POP3Client(ClientConnection):
 
     def stat(self) -> Deferred[tuple[int, int]]:
         """
-        @return: the number of messages, and their octets together.
+        @return: the number of messages, and the sum of their octets.
         """
 
         def parse(text: bytes) -> tuple[int, int]:
@@ -310,7 +314,8 @@ class POP3Client(ClientConnection):
     def uniqueIDs(self) -> Deferred[dict[int, str]]:
         """
         @return: the unique-id of each message by its number (UIDL).  A unique-id is printable
-            ASCII, may be longer than RFC 1939 allows, and may occur more than once.
+            ASCII.  It may be longer than RFC 1939 allows, and several messages may have the same
+            one.
         """
         found: dict[int, str] = {}
 
@@ -328,8 +333,9 @@ class POP3Client(ClientConnection):
         """
         Read a message (RETR).
 
-        @param octets: the size that the server has reported, if it is known.
-        @return: the message, when it begins to arrive.  Its L{Message.close} must be called.
+        @param octets: the size that the server has reported; 0 if it is not known.
+        @return: a Deferred of the message, which fires when the message begins to arrive.  The
+            caller must call L{Message.close}.
         """
         return self._receive("RETR", reference, "", octets)
 
@@ -337,7 +343,7 @@ class POP3Client(ClientConnection):
         """
         Read the header of a message, and the first lines of its body (TOP).
 
-        @return: see L{retrieve}.
+        @return: the message; see L{retrieve}.
         """
         return self._receive("TOP", reference, f" {lines}", 0)
 
@@ -384,7 +390,8 @@ class POP3Client(ClientConnection):
 
     def ask(self, line: bytes) -> Deferred[Reply]:
         """
-        Send any command to a server with MULTI-LINE-IND, which shows whether further lines follow.
+        Send any command.  The server must have the capability MULTI-LINE-IND, because its replies
+        then show whether further lines follow.
 
         @param line: the command without its line end.
         """

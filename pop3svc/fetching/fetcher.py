@@ -25,15 +25,15 @@ from pop3svc.transfer.report import Report
 
 __all__ = ["Fetcher", "Recorder"]
 
-# The number of messages that are requested before the first of them has arrived.  When half of them
-# have arrived, the next half is requested in one packet.
+# The most messages that are requested before the first of them has arrived.  Whenever half of this
+# number has arrived, as many messages are requested in one packet.
 _AHEAD = 32
 # The most deletions that wait for their replies.
 _DELETING = 1000
 # The most octets of a message that are kept in memory.  A longer message goes to a temporary file.
 _SPOOLED = 262_144
 
-# The beginning of names that are derived from headers.
+# The beginning of names that are made from headers, for servers without unique-ids.
 _OF_HEADER = "top-"
 _TWICE = (
     "message {number} may be stored twice, because an earlier attempt to store it was interrupted"
@@ -44,7 +44,7 @@ class _Wanted(NamedTuple):
     """
     A message to fetch.
 
-    @ivar number: the message number in this session.
+    @ivar number: the message number in the present session.
     """
 
     number: int
@@ -54,16 +54,16 @@ class _Wanted(NamedTuple):
 
 class Recorder:
     """
-    The messages of one account that were fetched.  While one transaction is written, new entries
-    wait for the next transaction, so that fetching does not wait for the database.
+    Records the messages of one account that were fetched.  While one transaction is written, new
+    entries wait for the next transaction.  Therefore fetching does not wait for the database.
     """
 
     def __init__(
         self, record: FetchRecord, account: int, executor: Executor, deletes: bool = False
     ) -> None:
         """
-        @param deletes: whether the messages will be deleted on the server.  The server may then
-            give their unique-ids to other messages.
+        @param deletes: whether the messages will be deleted on the server.  If so, the server may
+            give their unique-ids to other messages afterwards.
         """
         self._deletes = deletes
         self._record = record
@@ -78,7 +78,7 @@ class Recorder:
 
     async def load(self) -> None:
         """
-        Read the record.
+        Read the record of the account.
         """
         found = await self._executor.run(self._record.load, self._account)
         for entry, isStored in found.items():
@@ -89,19 +89,20 @@ class Recorder:
 
     def digestsOf(self, uniqueID: str) -> set[bytes]:
         """
-        @return: the digests of the stored messages with a unique-id.
+        @return: the digests of the stored messages that have a unique-id.
         """
         return self._stored.get(uniqueID, set())
 
     def hasServersIDs(self) -> bool:
         """
-        @return: whether a message was stored under a unique-id of the server.
+        @return: whether a message was recorded under a unique-id of the server, and not under a
+            name that is made from its header.
         """
         return any(not each.startswith(_OF_HEADER) for each in self._stored)
 
     def hasBegun(self, entry: Entry) -> bool:
         """
-        @return: whether the storing of a message was interrupted.
+        @return: whether the storing of a message has begun, and its end was not recorded.
         """
         return entry in self._begun
 
@@ -124,27 +125,27 @@ class Recorder:
         """
         Record durably that a message was found to be too large.
 
-        @param most: the present limit of a message, octets.
+        @param most: the present limit for the octets of a message.
         """
         await self._executor.run(self._record.tooLarge, self._account, uniqueID, most)
 
     async def begin(self, entry: Entry) -> None:
         """
-        Record that a message is being stored.
+        Record durably that a message is going to be stored.
         """
         await self._executor.run(self._record.begin, self._account, entry)
         self._begun.add(entry)
 
     async def abandon(self, entry: Entry) -> None:
         """
-        Record that a message was not stored.
+        Record that a message was not stored after all.
         """
         await self._executor.run(self._record.abandon, self._account, entry)
         self._begun.discard(entry)
 
     def finish(self, entry: Entry) -> None:
         """
-        Record that a message is stored.  L{settle} waits for the transaction.
+        Record that a message is stored.  The transaction is written later; L{settle} waits for it.
         """
         self._begun.discard(entry)
         self._stored.setdefault(entry.uniqueID, set()).add(entry.digest)
@@ -171,7 +172,8 @@ class Recorder:
         Wait until all finished messages are recorded durably.
         """
         if self._isWriting:
-            # An entry that comes meanwhile is also written.
+            # The wait also covers entries that come meanwhile, because _write() goes on until no
+            # entry waits.
             settled: Deferred[None] = Deferred()
             self._settling.append(settled)
             await settled
@@ -183,7 +185,8 @@ class Fetcher:
     """
     Fetches the messages of one account that were not fetched before.
 
-    @ivar isIncomplete: whether the last L{fetch} has left out messages that a later call may fetch.
+    @ivar isIncomplete: whether the last call of L{fetch} has left out messages that a later call
+        may fetch.
     """
 
     def __init__(
@@ -198,10 +201,11 @@ class Fetcher:
         mustEnd: Callable[[], bool] = lambda: False,
     ) -> None:
         """
-        @param name: the name of the account, from which names of messages are derived.
+        @param name: the name of the account.  It is a part of the names that messages get in the
+            target.
         @param executor: runs work in threads.
-        @param largest: octets of the largest message.
-        @param deletes: whether to delete messages that are stored.
+        @param largest: the most octets that a message may have.
+        @param deletes: whether to delete messages on the server when they are stored.
         @param mustEnd: returns whether the operator wants to end the command.
         """
         self._name = name
@@ -219,9 +223,9 @@ class Fetcher:
         Fetch the new messages.
 
         @param client: a connection after the login, or after WAKE.  When this method returns, the
-            messages to delete are marked, or already deleted.
+            messages that have to be deleted are marked for deletion, or already deleted.
         @return: the number of messages that were stored.
-        @raise ClientError: the server does not work.
+        @raise ClientError: the connection fails, or the server refuses a command.
         @raise TryAgain: a later attempt may succeed.
         @raise NotPossible: the messages cannot be fetched.
         """
@@ -229,12 +233,14 @@ class Fetcher:
         names = await self._names(client)
         listing = await self._recorder.listed(list(names.values()))
         counts = Counter(names.values())
-        # The command has already named the messages that were found to be too large.
+        # Leave out messages that were found to be too large before, because the operator has
+        # already been told about them.
         unwanted = {each for each, most in listing.large.items() if most >= self._largest}
         if not self._deletes:
             unwanted |= listing.certain
-        # Delete only messages that were compared in this session, because a server may give the
-        # unique-id of a deleted message to another message (RFC 1939 section 7).
+        # If messages are to be deleted, fetch all of them, and compare them with the record.  A
+        # unique-id alone is not enough, because a server may give the unique-id of a deleted
+        # message to another message (RFC 1939 section 7).
         wanted = [
             _Wanted(number, uniqueID, 0)
             for number, uniqueID in sorted(names.items())
@@ -255,13 +261,14 @@ class Fetcher:
 
     async def _names(self, client: POP3Client) -> dict[int, str]:
         """
-        @return: the unique-ids by message number.  If the server has no UIDL, they are derived from
-            the headers.
+        @return: the unique-ids by message number.  If the server has no UIDL, names that are made
+            from the headers take their place.
         """
         try:
             return await client.uniqueIDs()
         except CommandRefused as error:
-            # If the names changed, all messages would be fetched again.
+            # Do not change from unique-ids to names from headers, because all messages would be
+            # fetched again.
             if client.has("UIDL") or error.code is not None or self._recorder.hasServersIDs():
                 raise ServerUnavailable("refuses UIDL now")
         try:
@@ -324,8 +331,8 @@ class Fetcher:
             finally:
                 message.close()
             if digest is None:
-                # If the rest of the message is so long that the connection ends, the next attempt
-                # goes on after this message.
+                # Record the message now.  If its rest is so long that the connection ends, the next
+                # attempt can go on after it.
                 await self._recorder.tooLarge(wanted.uniqueID, self._largest)
                 self._tooLarge(wanted)
                 return False
@@ -344,7 +351,7 @@ class Fetcher:
                 return None
             digest.update(piece)
             if octets <= _SPOOLED:
-                # This is memory.
+                # This write does not block, because the file is still in memory.
                 spool.write(piece)
                 continue
             try:
@@ -362,7 +369,7 @@ class Fetcher:
             if self._deletes:
                 session.known.append(wanted.number)
             return False
-        # Another message may have the same unique-id.
+        # The name contains the digest, because another message may have the same unique-id.
         parts = [self._name, wanted.uniqueID, digest.hex()]
         name = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
         mayBeStored = recorder.hasBegun(entry)
@@ -393,9 +400,9 @@ class _Session:
     """
     The messages of one session with the server.
 
-    @ivar known: the numbers of the messages to delete that were stored before.  Before they are
-        deleted, the record stores durably that the server may give their unique-ids to other
-        messages.
+    @ivar known: the numbers of the messages that were stored in an earlier session, and are still
+        to be deleted.  Before they are deleted, the record stores durably that the server may give
+        their unique-ids to other messages.
     """
 
     def __init__(self, client: POP3Client, names: dict[int, str], counts: Counter[str]) -> None:
@@ -409,8 +416,9 @@ class _Session:
 
     def _reference(self, number: int) -> Reference:
         """
-        @return: the unique-id, if the server accepts it instead of a number, because a unique-id
-            cannot delete another message by mistake.
+        @return: the unique-id of a message, if the server accepts it instead of a number, and
+            otherwise the number.  With a unique-id, the client cannot delete another message by
+            mistake.
         """
         uniqueID = self._names[number]
         if self._hasUniqueIDs and self._counts[uniqueID] == 1 and len(uniqueID) <= 70:
@@ -421,9 +429,9 @@ class _Session:
         self, rest: Iterator[_Wanted], isWanted: Callable[[_Wanted], bool]
     ) -> tuple[_Wanted, Deferred[Message]] | None:
         """
-        Request the next messages, so that some are always on their way.
+        Request the next messages, so that some messages are always on their way.
 
-        @return: the first of them; L{None} at the end.
+        @return: the first of the messages that are on their way; L{None} if there are no more.
         """
         isAsking = False
         while len(self._coming) < _AHEAD and (isAsking or len(self._coming) <= _AHEAD // 2):
@@ -437,7 +445,7 @@ class _Session:
 
     def end(self) -> None:
         """
-        Give up the requested messages and deletions, because of an error.
+        Give up the messages and the deletions that were requested and have not arrived.
         """
         if self._coming:
             self.client.abort("was disconnected")
@@ -446,8 +454,8 @@ class _Session:
 
     async def delete(self, number: int) -> None:
         """
-        Delete a message: at once if the server has DELI, and otherwise at QUIT.  After DELI nothing
-        has to be repeated if the connection is lost.
+        Delete a message by DELI if the server has this command, and otherwise mark it for deletion
+        at QUIT.  After DELI, a loss of the connection does not undo the deletion.
         """
         delete = self.client.deleteNow if self.client.has("DELI") else self.client.delete
         self._deleting.append(delete(self._reference(number)))
@@ -456,13 +464,13 @@ class _Session:
 
     async def deleteKnown(self) -> None:
         """
-        Delete the messages of L{known}.
+        Delete the messages in L{known}.
         """
         for number in self.known:
             await self.delete(number)
 
     async def _settleOne(self) -> None:
-        # If the server does not delete a message, the next attempt deletes it.
+        # Ignore a refusal, because the next attempt can delete the message.
         with suppress(CommandRefused):
             await self._deleting.popleft()
 
@@ -476,7 +484,7 @@ class _Session:
 
 async def _nameOf(client: POP3Client, number: int) -> str:
     """
-    @return: a name for a message of a server without unique-ids.
+    @return: a name that is made from the header of a message, for a server without unique-ids.
     """
     digest = hashlib.sha256()
     octets = 0

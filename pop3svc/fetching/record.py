@@ -19,7 +19,7 @@ from pop3svc.transfer.failures import NotPossible
 
 __all__ = ["FORGET_AFTER", "Entry", "FetchRecord", "Listing"]
 
-# What each version adds.
+# For each version of the tables, the statements that lead to it from the version before.
 _SCHEMAS = (
     """
 CREATE TABLE account (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -41,10 +41,11 @@ CREATE TABLE large (
 ) WITHOUT ROWID;
 """,
 )
-# Seconds that one process waits while another one writes.
+# Seconds for which one process waits while another process writes.
 _PATIENCE = 30.0
-# Seconds for which a message is remembered after the server has stopped listing it.  If a server
-# loses its mail for some days, and then lists the mail again, there are no duplicates.
+# Seconds for which a message is remembered after the server has stopped listing it.  They are so
+# many because a server may lose its mail for some days and then list the mail again, which must
+# cause no duplicates.
 FORGET_AFTER = 30 * 86400
 
 
@@ -52,8 +53,8 @@ class Entry(NamedTuple):
     """
     A message that was fetched.
 
-    @ivar uniqueID: the server's.
-    @ivar digest: SHA-256 of the received message.
+    @ivar uniqueID: the unique-id that the server has given to the message.
+    @ivar digest: the SHA-256 digest of the message as it was received.
     """
 
     uniqueID: str
@@ -66,11 +67,12 @@ class Listing(NamedTuple):
 
     @ivar forgotten: the messages that the record has forgotten, because the server has not listed
         them for L{FORGET_AFTER}.
-    @ivar certain: the unique-ids that certainly still belong to the stored message: one message is
-        stored, and every list since then had the unique-id.  The server may have given any other
-        unique-id to another message (RFC 1939 section 7), so its message has to be compared.
-    @ivar large: the unique-ids of messages that were found to be too large, each with the limit at
-        that time, in octets.
+    @ivar certain: the unique-ids that certainly still belong to the same message.  For each of
+        them, one message is stored, and every list since then has contained the unique-id.  A
+        message with any other unique-id has to be compared, because the server may have given the
+        unique-id to another message (RFC 1939 section 7).
+    @ivar large: the unique-ids of the messages that were found to be too large.  Each has the limit
+        of octets that applied at that time.
     """
 
     forgotten: list[Entry]
@@ -80,20 +82,21 @@ class Listing(NamedTuple):
 
 class FetchRecord:
     """
-    The fetched messages of some accounts.  The methods block; call them in a thread.
+    The record of the fetched messages of some accounts.  The methods block, so they must be called
+    in a thread.
     """
 
     def __init__(self, path: str) -> None:
         """
-        @param path: the file; it is created if it does not exist.
+        @param path: the path of the file.  The file is created if it does not exist.
         @raise NotPossible: the file cannot be used.
         """
         self.path = path
         self._mutex = Lock()
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            # The locks of accounts are on a separate file, because closing any descriptor of
-            # SQLite's file would end SQLite's own locks.
+            # The locks of accounts are on a separate file.  On SQLite's file, the end of any
+            # descriptor would also end SQLite's own locks.
             os.close(os.open(path, flags, 0o600))
             self._locks = os.open(f"{path}-accounts", flags, 0o600)
         except OSError as error:
@@ -127,7 +130,7 @@ class FetchRecord:
         Reserve an account for this process, until the process ends.
 
         @param name: the name of the account, such as C{alice@mail.example.org:995}.
-        @return: its number.
+        @return: the number of the account in the record.
         @raise NotPossible: another process has reserved the account.
         """
         with self._mutex:
@@ -143,8 +146,8 @@ class FetchRecord:
 
     def load(self, account: int) -> dict[Entry, bool]:
         """
-        @return: the messages of an account, each with whether it is stored.  If the process was
-            killed while it stored a message, it is unknown whether the message is stored.
+        @return: the messages of an account.  The value of each is true if the message is stored,
+            and false if its storing was interrupted, so that nobody knows whether it is stored.
         """
         with self._mutex:
             rows = self._database.execute(
@@ -154,7 +157,7 @@ class FetchRecord:
 
     def begin(self, account: int, entry: Entry) -> None:
         """
-        Record that a message is being stored.
+        Record that a message is going to be stored.
         """
         with self._mutex:
             self._write(
@@ -165,7 +168,7 @@ class FetchRecord:
 
     def abandon(self, account: int, entry: Entry) -> None:
         """
-        Record that a message is not stored, although the storing had begun.
+        Record that a message was not stored, although its storing had begun.
         """
         with self._mutex:
             self._write(
@@ -177,8 +180,9 @@ class FetchRecord:
         """
         Record that messages are stored.
 
-        @param missing: seconds since the epoch, if the messages will be deleted on the server.  The
-            server may then give their unique-ids to other messages.
+        @param missing: the present time in seconds since the epoch, if the messages will be deleted
+            on the server.  The record then treats them as missing from the server's list, because
+            the server may give their unique-ids to other messages.
         """
         with self._mutex:
             self._write(
@@ -193,8 +197,8 @@ class FetchRecord:
         Record which messages the server lists.
 
         @param known: the unique-ids of all messages that the server lists.
-        @param now: seconds since the epoch.
-        @return: the conclusions.
+        @param now: the present time in seconds since the epoch.
+        @return: what follows from the list.
         """
         present = frozenset(known)
         with self._mutex:
@@ -213,7 +217,7 @@ class FetchRecord:
                     if not isListed:
                         changed.append((now, *key))
                 elif isListed and not there[uid]:
-                    # The time stays until the message has been compared.
+                    # Keep a time in the row until the message has been compared.
                     changed.append((now, *key))
                 elif now - missing > FORGET_AFTER:
                     old.append(key)
@@ -228,7 +232,7 @@ class FetchRecord:
 
     def _listedLarge(self, account: int, present: Collection[str]) -> dict[str, int]:
         """
-        Forget those messages that were too large and are not listed any more.
+        Forget the messages that were too large and that the server does not list any more.
 
         @return: see L{Listing.large}.
         """
@@ -243,7 +247,7 @@ class FetchRecord:
         """
         Record that a message was found to be too large.
 
-        @param most: the present limit of a message, octets.
+        @param most: the present limit for the octets of a message.
         """
         with self._mutex:
             self._write(

@@ -1,5 +1,5 @@
 """
-Where fetched messages are stored.
+Store fetched messages: in a Maildir, in an mbox, by a command, or by LMTP.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ __all__ = [
 
 # Seconds that a command may take for one message.
 COMMAND_TIMEOUT = 300
-# Seconds for each reply of an LMTP server.  RFC 5321 section 4.5.3.2.6 requires 10 minutes at the
-# end of a message.
+# Seconds to wait for each reply of an LMTP server.  RFC 5321 section 4.5.3.2.6 requires 10 minutes
+# for the reply at the end of a message.
 LMTP_TIMEOUT = 600
-# Octets that are copied at once.
+# The number of octets that are copied in one step.
 _BLOCK = 65536
 _LINE_END = re.compile(rb"\r?\n|\r")
 
@@ -51,8 +51,9 @@ class Arrived:
     """
     A message that was fetched.
 
-    @ivar name: a name that the message always has, and that no other message has.
-    @ivar content: the message with line ends CRLF.
+    @ivar name: the name of the message.  It is the same at each attempt, and no other message has
+        it.
+    @ivar content: the octets of the message, with CRLF as line ends.
     @ivar mayBeStored: whether an earlier attempt may have stored the message.
     """
 
@@ -63,16 +64,17 @@ class Arrived:
 
 class Unsure(TryAgain):
     """
-    It is unknown whether a message was stored.  The text is a sentence for the operator.
+    The target cannot say whether a message was stored.  The text is a sentence for the operator.
     """
 
 
 class Target(Protocol):
     """
-    Stores messages.
+    A place where messages are stored.
 
-    @ivar recognises: whether the target recognises by its name a message that is stored again.
-    @ivar canLook: whether it can find out if an earlier attempt has stored a message.
+    @ivar recognises: whether the target recognises by the name of a message that it is stored
+        again.
+    @ivar canLook: whether the target can find out if an earlier attempt has stored a message.
     """
 
     recognises: bool
@@ -82,21 +84,21 @@ class Target(Protocol):
         """
         Store a message durably.
 
-        @raise Unreadable: the message cannot be stored; others may be.
-        @raise Unsure: it is unknown whether the message was stored.
+        @raise Unreadable: this message cannot be stored, but other messages may be.
+        @raise Unsure: the target cannot say whether the message was stored.
         @raise TryAgain: no message can be stored now.
         @raise NotPossible: no message can be stored.
         """
 
     async def close(self) -> None:
         """
-        Give up connections.
+        End the connections of the target.
         """
 
 
 class _OnePlace(Owners):
     """
-    The mail of one user, at a path that the operator has given.
+    Finds the mail of one user at a path that the operator has given.
     """
 
     def __init__(self, path: str) -> None:
@@ -133,8 +135,8 @@ class StoreTarget:
         """
         @param kind: C{maildir} or C{mbox}.
         @param path: the path of the Maildir or of the mbox.
-        @param timeout: seconds that one call of the store may take.
-        @param runner: runs the work of the store; L{None} for the usual threads.
+        @param timeout: the seconds that one call of the store may take.
+        @param runner: runs the work of the store; L{None} to use the threads of the service.
         @raise NotPossible: the path cannot be used.
         """
         owners = _OnePlace(path)
@@ -156,9 +158,8 @@ class StoreTarget:
                 self._store = MaildirStore(directory, False, runner, clock=clock, owners=owners)
         except ValueError as error:
             raise NotPossible(str(error))
-        # A Maildir always looks for the name of a message before it stores the message.  An mbox
-        # would have to read the whole file for each message, so it looks for the name only after an
-        # interruption.
+        # A Maildir looks for the name of each message before it stores the message.  An mbox looks
+        # for the name only after an interruption, because it has to search the whole file.
         self.recognises = not self._isMbox
         self.canLook = True
 
@@ -193,9 +194,10 @@ class StoreTarget:
 
 class CommandTarget:
     """
-    Passes each message to a command, with line ends LF, as mail servers do.  Exit status 0 means
-    that the message is stored, and 75 (C{EX_TEMPFAIL}) that a later attempt may succeed.  Any other
-    status means that the command refuses the message.
+    Passes each message to a command.  The line ends are LF, because mail servers also pass messages
+    to commands in this way.  Exit status 0 means that the message is stored, and 75
+    (C{EX_TEMPFAIL}) that a later attempt may succeed.  Any other status means that the command
+    refuses the message.
     """
 
     recognises = canLook = False
@@ -254,7 +256,7 @@ class CommandTarget:
 
 def copyWithLF(content: BinaryIO, file: Any) -> None:
     """
-    Copy a message, with LF as line ends.  Blocks.
+    Copy a message, with LF as line ends.  This function blocks.
     """
     content.seek(0)
     held = b""
@@ -296,7 +298,7 @@ class LMTPTarget:
         self._executor = executor
         self._timeout = timeout
         self._client: smtplib.LMTP | None = None
-        # Whether the server may have received the whole message.
+        # Whether the server may already have received the whole message.
         self._isSent = False
 
     async def store(self, message: Arrived) -> None:
@@ -327,13 +329,13 @@ class LMTPTarget:
     def _connected(self) -> smtplib.LMTP:
         if self._client is None:
             self._client = smtplib.LMTP(self._host, self._port, "localhost", timeout=self._timeout)
-            # In LMTP this sends LHLO.
+            # In smtplib.LMTP, this method sends LHLO.
             self._client.ehlo()
         return self._client
 
     def _transaction(self, client: smtplib.LMTP, content: BinaryIO) -> tuple[int, bytes]:
         """
-        @return: the last reply.
+        @return: the reply to the last command.
         """
         code, said = client.mail("")
         if code == 250:
@@ -371,8 +373,8 @@ def _quit(client: smtplib.LMTP) -> None:
 def stuffed(content: BinaryIO) -> Iterator[bytes]:
     """
     Yield a message as SMTP sends it: with dot-stuffing (RFC 5321 section 4.5.2), and with CRLF at
-    its end.  A single CR or LF also becomes CRLF, because a server might take it for a line end,
-    and the rest of the message for commands.  Blocks.
+    its end.  A single CR or LF also becomes CRLF.  Otherwise a server might take it for a line end,
+    and might take the rest of the message for commands.  This function blocks.
     """
     content.seek(0)
     held, isStart = b"", True

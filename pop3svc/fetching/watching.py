@@ -17,14 +17,15 @@ from pop3svc.transfer.failures import NotPossible, TryAgain
 
 __all__ = ["LONGEST_PAUSE", "Ending", "Visit", "Watch", "unexpected"]
 
-# The most seconds between two attempts after failures.  Each failure doubles the pause.
+# The most seconds between two attempts.  Each failure doubles the pause up to this number.
 LONGEST_PAUSE = 900
 
 
 def unexpected(name: str, error: Exception) -> str:
     """
     @param name: the name of the account.
-    @param error: the unexpected error.  Its text might contain a secret.
+    @param error: the unexpected error.  The sentence does not contain its text, because that might
+        contain a secret.
     @return: a sentence for the operator.
     """
     return f"{name}: an unexpected error ({type(error).__name__})"
@@ -32,7 +33,7 @@ def unexpected(name: str, error: Exception) -> str:
 
 class Ending:
     """
-    The operator's wish to end the command.
+    Tells the parts of a command that the operator wants to end it.
 
     @ivar hasBegun: whether the command has to end.
     """
@@ -44,7 +45,7 @@ class Ending:
 
     def begin(self) -> None:
         """
-        End the command soon.
+        Tell all parts to end soon.
         """
         self.hasBegun = True
         waiting, self._waiting = self._waiting, []
@@ -53,7 +54,7 @@ class Ending:
 
     async def pause(self, seconds: float) -> None:
         """
-        Wait for some seconds, but at most until the command has to end.
+        Wait for some seconds, or until the command has to end.
         """
         if self.hasBegun:
             return
@@ -87,7 +88,7 @@ class Visit:
     ) -> None:
         """
         @param name: the name of the server, for messages.
-        @param connect: connects and logs in.
+        @param connect: connects to the server and logs in.
         @param isRefusalFinal: whether to give up after a refused login.  A login with a token is
             tried again, because the token may be renewed.
         """
@@ -98,7 +99,7 @@ class Visit:
 
     async def connect(self) -> POP3Client:
         """
-        Connect and log in.
+        Connect to the server, and log in.
 
         @raise NotPossible: the server refuses the user.
         @raise TryAgain: a later attempt may succeed.
@@ -134,7 +135,7 @@ class Visit:
             client.abort("was disconnected")
             raise self._failure(error)
         except POP3ResponseError as error:
-            # No thread is free.
+            # No thread is free for the work.
             client.abort("was disconnected")
             raise TryAgain(error.text)
         except BaseException:
@@ -152,7 +153,7 @@ class Visit:
 
     async def run(self) -> int:
         """
-        Connect, fetch, and end the session.
+        Connect to the server, fetch the new messages, and end the session.
 
         @return: the number of messages that were stored.
         @raise NotPossible: nothing can be fetched.
@@ -179,9 +180,10 @@ class Watch:
         fetched: Callable[[int], object],
     ) -> None:
         """
-        @param interval: seconds between two polls.
+        @param interval: the seconds between two polls.
         @param say: called with a sentence about a failure.
-        @param fetched: called after each poll that has found messages, with their number.
+        @param fetched: called with the number of stored messages, after each poll that has stored
+            any.
         """
         self._visit = visit
         self._ending = ending
@@ -190,13 +192,13 @@ class Watch:
         self._fetched = fetched
         self._lastFailure = ""
         self._failures = 0
-        # The number of polls until messages that were left out are tried again, and the number of
-        # these attempts.
+        # If messages were left out, _skipped is the number of polls until they are tried again, and
+        # _retries is the number of such attempts so far.
         self._skipped = self._retries = 0
 
     async def run(self) -> None:
         """
-        Fetch until the operator ends it.
+        Fetch again and again until the operator ends the command.
 
         @raise NotPossible: the server refuses the user, or nothing can be stored.
         """
@@ -208,7 +210,7 @@ class Watch:
             except NotPossible:
                 raise
             except Exception as error:
-                # An error of this program at one message must not end all fetching.
+                # Go on, because an error of this program at one message must not end all fetching.
                 self._failed(unexpected(self._visit.name, error))
             if not self._ending.hasBegun:
                 await self._ending.pause(self._pause())
@@ -237,7 +239,7 @@ class Watch:
         try:
             await self._use(client)
         except BaseException:
-            # Otherwise the connection would keep the mailbox locked.
+            # End the connection, because it would keep the mailbox locked.
             client.abort("was disconnected")
             raise
 
@@ -265,19 +267,19 @@ class Watch:
                     stored = await self._visit.fetch(client)
                     await client.sleep()
         except CommandRefused:
-            # Another session may be using the mailbox.  The answer to a new connection will show
-            # the reason.
+            # Make a new connection later.  Another session may be using the mailbox, and the answer
+            # to the new connection will show the reason.
             client.leave()
         except ServerUnavailable:
-            # A connection that has slept for a long time may be lost, which is not a failure of the
-            # server.
+            # Report no failure, because a connection that has slept for a long time may be lost
+            # although the server works.
             pass
 
     def _mustRetry(self) -> bool:
         """
-        @return: whether to fetch messages again that were left out before.  Each attempt doubles
-            the number of polls before the next attempt, because a target may refuse the messages
-            for ever.
+        @return: whether to try again to fetch the messages that were left out before.  Each attempt
+            doubles the number of polls before the next attempt, because a target may refuse the
+            messages forever.
         """
         if not self._visit.fetcher.isIncomplete:
             self._skipped = self._retries = 0
@@ -292,7 +294,7 @@ class Watch:
     async def _hasNews(self, client: POP3Client) -> bool:
         if self._mustRetry():
             return True
-        # Both commands are sent at once, so that a poll takes one round trip.
+        # Send both commands at once, so that a poll takes one round trip.
         woken, asleep = client.wake(), client.sleep()
         try:
             hasNews = await woken
@@ -300,7 +302,7 @@ class Watch:
             asleep.addErrback(lambda _: None)
             if not (isinstance(error, CommandRefused) and error.code == "IN-USE"):
                 raise
-            # Another session uses the mailbox now.
+            # Poll again later, because another session uses the mailbox now.
             return False
         await asleep
         return hasNews

@@ -21,7 +21,8 @@ from pop3svc.transfer.target import Target, failureOf
 
 __all__ = ["Export", "arrivalOf"]
 
-# Octets of a message that are kept in memory, and octets that are searched for dates.
+# The most octets of a message that are kept in memory, and the octets of a message that are
+# searched for dates.
 _SPOOLED = 262_144
 _HEAD = 65_536
 _HEADER_END = re.compile(rb"\r?\n\r?\n|\A\r?\n")
@@ -32,12 +33,12 @@ _RETURN_PATH = re.compile(rb"^Return-Path:[ \t]*<([^<>\r\n]*)>", re.I | re.M)
 
 def arrivalOf(uniqueID: str, head: bytes) -> float | None:
     """
-    Guess when a message arrived, because a mailbox does not report that.  If the unique-id is the
-    name of the message's file, take the time in that name.  Otherwise take the time of the latest
-    C{Received}, or else of C{Date}.
+    Guess when a message arrived, because a mailbox does not report the time of arrival.  If the
+    unique-id is the name of the message's file, take the time in this name.  Otherwise take the
+    time in the latest field C{Received}, and without such a field the time in C{Date}.
 
     @param head: the beginning of the message.
-    @return: seconds since the epoch; L{None}: not known.
+    @return: the time in seconds since the epoch; L{None} if it is not known.
     """
     [(_, seconds, microseconds)] = parseNames([("", uniqueID.replace("/", "_"), 0)], ":")
     if seconds and 0 < int(seconds) < 2**33 and int(seconds) > 10**8:
@@ -59,9 +60,9 @@ def arrivalOf(uniqueID: str, head: bytes) -> float | None:
 @dataclass(frozen=True)
 class Export:
     """
-    The messages of a mailbox that are written to a file or a directory.
+    Writes the messages of a mailbox to a file or a directory.
 
-    @ivar session: the mailbox.
+    @ivar session: the opened mailbox.
     @ivar username: the user of the mailbox.
     @ivar executor: runs work in threads.
     @ivar mustEnd: returns whether the operator wants to end the export.
@@ -76,9 +77,9 @@ class Export:
 
     async def run(self) -> int:
         """
-        Export the messages, and read the result back.
+        Export the messages, and check the result by reading it.
 
-        @return: the exit status.
+        @return: the exit status of the command.
         @raise NotPossible: the export cannot be done.
         @raise TryAgain: the export may succeed later.
         """
@@ -131,7 +132,8 @@ class Export:
 
     async def _copy(self, uniqueIDs: Sequence[str], done: int) -> set[int]:
         """
-        @param done: the number of messages at the beginning that were exported already.
+        @param done: the number of messages that an earlier export has written.  They are the first
+            messages of the mailbox.
         @return: the numbers of the messages that cannot be read.
         """
         unreadable: set[int] = set()

@@ -9,13 +9,13 @@ __all__ = ["NotPossible", "TryAgain", "Unreadable", "reasonOf"]
 
 class NotPossible(ValueError):
     """
-    The transfer cannot be done: a sentence for the operator.
+    The transfer cannot be done.  The text is a sentence for the operator.
     """
 
 
 class TryAgain(Exception):
     """
-    The transfer may succeed later: a sentence for the operator.
+    The transfer may succeed later.  The text is a sentence for the operator.
     """
 
 
@@ -29,7 +29,7 @@ class Unreadable(Exception):
 
     def __init__(self, text: str, isTemporary: bool = False) -> None:
         """
-        @param text: words after "because".
+        @param text: the reason, in words that can follow "because".
         """
         super().__init__(text)
         self.isTemporary = isTemporary
@@ -37,6 +37,6 @@ class Unreadable(Exception):
 
 def reasonOf(error: OSError) -> str:
     """
-    @return: the words for an error of the system.
+    @return: the reason of an error of the system, in a few words.
     """
     return error.strerror or str(error) or type(error).__name__

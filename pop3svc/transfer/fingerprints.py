@@ -1,5 +1,5 @@
 """
-A digest of a message that does not depend on the store that keeps it.
+Compute a digest of a message that is the same in every store.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from pop3svc.lineendings import LFNormalizer, WireSizeCounter
 
 __all__ = ["Fingerprint"]
 
-# Octets of a digest; with 16, no two messages have the same digest by chance.
+# The octets of a digest.  With 16 octets, no two messages have the same digest by chance.
 _DIGEST = 16
-# The most octets of a line that are kept until its end.
+# The most octets of a line that are kept until the line ends.
 _LONGEST = 1_048_576
-# Fields that an mbox adds.
+# The header fields that an mbox adds.
 _OWN_FIELD = re.compile(rb"(?:x-uidl|content-length)[ \t]*:", re.I)
-# The characters that the quoting of an mbox adds.  The digest leaves these characters out, because
-# not all variants say how to remove the quoting.
+# The characters by which an mbox quotes a line.  The digest leaves them out, because not all
+# variants of mbox say how to remove them.
 _QUOTES = re.compile(rb"^>+(?=From )", re.M)
 
 
 class Fingerprint:
     """
-    Computes the size of a message, and a digest that is the same before and after an mbox has
-    quoted C{From } and added C{X-UIDL} and C{Content-Length}.
+    Computes the size and the digest of a message.  The digest stays the same if an mbox quotes
+    lines that begin with C{From }, and adds the fields C{X-UIDL} and C{Content-Length}.
     """
 
     def __init__(self) -> None:
@@ -33,14 +33,14 @@ class Fingerprint:
         self._wire = WireSizeCounter()
         self._lines = LFNormalizer()
         self._held = b""
-        # Whether the held octets begin a line, whether the header is unfinished, and whether the
-        # present field is left out.
+        # Whether the held octets are at the beginning of a line, whether they belong to the header,
+        # and whether the present field is left out.
         self._isStart = self._isHeader = True
         self._isDropped = False
 
     def feed(self, data: bytes) -> None:
         """
-        @param data: the next octets of the message, cut anywhere.
+        @param data: the next octets of the message.  They may begin and end at any place.
         """
         self._wire.feed(data)
         self._take(self._lines.feed(data), isLast=False)
@@ -68,7 +68,8 @@ class Fingerprint:
         lines = whole.splitlines(keepends=True) if b"\r" not in whole else _split(whole)
         for number, line in enumerate(lines):
             if line == b"\n" and (number or self._isStart):
-                # An mbox adds the empty line to a message without a body.
+                # Leave out the empty line after the header, because an mbox adds this line to a
+                # message without a body.
                 self._isHeader = False
                 return b"".join([*kept, *lines[number + 1 :]])
             if (number or self._isStart) and line[:1] not in (b" ", b"\t"):
@@ -79,14 +80,14 @@ class Fingerprint:
 
     def digest(self) -> str:
         """
-        @return: the digest, 32 hexadecimal digits.  No octets may follow.
+        @return: the digest as 32 hexadecimal digits.  Call this method after the last octets.
         """
         self._take(self._lines.finish(), isLast=True)
         return self._hash.hexdigest()
 
     def octets(self) -> int:
         """
-        @return: octets that RETR sends, without dot-stuffing.
+        @return: the number of octets that RETR sends, without dot-stuffing.
         """
         return self._wire.total()
 

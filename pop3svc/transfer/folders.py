@@ -13,15 +13,15 @@ from pop3svc.transfer.source import Source, SourceMessage
 
 __all__ = ["EmlSource", "FolderSource", "MHSource", "isMessageOfMH", "readWhole"]
 
-# Octets that are read at once.
+# The number of octets that are read in one step.
 _BLOCK = 262_144
 
 
 def readWhole(descriptor: int, status: os.stat_result) -> Iterator[bytes]:
     """
-    Read a file that must not change meanwhile.
+    Read a file, and check that it has not changed meanwhile.
 
-    @param status: the file's status before.
+    @param status: the status of the file before it is read.
     @raise Unreadable: the file has changed.
     """
     offset = 0
@@ -35,7 +35,7 @@ def readWhole(descriptor: int, status: os.stat_result) -> Iterator[bytes]:
 
 def isMessageOfMH(name: str) -> bool:
     """
-    @return: whether a file of this name is a message in an MH folder.
+    @return: whether a file with this name is a message in an MH folder.
     """
     return name.isascii() and name.isdigit()
 
@@ -47,8 +47,8 @@ class FolderSource(Source):
 
     def __init__(self, path: str, kept: Mapping[str, tuple[str, int]]) -> None:
         """
-        @param kept: unique-ids by file name, as from
-            L{uniqueIDsOf<pop3svc.migration.uniqueIDsOf>}.
+        @param kept: the unique-ids to keep, by file name, as
+            L{uniqueIDsOf<pop3svc.migration.uniqueIDsOf>} returns them.
         """
         super().__init__(path)
         self._kept = kept
@@ -56,7 +56,7 @@ class FolderSource(Source):
 
     def _listed(self) -> list[str]:
         """
-        @return: the names of the messages in order.
+        @return: the names of the messages' files, in order.
         """
         raise NotImplementedError
 
@@ -69,7 +69,8 @@ class FolderSource(Source):
             try:
                 arrival = os.stat(os.path.join(self.path, name)).st_mtime
             except FileNotFoundError:
-                # The file was removed after the directory was read, or is a link to a missing file.
+                # Leave the file out, because it was removed after the directory was read, or is a
+                # link to a missing file.
                 if not os.path.islink(os.path.join(self.path, name)):
                     continue
                 arrival = 0.0
@@ -103,7 +104,7 @@ class FolderSource(Source):
 
 class MHSource(FolderSource):
     """
-    An MH folder.  The names of messages are their numbers.
+    An MH folder.  The name of each message's file is a number, which gives the order.
     """
 
     def _listed(self) -> list[str]:

@@ -28,7 +28,7 @@ __all__ = ["SPOOLED", "Import"]
 
 log = Logger(namespace="pop3svc")
 
-# Octets of a message that are kept in memory.
+# The most octets of a message that are kept in memory.
 SPOOLED = 262_144
 _MICROSECONDS = 1_000_000
 
@@ -37,7 +37,7 @@ class _Planned(NamedTuple):
     """
     A message that is to be imported.
 
-    @ivar arrival: the time of arrival that is stored, seconds since the epoch.
+    @ivar arrival: the time of arrival to store, in seconds since the epoch.
     """
 
     arrival: float
@@ -47,11 +47,11 @@ class _Planned(NamedTuple):
 
 class _Stored(NamedTuple):
     """
-    A message that the store has confirmed.
+    A message that the store has confirmed to have stored.
 
-    @ivar number: its number in the import, from 1.
-    @ivar octets: its size as RETR sends it.
-    @ivar digest: the digest of the message, from L{Fingerprint}.
+    @ivar number: the number of the message in the import.  The first message has the number 1.
+    @ivar octets: the size of the message as RETR sends it.
+    @ivar digest: the digest of the message, as L{Fingerprint} computes it.
     """
 
     number: int
@@ -63,13 +63,13 @@ class _Stored(NamedTuple):
 class Import:
     """
     Stores messages in a user's mailbox.  An import can be repeated, because it does not store
-    messages that the mailbox has or had.
+    messages that the mailbox has now or had before.
 
-    @ivar recipient: the user, and the store.
-    @ivar sources: the messages.
+    @ivar recipient: the user and the user's store.
+    @ivar sources: the sources of the messages.
     @ivar executor: runs work in threads.
-    @ivar timeout: seconds that one call of the store may take.
-    @ivar largest: octets of the largest message.
+    @ivar timeout: the seconds that one call of the store may take.
+    @ivar largest: the most octets that a message may have.
     @ivar mustEnd: returns whether the operator wants to end the import.
     """
 
@@ -84,13 +84,14 @@ class Import:
 
     async def run(self) -> int:
         """
-        Import the messages, and read the mailbox back.
+        Import the messages, and check the mailbox by reading it.
 
-        @return: the exit status.
+        @return: the exit status of the command.
         @raise NotPossible: the import cannot be done.
         @raise TryAgain: a later attempt may succeed.
         """
-        # If the store cannot be read back, refuse the import before the first message is stored.
+        # Make the session for the check first.  If the store cannot be read back, the import then
+        # fails before the first message is stored.
         username, store = self.recipient
         session = MailboxSession(store, username, self.clock, self.timeout)
         try:
@@ -170,7 +171,7 @@ class Import:
 
     async def _store(self, planned: Sequence[_Planned]) -> dict[str, _Stored]:
         """
-        @return: the messages that are durable, by unique-id.
+        @return: the messages that are stored durably, by unique-id.
         """
         stored: dict[str, _Stored] = {}
         names = _Names()
@@ -179,7 +180,8 @@ class Import:
         for number, each in enumerate(planned, 1):
             if self.mustEnd():
                 raise TryAgain("the import was interrupted")
-            # Messages that arrived at the same time get numbers for their order.
+            # Make each time later than the previous one, because messages that arrived at the same
+            # time must keep their order.
             at = int(each.arrival * _MICROSECONDS)
             last = max(at, last + 1)
             try:
@@ -203,7 +205,7 @@ class Import:
                 if error.isTemporary:
                     raise TryAgain(f"message {number} cannot be stored now: {error.text}")
                 if type(error) is DeliveryError:
-                    # All further messages would cause the same error.
+                    # End the import, because all further messages would cause the same error.
                     raise NotPossible(error.text.rstrip("."))
                 self.report.failed(number, error.text.rstrip("."))
             self.report.advance()
@@ -229,7 +231,8 @@ class Import:
 
 class _Names:
     """
-    Gives each message of one import a unique-id.  A repeated import gives the same unique-ids.
+    Gives each message of one import a unique-id.  If the import is repeated, each message gets the
+    same unique-id again.
     """
 
     def __init__(self) -> None:
@@ -238,21 +241,22 @@ class _Names:
 
     def nameFor(self, kept: str | None, digest: str) -> str:
         """
-        @param kept: the unique-id of the source, or L{None}.
-        @param digest: the digest of the message, from L{Fingerprint}.
+        @param kept: the unique-id that the message should keep; L{None} if there is none.
+        @param digest: the digest of the message, as L{Fingerprint} computes it.
         """
         if kept is None:
             number = self._equal[digest] = self._equal.get(digest, 0) + 1
             return digest if number == 1 else f"{digest}.{number}"
         if not isUniqueID(kept) or self._digests.setdefault(kept, digest) != digest:
-            # Another source has a different message with the same unique-id.
+            # Make another unique-id, because a different message of this import has the same one,
+            # or because the text is no unique-id.
             return uniqueIDFor(kept, digest)
         return kept
 
 
 class _Comparison:
     """
-    Compares a mailbox with the messages that were stored in it.
+    Compares a mailbox with the messages that the import has stored in it.
     """
 
     def __init__(self, session: MailboxSession, stored: dict[str, _Stored], report: Report) -> None:
@@ -262,7 +266,7 @@ class _Comparison:
 
     async def run(self) -> int:
         """
-        @return: how many messages are in the mailbox.
+        @return: the number of these messages that are in the mailbox.
         """
         listed = self._session.uniqueIDs
         places = {uniqueID: place for place, uniqueID in enumerate(listed)}
@@ -290,7 +294,7 @@ class _Comparison:
         return len(found)
 
     async def _isEqual(self, uniqueID: str, stored: _Stored) -> bool:
-        # An mbox adds fields, and quotes lines.
+        # Compare the digests, because the sizes differ if an mbox has added fields or quoted lines.
         try:
             return (await self._session.fingerprint(uniqueID)).digest() == stored.digest
         except Unreadable:
@@ -300,10 +304,11 @@ class _Comparison:
         self, missing: dict[str, _Stored], places: dict[str, int]
     ) -> dict[str, int]:
         """
-        Find messages in a store that lists them with other unique-ids.
+        Find stored messages by their content, for a store that lists them with other unique-ids.
 
-        @param missing: messages by the unique-ids that were to be kept.
-        @return: the places of the messages that were found.
+        @param missing: the stored messages that the mailbox does not list, by the unique-ids that
+            they should have.
+        @return: the places in the list of the messages that were found.
         """
         if not missing:
             return {}

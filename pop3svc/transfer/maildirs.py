@@ -25,14 +25,14 @@ _MAGIC = 16
 
 def isMaildir(path: str) -> bool:
     """
-    @return: whether a directory is a Maildir.  Blocks.
+    @return: whether a directory is a Maildir.  This function blocks.
     """
     return all(os.path.isdir(os.path.join(path, each)) for each in _FOLDERS)
 
 
 def foldersOf(path: str) -> list[str]:
     """
-    @return: the paths of the other folders of a Maildir++, in order.  Blocks.
+    @return: the paths of the folders of a Maildir++ except INBOX, in order.  This function blocks.
     """
     names = sorted(each for each in os.listdir(path) if each[0] == "." and each not in (".", ".."))
     paths = [os.path.join(path, each) for each in names]
@@ -47,8 +47,8 @@ class MaildirSource(Source):
 
     def __init__(self, path: str, kept: Mapping[str, tuple[str, int]]) -> None:
         """
-        @param kept: the unique-ids and the positions that messages had on another server, by base
-            name.
+        @param kept: the unique-ids and the positions that the messages had on another server, by
+            the base names of their files.
         """
         super().__init__(path)
         self._kept = kept
@@ -57,8 +57,8 @@ class MaildirSource(Source):
 
     def _scan(self) -> dict[str, tuple[str, str, str, str]]:
         """
-        @return: for each base name, the folder and the name of the file, and the seconds and
-            microseconds in the name.
+        @return: by base name, the folder of the file, its name, and the seconds and microseconds in
+            this name.
         """
         root = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -79,8 +79,8 @@ class MaildirSource(Source):
 
     def _refuseTwins(self, base: str, named: Sequence[tuple[str, str]]) -> None:
         """
-        @raise NotPossible: several messages have the same base name.  This also happens if a
-            message was renamed while the directory was read.
+        @raise NotPossible: several files have the same base name.  One cause is that a file was
+            renamed while the directory was read.
         """
         files = set()
         for folder, name in named:
@@ -94,8 +94,9 @@ class MaildirSource(Source):
 
     def messages(self) -> Sequence[SourceMessage]:
         """
-        See L{Source.messages}.  Messages that another server has numbered come first.  The others
-        follow in the order of the times in their names, or else of the times of the files.
+        See L{Source.messages}.  Messages that another server has numbered come first.  The other
+        messages follow in the order of their times.  The time of a message is in the name of its
+        file, and otherwise it is the time of the file.
         """
         found: list[tuple[tuple[int, int, float, str], SourceMessage]] = []
         for base, (folder, name, seconds, microseconds) in self._scan().items():
@@ -125,7 +126,7 @@ class MaildirSource(Source):
                 if os.path.lexists(os.path.join(self.path, *place)):
                     raise Unreadable("it is not a regular file")
             if not isLast:
-                # Another program has renamed or removed the file.
+                # Look for the file again, because another program has renamed or removed it.
                 self._scan()
         raise Unreadable("it is gone", isTemporary=True)
 

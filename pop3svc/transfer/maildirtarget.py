@@ -18,18 +18,19 @@ from pop3svc.transfer.target import Target, lockOwn, syncDirectory
 
 __all__ = ["MaildirTarget"]
 
-# The file that marks an unfinished export.
+# The name of the file that marks an unfinished export.
 _MARK = ".pop3svc-export"
 _FOLDERS = ("tmp", "new", "cur")
 _LISTED = ("new", "cur")
 _MICROSECONDS = 1_000_000
-# Octets of the mark that are read.
+# The octets of this file that are read.
 _MOST = 4096
 
 
 class MaildirTarget(Target):
     """
-    A Maildir.  The base name of each file is the unique-id, if a file can have this name.
+    A Maildir that an export writes.  The base name of each file is the message's unique-id, if a
+    file can have this name.
     """
 
     def __init__(self, path: str, username: str) -> None:
@@ -62,7 +63,7 @@ class MaildirTarget(Target):
         syncDirectory(self.path)
         self._descriptors["."] = openDirectory(self.path)
         for name in os.listdir(self._descriptors["tmp"]):
-            # The interrupted export had begun to write this message.
+            # Remove the file, because the interrupted export had only begun to write this message.
             os.unlink(name, dir_fd=self._descriptors["tmp"])
         self._there = self._scan()
         return 0
@@ -87,7 +88,7 @@ class MaildirTarget(Target):
 
     def _scan(self) -> dict[str, tuple[str, str]]:
         """
-        @return: folder and name of each file, by its base name.
+        @return: the folder and the name of each file, by the file's base name.
         """
         places = scanPlaces(self._descriptors["."], _LISTED).places
         parsed = parseNames(places, ":")

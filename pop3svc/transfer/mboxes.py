@@ -19,7 +19,7 @@ from pop3svc.transfer.source import Source, SourceMessage
 
 __all__ = ["MboxSource", "arrivalIn"]
 
-# Octets that are read at once.
+# The number of octets that are read in one step.
 _BLOCK = 262_144
 # The number of octets of a header that are searched for Content-Length.
 _HEADER = 65_536
@@ -30,7 +30,8 @@ _DATE = re.compile(r"\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? +[A-Za-z0-9: +-]+$")
 def arrivalIn(envelope: bytes) -> float | None:
     """
     @param envelope: an envelope line.
-    @return: its date, seconds since the epoch; UTC, if the line has no zone (RFC 4155).
+    @return: the date in the line, in seconds since the epoch.  A date without a zone is taken as
+        UTC (RFC 4155).
     """
     found = _DATE.search(envelope.decode("ascii", "replace").strip())
     parsed = None if found is None else parsedate_tz(found[0])
@@ -45,13 +46,13 @@ def arrivalIn(envelope: bytes) -> float | None:
 
 class MboxSource(Source):
     """
-    An mbox file.  Other programs may append to it or replace it meanwhile.
+    An mbox file.  Other programs may append to it or replace it during the import.
     """
 
     def __init__(self, path: str, variant: str, usesXUIDL: bool) -> None:
         """
         @param variant: one of L{VARIANTS<pop3svc.providers.mbox.text.VARIANTS>}.
-        @param usesXUIDL: whether the field X-UIDL is the unique-id.
+        @param usesXUIDL: whether the field X-UIDL of a message is its unique-id.
         """
         super().__init__(path)
         self._variant = variant
@@ -68,7 +69,8 @@ class MboxSource(Source):
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise NotPossible(f"{self.path} is not a regular file")
-        # Lock a second descriptor, because a lock ends when its descriptor is closed.
+        # Lock a second descriptor.  When it is closed, the lock ends, and the first descriptor
+        # stays open.
         locked = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._lock(locked)
@@ -94,7 +96,8 @@ class MboxSource(Source):
         except MboxBusy:
             raise TryAgain(f"another program has locked {self.path}")
         except OSError:
-            # The file system has no locks; the digests show changes.
+            # Go on without a lock, because the file system has none.  The digests will show whether
+            # the file has changed.
             pass
 
     def pieces(self, message: SourceMessage) -> Iterator[bytes]:
@@ -119,8 +122,9 @@ class MboxSource(Source):
 
     def _isCut(self, stored: Stored) -> bool:
         """
-        @return: whether the end of a message is missing.  This is so if the last line of the file
-            has no line end, or if C{Content-Length} of an mboxcl2 counts more octets than follow.
+        @return: whether the end of a message is missing.  It is missing if the last line of the
+            file has no line end, or if C{Content-Length} in an mboxcl2 says more octets than the
+            file has.
         """
         assert self._status is not None
         size = self._status.st_size

@@ -21,19 +21,20 @@ from pop3svc.transfer.target import Target, lockOwn, syncDirectory
 __all__ = ["MboxTarget"]
 
 _VARIANT = "mboxrd"
-# The directory beside an unfinished mbox, and the files in it.
+# The end of the name of the directory that contains an unfinished mbox, and the files in this
+# directory.
 _UNFINISHED = ".unfinished"
 _MBOX, _JOURNAL = "mbox", "journal"
-# After this many messages or octets, the messages are made durable and entered in the journal.
+# When so many messages or octets are written, they are made durable and entered in the journal.
 _MESSAGES, _OCTETS = 200, 16_777_216
 
 
 class _Entry(NamedTuple):
     """
-    A message that is durable.
+    An entry of the journal: a message that is durable.
 
-    @ivar end: offset after the message in the mbox.
-    @ivar after: offset after the message's line in the journal.
+    @ivar end: the offset in the mbox at which the message ends.
+    @ivar after: the offset in the journal at which the message's line ends.
     """
 
     uniqueID: str
@@ -43,14 +44,15 @@ class _Entry(NamedTuple):
 
 class MboxTarget(Target):
     """
-    An mboxrd.  The file is written under another name, and gets its name when it is complete.  A
-    journal records the messages that are durable.
+    An mbox file of the variant mboxrd that an export writes.  The file is written under another
+    name, and gets its own name when it is complete.  A journal records the messages that are
+    durable.
     """
 
     def __init__(self, path: str, username: str, addsXUIDL: bool = False) -> None:
         """
         @param username: the user of the mailbox.
-        @param addsXUIDL: add the field X-UIDL to each message.
+        @param addsXUIDL: whether to add the field X-UIDL to each message.
         """
         super().__init__(path)
         self._work = f"{os.path.abspath(path)}{_UNFINISHED}"
@@ -84,7 +86,7 @@ class MboxTarget(Target):
 
     def _refuseUsedPath(self) -> None:
         """
-        @raise NotPossible: the path has a file that this export has not made.
+        @raise NotPossible: the path has a file that no interrupted export of this mailbox has made.
         """
         try:
             there = os.lstat(self.path)
@@ -98,12 +100,15 @@ class MboxTarget(Target):
             own = None
         if own is None or (own.st_dev, own.st_ino) != (there.st_dev, there.st_ino):
             raise NotPossible(f"{self.path} is not empty")
-        # The export was killed after the mbox had got its name.
+        # The export was killed after the mbox had got its own name.
         self._isPublished = True
 
     def _resume(self, uniqueIDs: Sequence[str]) -> int:
         """
-        Continue after the first messages, as far as the mbox and the mailbox have the same ones.
+        Keep the first messages of the mbox as long as they are also the first messages of the
+        mailbox, and continue after them.
+
+        @return: the number of the messages that are kept.
         """
         with open(self._journal, "rb", closefd=False) as file:
             head = file.readline()
@@ -147,7 +152,8 @@ class MboxTarget(Target):
                 _writeAll(self._mbox, piece)
                 self._end += len(piece)
         except BaseException:
-            # Keep only complete messages.
+            # Remove what was written of this message, because the mbox must contain only complete
+            # messages.
             self._end = start
             os.ftruncate(self._mbox, start)
             os.lseek(self._mbox, start, os.SEEK_SET)
@@ -196,7 +202,7 @@ class MboxTarget(Target):
         syncDirectory(os.path.dirname(self._work))
 
     def _giveName(self, mbox: str) -> None:
-        # Use a link, because a rename could replace another file.
+        # Make a link instead of a rename, because a rename could replace another file.
         try:
             os.link(mbox, self.path)
         except OSError as error:
@@ -219,8 +225,8 @@ class MboxTarget(Target):
 
 def _parse(line: bytes, before: int) -> _Entry | None:
     """
-    @param before: offset of the line in the journal.
-    @return: the entry; L{None} if the line is not complete.
+    @param before: the offset of the line in the journal.
+    @return: the entry in a line; L{None} if the line is not complete.
     """
     if not line.endswith(b"\n"):
         return None

@@ -9,13 +9,14 @@ from typing import Any
 
 __all__ = ["Report", "messages"]
 
-# The most messages that are named.  Further messages are only counted.
+# The most messages that are named to the operator one by one.  If more are left out, the report
+# gives their number.
 _NAMED = 20
 
 
 def messages(count: int) -> str:
     """
-    @return: the number with its noun.
+    @return: the number with the noun "message" in its singular or plural form.
     """
     return "1 message" if count == 1 else f"{count} messages"
 
@@ -24,8 +25,8 @@ class Report:
     """
     Counts the messages of a transfer that were not moved.
 
-    @ivar exitStatus: 0 if all messages were moved; 75 if a later attempt may succeed for all
-        messages that were not moved; otherwise 1.
+    @ivar exitStatus: 0 if all messages were moved, 75 if a later attempt may move all the other
+        messages, and otherwise 1.
     """
 
     def __init__(
@@ -36,7 +37,7 @@ class Report:
     ) -> None:
         """
         @param say: called with a sentence about each failure.
-        @param tell: called with the sentence at the end.
+        @param tell: called with the sentence that reports the result.
         @param makeBar: makes a progress bar of C{tqdm}, or returns L{None}.
         """
         self._say = say
@@ -48,7 +49,7 @@ class Report:
 
     def begin(self, total: int) -> None:
         """
-        Show the progress.
+        Begin to show the progress.
 
         @param total: the number of messages.
         """
@@ -72,9 +73,9 @@ class Report:
 
     def failed(self, number: int, reason: str, isTemporary: bool = False) -> None:
         """
-        Name a message that was not moved.
+        Count a message that was not moved, and name it to the operator.
 
-        @param number: its number in the transfer, from 1.
+        @param number: the number of the message in the transfer, where the first has the number 1.
         @param reason: a sentence without a full stop.
         """
         self.failures += 1
@@ -87,13 +88,13 @@ class Report:
 
     def note(self, text: str) -> None:
         """
-        Report something that is not an error.
+        Tell the operator something that is not an error.
         """
         self._say(text)
 
     def conclude(self, text: str) -> None:
         """
-        End with a sentence.
+        Report the result in a sentence.
         """
         self.end()
         if self.failures:

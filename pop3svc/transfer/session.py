@@ -26,7 +26,8 @@ from pop3svc.transfer.fingerprints import Fingerprint
 
 __all__ = ["MailboxSession"]
 
-# Seconds for which a transfer waits for another session's lock, and seconds between two attempts.
+# Seconds for which a transfer waits until another session unlocks the mailbox, and seconds between
+# two attempts to lock it.
 LOCK_WAIT, LOCK_POLL = 30.0, 1.0
 # The number of messages whose sizes are requested by one call.
 _SIZES = 1000
@@ -35,7 +36,7 @@ _SIZES = 1000
 @implementer(IPOP3ConnectionInfo)
 class _Info:
     """
-    The facts about the client of a session.  The client is this process.
+    The facts that a store gets about the client of a session.  Here the client is this process.
     """
 
     clientIP = None
@@ -50,7 +51,7 @@ class _Info:
 
 def _failure(error: Exception, action: str) -> Exception:
     """
-    @return: the error for the operator.
+    @return: the error that tells the operator why a call of the store has failed.
     """
     if isinstance(error, CallTimeout):
         return TryAgain(f"the store did not {action} in time")
@@ -64,15 +65,15 @@ def _failure(error: Exception, action: str) -> Exception:
 
 class MailboxSession:
     """
-    A listed mailbox.  It is also locked, if it can be locked.
+    A mailbox that is listed, and locked if it can be locked.
 
-    @ivar uniqueIDs: the messages in order.
+    @ivar uniqueIDs: the unique-ids of the messages, in order.
     """
 
     def __init__(self, store: Any, username: str, clock: Any, timeout: float) -> None:
         """
-        @param store: opens the mailbox; L{IMailboxStore}.
-        @param timeout: seconds that one call may take.
+        @param store: the L{IMailboxStore} that opens the mailbox.
+        @param timeout: the seconds that one call of the store may take.
         @raise NotPossible: the store opens no mailboxes without a password.
         """
         if not IMailboxStore.providedBy(store):
@@ -91,7 +92,7 @@ class MailboxSession:
 
     async def _call(self, action: str, call: Callable[..., Any], *arguments: Any) -> Any:
         """
-        @param action: the words after "cannot".
+        @param action: the action, in words that can follow "cannot" in a message.
         """
         try:
             return await self._within(call, *arguments)
@@ -100,7 +101,8 @@ class MailboxSession:
 
     async def open(self) -> None:
         """
-        Lock and list the mailbox.  If another session has locked the mailbox, wait.
+        Lock and list the mailbox.  If another session has locked the mailbox, wait until it is
+        unlocked.
 
         @raise NotPossible: the mailbox cannot be opened.
         @raise TryAgain: the mailbox cannot be opened now.
@@ -131,7 +133,7 @@ class MailboxSession:
 
     async def sizes(self, uniqueIDs: Sequence[str]) -> dict[str, int | None]:
         """
-        @return: octets of each message as RETR sends it; L{None} for a message that no longer
+        @return: for each message the octets that RETR sends; L{None} for a message that no longer
             exists.
         """
         found: dict[str, int | None] = {}
@@ -171,7 +173,7 @@ class MailboxSession:
         """
         Read a message.
 
-        @param feed: gets the pieces; it may return an awaitable.
+        @param feed: takes each piece of the message; it may return an awaitable.
         @raise Unreadable: the message cannot be read.
         @raise TryAgain: the store does not work now.
         """
@@ -201,9 +203,9 @@ class MailboxSession:
 
     async def fingerprint(self, uniqueID: str) -> Fingerprint:
         """
-        Read a message.
+        Read a message to compute its size and its digest.
 
-        @return: its size and digest.
+        @return: an object that has the size and the digest.
         @raise Unreadable: the message cannot be read.
         """
         found = Fingerprint()

@@ -1,5 +1,5 @@
 """
-The source of an import: messages in order.
+The source of an import, which has messages in an order.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class SourceMessage:
     """
     A message that may be imported.
 
-    @ivar key: finds the message in its source.
-    @ivar arrival: when it arrived, seconds since the epoch.
+    @ivar key: the key by which the source finds the message.
+    @ivar arrival: the time when the message arrived, in seconds since the epoch.
     @ivar uniqueID: the unique-id that the message keeps; L{None} if the import makes a unique-id
         from the content.
     """
@@ -32,7 +32,7 @@ class Source:
     """
     A file or a directory that holds messages.  All methods block.
 
-    @ivar path: its path.
+    @ivar path: the path of the file or the directory.
     """
 
     def __init__(self, path: str) -> None:
@@ -54,34 +54,34 @@ class Source:
         Read a message.
 
         @return: the octets of the message, in pieces of bounded size.
-        @raise Unreadable: (from the iterator) the message cannot be read completely.
-        @raise OSError: (from the iterator) the message cannot be read.
+        @raise Unreadable: the message cannot be read completely.  The iterator raises this error.
+        @raise OSError: the message cannot be read.  The iterator raises this error.
         """
         raise NotImplementedError
 
     def hasMore(self) -> bool:
         """
-        @return: whether new messages have arrived in the source since the call of L{messages}.
+        @return: whether the source has got new messages since the call of L{messages}.
         """
         raise NotImplementedError
 
     def close(self) -> None:
         """
-        Close the files.
+        Close the files of the source.
         """
 
 
 def fitArrivals(arrivals: Sequence[float]) -> list[float]:
     """
-    Make the times of arrival follow the order of the messages, because some stores list messages by
-    arrival.  As many times as possible stay unchanged.  If the time of a message does not fit, the
-    message gets the time of the previous message.
+    Change times of arrival so that they follow the order of the messages.  This is needed because
+    some stores list messages by arrival.  As many times as possible stay unchanged.  A message
+    whose time does not fit gets the time of the previous message.
 
-    @param arrivals: seconds since the epoch, in the order of the messages.
-    @return: seconds that never decrease.
+    @param arrivals: the times in seconds since the epoch, in the order of the messages.
+    @return: the changed times, which never decrease.
     """
-    # Find the longest subsequence that never decreases: for each length, the message that
-    # ends such a subsequence with the least time.
+    # Find the longest subsequence of times that never decreases.  For this, keep for each length
+    # the message with the least time that ends a subsequence of this length.
     ends: list[float] = []
     places: list[int] = []
     before: list[int] = []

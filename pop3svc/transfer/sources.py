@@ -1,5 +1,5 @@
 """
-Find out the kind of each path of an import.
+Find out which kind of mail each path of an import contains.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ KINDS = ("maildir", "mbox", "mh", "eml")
 @dataclass(frozen=True)
 class Choice:
     """
-    The operator's options about the paths.
+    The options of the operator for the paths of an import.
 
-    @ivar kind: one of L{KINDS}; L{None} to find out the kind.
+    @ivar kind: the kind of all paths, one of L{KINDS}; L{None} to find out the kind of each path.
     @ivar variant: the variant of an mbox.
-    @ivar uidl: which unique-ids of another server to keep; L{None} for none.
-    @ivar folders: whether to import the other folders of a Maildir++, too.
+    @ivar uidl: the kind of another server's unique-ids to keep; L{None} to keep no unique-ids.
+    @ivar folders: whether to import also the folders of a Maildir++ other than INBOX.
     """
 
     kind: str | None = None
@@ -39,7 +39,7 @@ class Choice:
 
 def makeSources(paths: Sequence[str], choice: Choice) -> tuple[list[Source], int]:
     """
-    Blocks.
+    Open the paths of an import.  This function blocks.
 
     @return: the sources, and the number of folders that were left out.
     @raise NotPossible: a path cannot be imported.
@@ -65,7 +65,8 @@ def makeSources(paths: Sequence[str], choice: Choice) -> tuple[list[Source], int
         except OSError as error:
             raise NotPossible(f"{error.filename or path} cannot be read: {reasonOf(error)}")
         if choice.folders:
-            # POP3 clients know only the unique-ids of INBOX.
+            # Keep no unique-ids of other folders, because POP3 clients have seen only the
+            # unique-ids of INBOX.
             sources += [MaildirSource(each, {}) for each in others]
         else:
             leftOut += len(others)
@@ -84,7 +85,7 @@ def _kindOf(path: str) -> str:
     @raise OSError: the path cannot be read.
     """
     if not os.path.isdir(path):
-        # Raise an error if the path does not exist.
+        # This call raises an error if the path does not exist.
         os.stat(path)
         return "mbox"
     if isMaildir(path):

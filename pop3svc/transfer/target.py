@@ -1,5 +1,5 @@
 """
-The target of an export.
+The target of an export, to which messages are written.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Target:
     A file or a directory to which an export writes messages.  If an export was killed, a later
     export can continue it.  All methods block.
 
-    @ivar path: its path.
+    @ivar path: the path of the file or the directory.
     """
 
     def __init__(self, path: str) -> None:
@@ -30,10 +30,10 @@ class Target:
         """
         Create the file or the directory, or continue an interrupted export.
 
-        @param uniqueIDs: the messages of the mailbox, in order.
-        @return: the number of messages at the beginning that need not be written again.
+        @param uniqueIDs: the unique-ids of the messages of the mailbox, in order.
+        @return: the number of the first messages that need not be written again.
         @raise NotPossible: the path has other content.
-        @raise TryAgain: another export writes it.
+        @raise TryAgain: another export writes to the path.
         @raise OSError: the target cannot be written.
         """
         raise NotImplementedError
@@ -52,15 +52,15 @@ class Target:
         Write a message.
 
         @param content: the message as RETR sends it.
-        @param arrival: seconds since the epoch.
-        @param sender: the address in its Return-Path; empty if there is none.
+        @param arrival: the time of arrival, in seconds since the epoch.
+        @param sender: the address in the message's Return-Path; empty if it has none.
         @raise OSError: the message was not written.
         """
         raise NotImplementedError
 
     def finish(self) -> dict[str, int]:
         """
-        Make all messages durable, and read them back.
+        Make all messages durable, and read them to check them.
 
         @return: for each written message, the number of octets that RETR would send.
         @raise OSError: the target cannot be written or read.
@@ -77,7 +77,7 @@ class Target:
 
     def close(self) -> None:
         """
-        Close the files.
+        Close the files of the target.
         """
 
 
@@ -94,13 +94,13 @@ def lockOwn(descriptor: int, path: str) -> None:
             raise TryAgain(f"another export writes {path}")
         raise
     if not os.fstat(descriptor).st_nlink:
-        # The other export has ended after the file was opened.
+        # The other export has ended after this export has opened the file.
         raise TryAgain(f"another export has just written {path}")
 
 
 def syncDirectory(path: str) -> None:
     """
-    Make the names in a directory durable.
+    Make the names of the files in a directory durable.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -109,13 +109,13 @@ def syncDirectory(path: str) -> None:
         os.close(descriptor)
 
 
-# Errors whose cause the operator can remove.  The export can be continued afterwards.
+# The errors whose cause the operator can remove, so that the export can be continued afterwards.
 _TEMPORARY = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.ENOMEM, errno.ESTALE)
 
 
 def failureOf(error: OSError, path: Any) -> Exception:
     """
-    @return: the error for the operator.
+    @return: the error that tells the operator why the target cannot be written.
     """
     text = f"{path} cannot be written: {reasonOf(error)}"
     return TryAgain(text) if error.errno in _TEMPORARY else NotPossible(text)
