@@ -1,3 +1,3 @@
 """
-Receive new mail: by the command C{pop3svc deliver}, and by LMTP.
+Receive new mail by the command C{pop3svc deliver} and by LMTP.
 """

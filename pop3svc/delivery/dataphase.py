@@ -1,5 +1,5 @@
 """
-The octets between DATA and the final dot (RFC 5321 section 4.5.2), block by block.
+Read the octets between DATA and the final dot (RFC 5321 section 4.5.2), block by block.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ _END = b"\r\n.\r\n"
 
 class DataPhase:
     """
-    Finds the end of a message, and removes the dots that were added to its lines.
+    Finds the end of a message, and removes the dot-stuffing.
 
-    Only CRLF ends a line.  Programs disagree about bare CR and LF.  An attacker could smuggle mail
-    in a message that one program reads as one message, and another program as two.
+    A line ends with CRLF, and not with a CR or an LF alone.  Programs disagree about CR and LF
+    alone.  An attacker could therefore smuggle mail in octets that one program reads as one
+    message, and another program as two.
 
     @ivar hasBareLineEnd: whether the input had a CR or an LF that is not a part of CRLF.
     """
 
     def __init__(self) -> None:
         self.hasBareLineEnd = False
-        # Octets that may be the beginning of the final line.  The initial value is a line end,
+        # The octets that may be the beginning of the final line.  The first value is a line end,
         # because the message begins at the start of a line.
         self._held = b"\r\n"
         self._isFirst = True
@@ -29,8 +30,9 @@ class DataPhase:
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
         """
         @param data: the next octets from the client.
-        @return: the next octets of the message; and the octets after the final dot, or L{None} if
-            the final dot has not come.  The last line of the message always has its line end.
+        @return: a pair: the next octets of the message, and the octets after the final dot.  The
+            second element is L{None} until the final dot has come.  The last line of the message
+            always has its line end.
         """
         data = self._held + data
         end = data.find(_END)

@@ -1,5 +1,5 @@
 """
-Addresses of senders and recipients, and the lines that a delivery adds to a message.
+Parse the addresses of senders and recipients, and make the lines that a delivery adds to a message.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ from pop3svc.errors import DeliveryRefused
 
 __all__ = ["BadPath", "Path", "Trace", "isPrintable", "namesFor", "parsePath", "traceLine"]
 
-# The most octets of an address.  RFC 5321 section 4.5.3.1 allows 64 for the local part and 255 for
-# the domain.  This limit is higher, because some systems use longer addresses.
+# The most octets of an address.  RFC 5321 section 4.5.3.1 allows 64 octets for the local part and
+# 255 octets for the domain.  The limit is higher, because some systems use longer addresses.
 _LONGEST = 512
-# A path: text without brackets, or a local part in quotation marks.
+# The form of a path.  It has text without brackets, or a local part in quotation marks.
 _PATH = re.compile(r'\s*<((?:[^<>"\\\s]|"(?:[^"\\]|\\.)*")*)>(?:\s+(\S.*))?\s*')
 _ROUTE = re.compile(r"@[^:]*:")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
-# A message with this many Received fields loops.  The longest real routes have some thirty.
+# A message with so many Received fields counts as looping, because the longest real routes have
+# some thirty.
 _MOST_HOPS = 100
-# The most octets of a header that are searched.  These are enough for more than 100 Received
-# fields.
+# The most octets of a header that are searched.  They are enough for more than 100 Received fields.
 _SEARCHED = 262_144
 _RECEIVED = re.compile(rb"^received[ \t]*:", re.I | re.M)
 _DELIVERED = re.compile(rb"^delivered-to[ \t]*:[ \t]*([^\r\n]*)", re.I | re.M)
@@ -52,8 +52,8 @@ class Path(NamedTuple):
 
 def isPrintable(text: str) -> bool:
     """
-    @return: whether a text can stand in a line of a header: no control characters, no octets
-        that are not UTF-8, and not too long.
+    @return: whether a text can stand in a line of a header.  It must be UTF-8 without control
+        characters, and not too long.
     """
     return text.isprintable() and len(text.encode("utf-8", "surrogateescape")) <= _LONGEST
 
@@ -85,10 +85,11 @@ def parsePath(argument: str, keyword: str) -> Path:
 def namesFor(recipient: str, delimiter: str, localDomains: Sequence[str] = ()) -> list[str]:
     """
     @param recipient: an address, or the name of a user.
-    @param delimiter: the characters that begin an extension: C{alice+work} is alice.
-    @param localDomains: domains, in lower case, whose users have names without a domain.
-    @return: the names that a user with this address may have, the likeliest first; empty if no name
-        is safe.
+    @param delimiter: the characters that begin an extension of a name.  With C{+}, the user of
+        C{alice+work} is alice.
+    @param localDomains: the domains whose users have names without a domain, in lower case.
+    @return: the names that a user with this address may have, from the likeliest to the
+        unlikeliest.  The result is empty if no name is safe.
     """
     if not recipient or not isPrintable(recipient) or "%(" in recipient:
         return []

@@ -41,13 +41,13 @@ log = Logger(namespace="pop3svc")
 
 # The most octets of a message that are kept in memory.  A larger message goes to a temporary file.
 SPOOLED = 262_144
-# Seconds in which a cancelled delivery must report which copies it has stored.
+# Seconds within which a cancelled delivery must report which copies it has stored.
 _PATIENCE = 10
 
 _HELO = re.compile(rb"[!-~]{1,255}")
 
-# Reply codes by enhanced status codes (RFC 3463).  The class of any other status code determines
-# its reply code.
+# The reply codes for some enhanced status codes (RFC 3463).  For any other status code, its class
+# determines the reply code.
 _CODES = {"4.2.2": 452, "5.2.2": 552, "5.3.4": 552, "5.1.1": 550, "5.6.0": 550}
 
 _ids = count(1)
@@ -55,7 +55,7 @@ _ids = count(1)
 
 class _Accepted(NamedTuple):
     """
-    A recipient that was accepted.
+    A recipient that the server has accepted.
     """
 
     path: Path
@@ -66,13 +66,13 @@ class _Transfer:
     """
     A message while it arrives.
 
-    @ivar error: the reason for which the message will be refused at its end.  Its octets are not
-        kept.
+    @ivar error: the reason why the message will be refused at its end; L{None} if there is none.
+        The octets of such a message are not kept.
     """
 
     def __init__(self, limit: int, executor: Executor) -> None:
         """
-        @param limit: octets of the largest message.
+        @param limit: the most octets that a message may have.
         """
         self.phase = DataPhase()
         self.trace = Trace()
@@ -86,7 +86,7 @@ class _Transfer:
     async def write(self, block: bytes) -> None:
         """
         @param block: the next octets of the message.
-        @raise Endless: far more octets came than are allowed.
+        @raise Endless: far more octets have come than a message may have.
         """
         if self.error is None:
             self.size += len(block)
@@ -115,15 +115,16 @@ class _Transfer:
 
     def close(self) -> None:
         """
-        Release the octets.
+        Release the memory or the file with the octets.
         """
         self.content.close()
 
 
 class LMTPProtocol(SerialSMTP):
     """
-    The server's side of a connection.  It sends a reply for each recipient, and refuses bare line
-    ends.  It writes the message to a file instead of passing each line to an object.
+    The server's side of a connection.  It sends a reply for each recipient, and refuses a CR or an
+    LF that is not part of CRLF.  It writes the message to a file instead of passing each line to an
+    object.
     """
 
     def __init__(self, factory: LMTPFactory, address: IAddress | None) -> None:
@@ -139,7 +140,7 @@ class LMTPProtocol(SerialSMTP):
     def connectionLost(self, reason: Failure | None = None) -> None:
         """
         See L{SerialSMTP.connectionLost}.  A message that has not arrived completely is not stored.
-        If a message is being stored, no further copy is begun.
+        If the connection is lost while a message is being stored, no more copies are begun.
         """
         super().connectionLost(reason)
         if self._transfer is not None:
@@ -246,8 +247,8 @@ class LMTPProtocol(SerialSMTP):
         if argument:
             self._refuse(501, "5.5.4 DATA has no arguments.")
         elif not self._accepted:
-            # A client that uses pipelining does not send the message now, because it has not
-            # received 354.
+            # Read commands and no message from now on.  Even with pipelining, a client sends no
+            # message before it has received 354.
             self._refuse(503, "5.5.1 There is no recipient.")
         else:
             self._transfer = _Transfer(self._policy.maxMessageSize, self.factory.executor)
@@ -273,7 +274,7 @@ class LMTPProtocol(SerialSMTP):
         await transfer.write(block)
         if rest is None:
             return
-        # Commands may follow in the same packet.
+        # The rest of the packet may have further commands.
         self._input = rest + self._input
         self._transfer = None
         try:
@@ -297,7 +298,7 @@ class LMTPProtocol(SerialSMTP):
 
     async def _store(self, transfer: _Transfer) -> list[DeliveryError | None]:
         """
-        @return: the result for each recipient that was accepted.
+        @return: the result for each accepted recipient.
         """
         if transfer.error is not None:
             return [transfer.error] * len(self._accepted)
@@ -309,7 +310,7 @@ class LMTPProtocol(SerialSMTP):
             except DeliveryError as error:
                 errors.setdefault(recipient, error)
             else:
-                # A user with several addresses gets one copy.
+                # Store one copy for a user with several addresses.
                 copies.setdefault(recipient, self._headerFor(path))
         if copies:
             results = await self._within(
@@ -361,8 +362,8 @@ class LMTPProtocol(SerialSMTP):
         self._say(code, f"{error.status} {error.text}")
 
 
-# The commands of LMTP.  HELO and EHLO are missing, because RFC 2033 section 4.1 replaces both by
-# LHLO.
+# The commands of LMTP.  HELO and EHLO are missing, because in LMTP the command LHLO replaces both
+# (RFC 2033 section 4.1).
 _COMMANDS: dict[bytes, Any] = {
     b"LHLO": LMTPProtocol._lhlo,
     b"MAIL": LMTPProtocol._mail,
@@ -383,7 +384,8 @@ class _Rejecting(Protocol):
     def connectionMade(self) -> None:
         transport: Any = self.transport
         if hasattr(transport, "getPeerCertificate"):
-            # TLS: the reply would wait for a handshake that nothing limits.
+            # Send no reply over TLS, because it would have to wait for the handshake, whose time is
+            # not limited.
             transport.abortConnection()
             return
         transport.write(b"421 4.3.2 Too many connections.\r\n")
@@ -409,8 +411,8 @@ class LMTPFactory(ServerFactory):
         host: str | None = None,
     ) -> None:
         """
-        @param policy: the limits; the defaults if not given.
-        @param clock: the reactor if not given.
+        @param policy: the limits; L{None} for the default limits.
+        @param clock: the clock; L{None} for the reactor.
         @param executor: writes large messages to temporary files.
         @param host: the name of this machine.
         """
@@ -445,7 +447,7 @@ class LMTPFactory(ServerFactory):
 
     def ended(self, connection: LMTPProtocol) -> None:
         """
-        Called when a connection has ended.
+        Note that a connection has ended.
         """
         self.connections.discard(connection)
         if not self.connections:

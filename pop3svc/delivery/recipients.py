@@ -23,10 +23,10 @@ log = Logger(namespace="pop3svc")
 
 class Destination(NamedTuple):
     """
-    A store, and the sources of the accounts of its users.
+    A store, with the sources of its users' accounts.
 
     @ivar store: the store.  If it does not provide L{IDelivery}, its users cannot get mail.
-    @ivar accounts: the checkers of their logins.
+    @ivar accounts: the checkers of the users' logins.
     """
 
     store: Any
@@ -34,8 +34,8 @@ class Destination(NamedTuple):
 
     async def has(self, name: str) -> bool:
         """
-        @return: whether a user has this name.  If a source of accounts does not know the names of
-            its users, each name that has a mailbox counts as a user.
+        @return: whether a user has this name.  If a source of accounts cannot say which users it
+            has, each name that has a mailbox counts as the name of a user.
         """
         known = [each for each in self.accounts if IAccountNames.providedBy(each)]
         for each in known:
@@ -44,14 +44,14 @@ class Destination(NamedTuple):
         if known and len(known) == len(self.accounts):
             return False
         if not IDelivery.providedBy(self.store):
-            # The store will decide when it opens the mailbox.
+            # Accept the name, because the store will decide when it opens the mailbox.
             return True
         return bool(await maybeAwait(self.store.hasMailbox, name))
 
 
 class Recipient(NamedTuple):
     """
-    A user that mail is for.
+    A user who gets mail, and the user's store.
     """
 
     username: str
@@ -71,8 +71,8 @@ class Recipients:
         isCaseMapped: bool = False,
     ) -> None:
         """
-        @param destinations: the destinations by domain, in lower case.  The destination with the
-            key L{None} has the users of all other domains, and the users without a domain.
+        @param destinations: the destination of each domain, in lower case.  The destination with
+            the key L{None} has the users of all other domains, and the users without a domain.
         @param delimiter: see L{namesFor}.
         @param localDomains: see L{namesFor}.
         @param isCaseMapped: see L{prepareName}.
@@ -91,14 +91,15 @@ class Recipients:
             try:
                 found[prepareName(name, self._isCaseMapped)] = None
             except ValueError:
-                # No user has a name that cannot be prepared.
+                # Leave out the name, because no user has a name that cannot be prepared.
                 continue
         return list(found)
 
     async def find(self, recipient: str, isReading: bool = False) -> Recipient:
         """
         @param recipient: an address, or the name of a user.
-        @param isReading: whether the caller only reads, so that the store need not accept mail.
+        @param isReading: whether the caller wants to read the mailbox and not to store mail, so
+            that the store need not accept mail.
         @raise DeliveryError: no user has this address, or the user cannot be looked up now.
         """
         for name in self._namesFor(recipient):
@@ -122,12 +123,13 @@ class Recipients:
         self, copies: Sequence[tuple[Recipient, bytes]], content: BinaryIO
     ) -> list[DeliveryError | None]:
         """
-        Store a message.  Call each store once, for all its users.
+        Store a message.  Each store is called once, for all its users.
 
-        @param copies: the users, each once, with the lines to put before the message.
+        @param copies: pairs of a user and the lines to put in front of the message.  Each user
+            occurs once.
         @param content: see L{IDelivery.deliver}.
-        @return: for each copy L{None} if the message is durable; else the error.  If the call
-            is cancelled, copies that were not stored get an error.
+        @return: for each copy, L{None} if it is stored durably, and otherwise the error.  If the
+            call is cancelled, the copies that were not stored have an error.
         """
         results: list[DeliveryError | None] = [None] * len(copies)
         stores = {id(recipient.store): recipient.store for recipient, _ in copies}

@@ -22,11 +22,11 @@ __all__ = ["Endless", "SerialSMTP"]
 
 log = Logger(namespace="pop3svc")
 
-# The most octets of a command with its CRLF.  RFC 5321 section 4.5.3.1.4 requires 512, and
+# The most octets of a command with its CRLF.  RFC 5321 section 4.5.3.1.4 requires 512 octets, and
 # extensions need more.
 _LONGEST = 1000
-# The most octets that may wait while a command runs: a few reads of the socket.  Reading is
-# paused after the first read.
+# The most octets that may wait while a command runs.  They are a few reads of the socket, because
+# reading is paused after the first read.
 _HELD = 262_144
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
@@ -44,8 +44,9 @@ class SerialSMTP(SMTP):
     The server's side of a connection.
 
     Twisted's class provides the reply format, the dispatch of commands and the timer.  LMTP needs a
-    different behaviour in three points.  The next command waits until the previous one is answered.
-    A line that is too long counts as one line.  A client that reads no replies is not served.
+    different behaviour in three points.  A command waits until the previous command is answered.  A
+    line that is too long counts as one line.  Nothing is read from a client that does not read its
+    replies.
     """
 
     noisy = False
@@ -59,12 +60,13 @@ class SerialSMTP(SMTP):
         self._clock = clock
         self._policy = policy
         self._input = b""
-        # A line that is too long is dropped up to its end.  This is the number of dropped octets.
+        # The number of octets that were dropped of a line that is too long.  Such a line is dropped
+        # up to its end.
         self._isSkipping = False
         self._skipped = 0
         self._running: Deferred[None] | None = None
         self._isFull = False
-        # Whether the client has sent anything.
+        # Whether any octets of the client have arrived.
         self._hasHeard = False
         self._isClosing = False
         # Whether the service is stopping.
@@ -82,8 +84,8 @@ class SerialSMTP(SMTP):
         """
         See L{SMTP.lookupMethod<twisted.mail.smtp.SMTP.lookupMethod>}.
 
-        @return: takes the argument of a command (str), and may return a coroutine; L{None} if
-            the command is not known.
+        @return: the function that carries out a command; L{None} if the command is not known.  The
+            function takes the argument of the command (str), and may return a coroutine.
         """
         raise NotImplementedError
 
@@ -120,14 +122,14 @@ class SerialSMTP(SMTP):
         See L{twisted.protocols.policies.TimeoutMixin.timeoutConnection}.
         """
         if self._isFull:
-            # The client does not read replies either.
+            # Send no reply, because the client does not read replies either.
             cast(Any, self.transport).abortConnection()
         else:
             self._close(421, "4.4.2 Nothing came for too long.")
 
     def stop(self) -> None:
         """
-        End the connection because the service stops: now, or after the running command.
+        End the connection because the service stops.  If a command runs, wait for its end.
         """
         self._isStopping = True
         if self._running is None:
@@ -147,17 +149,20 @@ class SerialSMTP(SMTP):
 
     def _startTimer(self, seconds: float | None) -> None:
         """
-        Wait for input for this number of seconds; L{None} for no limit, while a command runs.
+        Limit the time to wait for input to a number of seconds; L{None} for no limit, while a
+        command runs.
         """
         self.setTimeout(seconds)  # type: ignore[no-untyped-call]
 
     def pauseProducing(self) -> None:
         """
-        See L{IPushProducer.pauseProducing}.  The client does not read replies.
+        See L{IPushProducer.pauseProducing}.  Read no more from a client that does not read its
+        replies.
         """
         self._isFull = True
         if self._hasHeard:
-            # Not before, because over TLS the greeting waits for the input of the handshake.
+            # Go on reading until the client has sent something, because over TLS the greeting waits
+            # for the input of the handshake.
             cast(Any, self.transport).pauseProducing()
 
     def resumeProducing(self) -> None:
@@ -193,7 +198,7 @@ class SerialSMTP(SMTP):
 
     def _proceed(self) -> None:
         """
-        Handle the input until a command has to wait.
+        Handle the octets that have arrived, until a command has to wait.
         """
         while self._input and not (self._running or self._isClosing or self._isFull):
             receive = self._receiver()

@@ -20,14 +20,15 @@ _DOMAIN = re.compile(r"[A-Za-z0-9.-]+")
 def asciiAddresses(text: str) -> str:
     """
     @param text: the unfolded body of a field with addresses, such as To.
-    @return: the list in ASCII.  The text of an address that cannot be written in ASCII becomes part
-        of its display name.
+    @return: the list in ASCII.  If an address cannot be written in ASCII, its text becomes part of
+        the display name.
     """
     written: list[str] = []
     for tokens, separator in splitAt(",;:", text):
         address = _asciiAddress(tokens)
         if separator and address.endswith("?="):
-            # RFC 2047 section 5, rule 3.
+            # RFC 2047 section 5 (rule 3) wants a space between an encoded-word and the text after
+            # it.
             address += " "
         written += [address, separator]
     return "".join(written)
@@ -88,8 +89,8 @@ def _bare(tokens: list[Token]) -> str:
 
 def _asciiDomain(address: str) -> str | None:
     """
-    @return: the address with its domain in ASCII (RFC 5890 section 2.3.2.1); L{None} if that is
-        impossible.
+    @return: the address with its domain in ASCII (RFC 5890 section 2.3.2.1); L{None} if the domain
+        cannot be written in ASCII.
     """
     if address.isascii():
         return address
@@ -102,6 +103,6 @@ def _asciiDomain(address: str) -> str | None:
         isSame = encoded.encode("ascii").decode("idna") == domain.lower()
     except UnicodeError:
         return None
-    # The codec implements RFC 3490.  It replaces a few letters, and the result would be another
-    # domain.
+    # The codec implements RFC 3490, which replaces a few letters.  Refuse a domain with such
+    # letters, because the result would be another domain.
     return f"{local}@{encoded}" if isSame and _DOMAIN.fullmatch(encoded) else None

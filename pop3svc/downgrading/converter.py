@@ -12,17 +12,17 @@ from pop3svc.lineendings import CRLFNormalizer
 
 __all__ = ["SurrogateConverter", "surrogateSize"]
 
-# The most octets of a field that are kept until its end.  In a longer field each octet that is not
-# ASCII becomes a question mark.
+# The most octets of a field that are kept until the field ends.  In a longer field each octet that
+# is not ASCII becomes a question mark.
 _LONGEST_FIELD = 65_536
-# The most octets of a field that is encoded, and of all such fields of a message.  In other fields
-# each character that is not ASCII becomes a question mark.  The encoding of this many octets takes
-# some milliseconds, so it may run in the reactor's thread.
+# The most octets of one field that is encoded, and of all encoded fields of a message together.
+# Beyond these limits, each character that is not ASCII becomes a question mark.  The encoding of so
+# many octets takes some milliseconds, so it may run in the reactor's thread.
 _LONGEST_ENCODED, _MOST_ENCODED = 8_192, 32_768
 # The most levels of nested multiparts.
 _DEEPEST = 20
-# The most octets of a line with a boundary.  A boundary has 70 characters at most (RFC 2046
-# section 5.1.1).
+# The most octets of a line with a boundary.  They are enough, because a boundary has at most 70
+# characters (RFC 2046 section 5.1.1).
 _LONGEST_DELIMITER = 1_000
 
 _QUESTION = bytes(range(128)) + b"?" * 128
@@ -31,7 +31,7 @@ _CRLF = b"\r\n"
 
 class SurrogateConverter:
     """
-    Converts one message, block by block.  Blocks may be cut anywhere.
+    Converts one message, which arrives in blocks.  A block may end at any place.
 
     The converter changes only header fields in UTF-8: those of the message, and those of the parts
     of its multiparts.  It does not change attached messages, because they belong to a body.
@@ -42,16 +42,16 @@ class SurrogateConverter:
     def __init__(self) -> None:
         self.hasChanged = False
         self._lineEnds = CRLFNormalizer()
-        # Octets that were not converted yet: part of a line.
+        # The octets that were not converted yet.  They are part of a line.
         self._held = b""
         self._isHeader = True
-        # The lines of the present field, and their octets.
+        # The lines of the present field, and the number of their octets.
         self._field: list[bytes] = []
         self._fieldOctets = 0
-        # Whether the present octets belong to a field that is too long, and whether they are inside
-        # a line.
+        # Whether the present field is too long to be encoded, and whether the next octet of this
+        # field is inside a line.
         self._isOverlong = self._isInLine = False
-        # The body of Content-Type, and whether its boundary was made ASCII.
+        # The body of the field Content-Type, and whether its boundary was made ASCII.
         self._contentType: tuple[bytes, bool] | None = None
         # The boundaries of the multiparts around the present part, each with its replacement.
         self._boundaries: list[tuple[bytes, bytes]] = []
@@ -61,7 +61,7 @@ class SurrogateConverter:
     def feed(self, data: bytes) -> bytes:
         """
         @param data: the next octets of the message.
-        @return: octets of the surrogate, with line ends CRLF; possibly none yet.
+        @return: the next octets of the surrogate, with CRLF as line ends.  They may be none.
         """
         return self._take(self._lineEnds.feed(data))
 
@@ -88,7 +88,7 @@ class SurrogateConverter:
         """
         Read a line of a header.
 
-        @param written: the octets of the surrogate are added to it.
+        @param written: a buffer to which the octets of the surrogate are added.
         @return: the position of the next octet.
         """
         end = data.find(_CRLF, position)
@@ -128,7 +128,7 @@ class SurrogateConverter:
 
     def _endField(self) -> bytes:
         """
-        @return: the field that was read, converted.
+        @return: the field that was read last, converted to ASCII.
         """
         field = b"".join(self._field)
         self._field, self._fieldOctets = [], 0
@@ -171,7 +171,8 @@ class SurrogateConverter:
 
     def _readBody(self, data: bytes, position: int, written: list[bytes]) -> int:
         """
-        Read octets of a body up to the next line that begins with C{--}, or read that line.
+        Read octets of a body up to the next line that begins with C{--}.  If such a line begins
+        here, read this line.
         """
         if not self._boundaries:
             written.append(data[position:])
@@ -189,7 +190,7 @@ class SurrogateConverter:
         at = data.find(b"\n--", position)
         end = len(data) if at < 0 else at + 1
         if at < 0 and data.endswith(b"-") and self._mayBegin(data, position):
-            # The next octet will show whether this line has a boundary.
+            # Wait for the next octet, because it will show whether this line has a boundary.
             self._held = b"-"
             end -= 1
         written.append(data[position:end])
@@ -199,17 +200,17 @@ class SurrogateConverter:
 
     def _mayBegin(self, data: bytes, position: int) -> bool:
         """
-        @return: whether the last octet is the first of a line.
+        @return: whether the last octet of the block is the first octet of a line.
         """
         last = len(data) - 1
         return data[last - 1 : last] == b"\n" if last > position else self._isAtLineStart
 
     def _readDelimiter(self, line: bytes, written: list[bytes]) -> bool:
         """
-        Read a line that may hold a boundary (RFC 2046 section 5.1.1).
+        Read a line that may contain a boundary (RFC 2046 section 5.1.1).
 
-        @param line: without its line end.
-        @return: whether it does.
+        @param line: the line without its line end.
+        @return: whether the line contains a boundary.
         """
         if not line.startswith(b"--") or len(line) > _LONGEST_DELIMITER:
             return False
@@ -238,8 +239,9 @@ def _isUTF8(data: bytes) -> bool:
 
 def surrogateSize(pieces: Iterable[bytes]) -> int:
     """
-    @param pieces: the octets of a message, cut anywhere.
-    @return: the octets of its surrogate, without dot-stuffing; 0 if it needs no surrogate.
+    @param pieces: the octets of a message, in pieces of any size.
+    @return: the number of octets of the message's surrogate, without dot-stuffing; 0 if the message
+        needs no surrogate.
     """
     converter = SurrogateConverter()
     octets = sum(len(converter.feed(each)) for each in pieces) + len(converter.finish())

@@ -40,7 +40,7 @@ _ADDRESSES = frozenset(
 }
 _PARAMETERS = frozenset(["content-type", "content-disposition"])
 _IDS = frozenset(["in-reply-to", "references"])
-# Fields whose text outside comments loses its meaning if it is encoded.
+# The fields in which only the comments can be encoded, because other text would lose its meaning.
 _STRUCTURED = frozenset(
     [
         *("archived-at", "authentication-results", "arc-authentication-results"),
@@ -65,7 +65,7 @@ def splitField(field: bytes) -> tuple[str, bytes] | None:
 def unfolded(text: str) -> str:
     """
     @param text: the body of a field with its line ends.
-    @return: the body in one line.
+    @return: the body as one line without folds.
     """
     return _FOLD.sub("", text.removesuffix("\r\n"))
 
@@ -74,12 +74,13 @@ def asciiField(field: bytes) -> bytes:
     """
     Convert a header field to ASCII.
 
-    A field that is not UTF-8 does not change.  RFC 6532 allows only UTF-8, so the charset of such a
-    field is unknown.
+    A field that is not UTF-8 does not change, because its charset is unknown.  RFC 6532 allows only
+    UTF-8.
 
     @param field: the field with its line ends, C{CRLF}.
-    @return: one field; or two fields, if this field cannot contain its text in ASCII.  The name of
-        the second field is C{Downgraded-} and the name of the field (RFC 6857 section 3.1.10).
+    @return: the field in ASCII.  If it cannot contain its whole text in ASCII, a second field with
+        the text follows.  The name of the second field is C{Downgraded-} and the name of the first
+        (RFC 6857 section 3.1.10).
     """
     if field.isascii():
         return field
@@ -102,7 +103,7 @@ def asciiField(field: bytes) -> bytes:
 def _convert(name: str, body: str) -> str | None:
     """
     @param name: the name of the field in lower case.
-    @return: the body in ASCII; L{None} if that is impossible.
+    @return: the body in ASCII; L{None} if the body cannot be written in ASCII.
     """
     special = _SPECIAL.get(name)
     return unstructured(body) if special is None else special(body)

@@ -29,17 +29,19 @@ __all__ = [
     "unstructured",
 ]
 
-# The most octets in an encoded-word.  With 68 characters an encoded-word fits into one line with
-# the name of most fields.  RFC 2047 section 2 allows 75.
+# The most octets of text in an encoded-word.  An encoded-word with so many octets has 68
+# characters, and fits into one line with the name of most fields.  RFC 2047 section 2 allows 75
+# characters.
 _OCTETS = 42
-# Characters of a line, without its CRLF.
+# The most characters of a line, without its CRLF.
 _LINE = 76
-# A longer run of spaces becomes one space, because a line cannot be folded inside the run.
+# The most spaces in a row.  A longer run of spaces becomes one space, because a line cannot be
+# folded inside the run.
 _SPACES = 32
 _PIECES = re.compile(r"([ \t]*)([^ \t]*)")
 _ENCODED_WORD = re.compile(r"=\?[^?\s]+\?[BbQq]\?[^?\s]*\?=")
-# Control characters and line separators.  A client that decodes these could take the text after
-# them for another header field.
+# Control characters and line separators.  A client that decodes such a character could take the
+# text after it for another header field.
 _CONTROL = re.compile("[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 _PLAIN = re.compile(r"[^ \t\"(<,;:]+|.", re.DOTALL)
 _QUOTED_PAIR = re.compile(r"\\(.)", re.DOTALL)
@@ -54,7 +56,7 @@ class Word(NamedTuple):
     A word of a header field.
 
     @ivar space: the white space before the word.
-    @ivar raw: the word as it stands in the field.
+    @ivar raw: the word as the field has it.
     @ivar text: the word's text, such as the content of a quoted string.
     """
 
@@ -65,7 +67,7 @@ class Word(NamedTuple):
 
 def encodedText(text: str) -> str:
     """
-    @return: the text as encoded-words with spaces between them.
+    @return: the text as a sequence of encoded-words, with spaces between them.
     """
     words: list[bytes] = []
     piece = b""
@@ -81,7 +83,7 @@ def encodedText(text: str) -> str:
 
 def encodeWords(words: list[Word]) -> str:
     """
-    Encode the words that are not ASCII, and keep all others.
+    Encode the words that are not ASCII, and keep all other words.
 
     @return: printable ASCII, except for control characters that were there before.
     """
@@ -182,7 +184,8 @@ def scan(text: str) -> Iterator[Token]:
         elif first in ",;:":
             kind, end = Kind.SEPARATOR, position + 1
         elif first in _CLOSED and first not in unclosed:
-            # A new search for the end of each of thousands of these would take quadratic time.
+            # Do not search for this closing character again.  If a text has thousands of opening
+            # characters, a search for each of them would take quadratic time.
             kind, find = _CLOSED[first]
             end = find(text, position)
             if end < 0:
@@ -244,7 +247,8 @@ def splitAt(separators: str, text: str) -> Iterator[tuple[list[Token], str]]:
     """
     Split a text at separators that are outside quoted strings, comments and angles.
 
-    @return: tokens, and the separator after them; an empty separator at the end.
+    @return: yields pairs of the tokens of a part and the separator after this part.  After the last
+        part, the separator is empty.
     """
     tokens: list[Token] = []
     for token in scan(text):
@@ -267,7 +271,7 @@ def unquoted(token: Token) -> str:
 
 def asciiComment(raw: str) -> str:
     """
-    @param raw: a comment with its parentheses; other comments may be inside.
+    @param raw: a comment with its parentheses.  It may contain other comments.
     @return: the comment in ASCII (RFC 2047 section 5, rule 2).
     """
     if raw.isascii():
@@ -295,7 +299,7 @@ def phrase(tokens: list[Token]) -> str:
         raw = asciiComment(token.raw) if token.kind is Kind.COMMENT else token.raw
         text = raw if token.kind is Kind.COMMENT else unquoted(token)
         if isOpen:
-            # There is no space between this token and the previous one, so both become one
+            # No space stands between this token and the previous token, so both become one
             # encoded-word.
             last = words.pop()
             words.append(Word(last.space, last.raw + raw, last.text + text))

@@ -14,9 +14,9 @@ __all__ = ["asciiBoundary", "asciiParameters", "boundaryOf"]
 
 _PARAMETER = re.compile(r"[ \t]*([!#$%&'*+\-.0-9A-Z^_`a-z{|}~]+)[ \t]*=[ \t]*")
 _NUMBERED = re.compile(r"(.*)\*([0-9]+)")
-# A piece of a value: whole characters, few enough for a line.
+# A pattern for a piece of a value.  A piece has whole characters, and is short enough for a line.
 _SEGMENT = re.compile(r"(?:%[0-9A-F]{2}|[^%]){1,16}")
-# The most characters of a parameter that stands in one line.
+# The most characters of a parameter that is written in one piece.
 _LINE = 72
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 
@@ -64,8 +64,8 @@ def _isComment(token: Token) -> bool:
 def asciiParameters(text: str) -> str | None:
     """
     @param text: the unfolded body of Content-Type or Content-Disposition.
-    @return: the body in ASCII; L{None} if that is impossible, because something else than values
-        and comments is not ASCII.
+    @return: the body in ASCII; L{None} if another part of the body than values and comments is not
+        ASCII.
     """
     written: list[str] = []
     for index, (tokens, _) in enumerate(splitAt(";", text)):

@@ -1,5 +1,6 @@
 """
-Read the files of other POP3 servers, so that messages keep the unique-ids that clients know.
+Read the files of other POP3 servers, so that messages keep the unique-ids that clients already
+know.
 """
 
 from pop3svc.migration.headers import uniqueIDInHeader

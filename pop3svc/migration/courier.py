@@ -29,9 +29,9 @@ _LEADING = re.compile(rb"[0-9]*")
 
 def readSizeList(data: bytes) -> list[OldMessage]:
     """
-    Parse a file of version 0 (which has no header) to 3.
+    Parse a file of one of the versions 0 to 3.  Version 0 has no header.
 
-    @param data: the whole file.
+    @param data: the octets of the whole file.
     @return: the messages in the order of the file.  The files of some messages may not exist any
         more.
     @raise DamagedFile: the file is damaged, or has another version.

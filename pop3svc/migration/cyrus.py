@@ -1,5 +1,5 @@
 """
-The unique-ids of Cyrus IMAP, whose files are named by their UIDs.
+Derive the unique-ids of Cyrus IMAP from the names of its files, which are the UIDs of the messages.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from pop3svc.migration.records import OldMessage
 
 __all__ = ["FORMATS", "messagesOf"]
 
-# The values of Cyrus' setting uidl_format, as formats of Dovecot.
+# For each value of Cyrus' setting uidl_format, the equal format of Dovecot.
 FORMATS = {"cyrus": "%v.%u", "uidonly": "%u", "dovecot": "%08Xu%08Xv", "courier": "%v-%u"}
 _NAME = re.compile(r"([1-9][0-9]{0,9})\.")
 
 
 def messagesOf(names: Iterable[str], uidValidity: int, format: str = "cyrus") -> list[OldMessage]:
     """
-    Derive the unique-ids of a spool directory.
+    Derive the unique-ids of the messages in a spool directory.
 
     @param names: the names of the directory's files.  Files that are not messages are left out.
     @param uidValidity: the mailbox's UIDVALIDITY, as IMAP's STATUS returns it.
     @param format: the value of C{uidl_format}.
-    @return: the messages by rising UID.
-    @raise ValueError: the format is not known; a sentence for the operator.
+    @return: the messages in the order of their UIDs.
+    @raise ValueError: the format is not known.  The text is a sentence for the operator.
     """
     if format not in FORMATS:
         raise ValueError(f"the format of Cyrus is one of {', '.join(FORMATS)}")

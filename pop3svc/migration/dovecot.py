@@ -26,10 +26,11 @@ class UIDRecord(NamedTuple):
     """
     A message in C{dovecot-uidlist}.
 
-    @ivar base: base name of the message's file.
-    @ivar saved: the saved unique-id (field C{P}), or L{None}.
-    @ivar order: the message's number in the order of POP3 (field C{O}), or L{None}.
-    @ivar guid: the message's GUID (field C{G}), or L{None}.
+    @ivar base: the base name of the message's file.
+    @ivar saved: the saved unique-id (field C{P}); L{None} without this field.
+    @ivar order: the number by which Dovecot orders messages for POP3 (field C{O}); L{None} without
+        this field.
+    @ivar guid: the message's GUID (field C{G}); L{None} without this field.
     """
 
     uid: int
@@ -45,7 +46,8 @@ class UIDList:
     The content of C{dovecot-uidlist}.
 
     @ivar nextUID: a number that is larger than the UID of any message.
-    @ivar records: the messages by rising UID.  The files of some messages may not exist any more.
+    @ivar records: the messages in the order of their UIDs.  The files of some messages may not
+        exist any more.
     """
 
     uidValidity: int
@@ -56,9 +58,9 @@ class UIDList:
         self, format: UIDLFormat, inHeader: Callable[[str], str | None] | None = None
     ) -> list[OldMessage]:
         """
-        @param inHeader: takes a base name and returns the value of the header C{X-UIDL}, if
-            Dovecot had C{pop3_reuse_xuidl = yes}.
-        @return: the messages with their unique-ids, by rising UID.
+        @param inHeader: takes a base name, and returns the value of the header C{X-UIDL} in the
+            message's file.  Pass L{None} unless Dovecot had C{pop3_reuse_xuidl = yes}.
+        @return: the messages with their unique-ids, in the order of their UIDs.
         """
         found = []
         for record in self.records:
@@ -72,7 +74,7 @@ class UIDList:
                 uniqueID = format.expand(names)
             # A field P without a value stands for the base name.
             uniqueID = uniqueID or record.base
-            # Messages with an order come first.
+            # Messages with a number for the order come first.
             hasNone = record.order is None
             rank = hasNone, 0 if record.order is None else record.order, record.uid
             found.append(OldMessage(record.base, uniqueID, rank))
@@ -92,7 +94,7 @@ def readUIDList(data: bytes) -> UIDList:
     """
     Parse a file of version 1 (Dovecot 1.0) or 3 (Dovecot 1.1 and later).
 
-    @param data: the whole file.
+    @param data: the octets of the whole file.
     @raise DamagedFile: the file is damaged, or has another version.
     """
     lines = os.fsdecode(data).split("\n")
@@ -138,7 +140,7 @@ def _readOld(uid: int, rest: str) -> UIDRecord | None:
 
 def _readNew(uid: int, rest: str) -> UIDRecord | None:
     if rest[:1] == ":":
-        # The usual case: no fields.
+        # In the usual case the line has no fields.
         return _readOld(uid, rest[1:])
     words, separator, name = rest.partition(" :")
     base = _baseOf(name)

@@ -1,5 +1,5 @@
 """
-The formats of Dovecot's setting C{pop3_uidl_format}.
+Make unique-ids by the formats of Dovecot's setting C{pop3_uidl_format}.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from typing import NamedTuple
 
 __all__ = ["DEFAULT", "MessageNames", "UIDLFormat"]
 
-# The default of Dovecot 2.3.  The default of 2.4 gives the same unique-ids.
+# The default of Dovecot 2.3.  The default of Dovecot 2.4 gives the same unique-ids.
 DEFAULT = "%08Xu%08Xv"
-# The longest format that is accepted, and the largest width in a format, so that no unique-id needs
-# much memory.  A legal unique-id has at most 70 octets.
+# The most characters of a format, and the largest width in a format.  These limits keep unique-ids
+# from taking much memory.  A legal unique-id has at most 70 octets.
 _LONGEST, _WIDEST = 1000, 1000
 
 
 class MessageNames(NamedTuple):
     """
-    The values of a message that a format may use.  Each character of a text is one octet.
+    The values of a message that a format may use.  In the texts, each character stands for one
+    octet.
 
-    @ivar uid: unique identifier (RFC 3501 section 2.3.1.1).
+    @ivar uid: the UID of the message in IMAP (RFC 3501 section 2.3.1.1).
     @ivar uidValidity: the mailbox's UIDVALIDITY.
-    @ivar fileName: base name of the file.
+    @ivar fileName: the base name of the message's file.
     @ivar guid: Dovecot's identifier of the message.
     """
 
@@ -79,7 +80,7 @@ def _escape(text: str) -> str:
 
 
 def _shortHash(text: str) -> int:
-    # P. J. Weinberger's hash, in 32 bits.
+    # This is P.  J.  Weinberger's hash function with 32 bits.
     value = 0
     for octet in text.encode("latin-1"):
         value = ((value << 4) + octet) & 0xFFFFFFFF
@@ -148,15 +149,15 @@ class _ShortPiece:
 
 class UIDLFormat:
     """
-    A format of unique-ids: of Dovecot 2.3 with letters (C{%08Xu}), or of Dovecot 2.4 with names
-    (C{%{uid | hex(8)}}).
+    A format of unique-ids.  Formats of Dovecot 2.3 have letters (C{%08Xu}), and formats of Dovecot
+    2.4 have names (C{%{uid | hex(8)}}).
 
     @ivar text: the format.
     """
 
     def __init__(self, text: str) -> None:
         """
-        @raise ValueError: the format is not known; the text is a sentence for the operator.
+        @raise ValueError: the format is not known.  The text is a sentence for the operator.
         """
         self.text = text
         if len(text) > _LONGEST:
@@ -193,7 +194,7 @@ class UIDLFormat:
 
     def expand(self, names: MessageNames) -> str:
         """
-        @return: the unique-id that Dovecot gives to a message.  It may be illegal.
+        @return: the unique-id that Dovecot gives to a message.  RFC 1939 may not allow it.
         """
         return "".join([piece(names) for piece in self._pieces])
 
@@ -211,7 +212,7 @@ def _parseShort(found: re.Match[str], text: str) -> _Piece:
     if max(width, abs(skip)) > _WIDEST:
         raise ValueError(f"{text}: the width of %{letter} is too large")
     if found["sign"] and found["skip"] is not None:
-        # If there is no number to skip, Dovecot ignores the sign.
+        # If no number to skip follows the sign, Dovecot ignores the sign.
         width = -width
     value, isPadded = _VALUES[_LETTERS[letter]], bool(found["zero"])
     number = _NUMBERS.get(letter)

@@ -1,5 +1,5 @@
 """
-The unique-id in a message's own header.
+Find the unique-id that a message has in its own header.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _END = re.compile(rb"^\r?\n", re.MULTILINE)
 def valueInHeader(data: bytes) -> str | None:
     """
     @param data: the beginning of a message, with any line ends; L{HEADER} octets are enough.
-    @return: the value of the first header C{X-UIDL}, one character for each octet; L{None} without
-        this header.
+    @return: the value of the first header C{X-UIDL}, with one character for each octet; L{None}
+        without this header.
     """
     end = _END.search(data)
     found = _FIELD.search(data, 0, len(data) if end is None else end.start())
@@ -30,8 +30,8 @@ def valueInHeader(data: bytes) -> str | None:
 def uniqueIDInHeader(data: bytes) -> str | None:
     """
     Find the unique-id that qpopper, mailutils, or Dovecot with C{pop3_reuse_xuidl} gave to its
-    clients.  Use it only if the operator has allowed it, because an attacker can send a message
-    with such a header.
+    clients.  Call this function only if the operator has allowed such unique-ids, because an
+    attacker can send a message with such a header.
 
     @param data: see L{valueInHeader}.
     @return: the value of the first header C{X-UIDL}; L{None} without this header, or if RFC 1939

@@ -16,8 +16,8 @@ __all__ = ["DamagedFile", "Kept", "OldMessage", "keep"]
 
 class DamagedFile(ValueError):
     """
-    The file of another server is damaged.  The text is a sentence for the operator without
-    the name of the file.
+    The file of another server is damaged.  The text is a sentence for the operator, which does not
+    name the file.
     """
 
 
@@ -26,8 +26,8 @@ class OldMessage(NamedTuple):
     A message in the records of another server.
 
     @ivar base: the name of the message's file up to the first C{:}.
-    @ivar uniqueID: the unique-id that the server sent to its clients; not checked yet.
-    @ivar rank: a value to sort by.  It gives the order in which the server numbered the messages.
+    @ivar uniqueID: the unique-id that the server sent to its clients.  It has not been checked yet.
+    @ivar rank: a value whose order is the order in which the server numbered the messages.
     """
 
     base: str
@@ -38,12 +38,12 @@ class OldMessage(NamedTuple):
 @dataclass(frozen=True)
 class Kept:
     """
-    The unique-ids of another server that messages keep.
+    The unique-ids of another server, as far as messages keep them.
 
-    @ivar uniqueIDs: unique-ids by base name, in the order of message numbers.
-    @ivar illegal: number of messages whose unique-id cannot be kept: RFC 1939 section 7 does not
-        allow it, or it has the form that this service derives from file names.
-    @ivar repeated: number of messages whose unique-id another message also has.
+    @ivar uniqueIDs: the unique-ids by base name, in the order of message numbers.
+    @ivar illegal: the number of messages whose unique-id cannot be kept.  Either RFC 1939 section 7
+        does not allow the unique-id, or it has the form that this service derives from file names.
+    @ivar repeated: the number of messages whose unique-id another message also has.
     """
 
     uniqueIDs: dict[str, str]
@@ -58,9 +58,9 @@ def keep(
     Choose the unique-ids that messages keep.  No unique-id is chosen twice.
 
     @param messages: the messages, in the order in which the server gave them unique-ids.
-    @param present: base names of the messages whose files exist; L{None} for all.  These messages
-        come first, because clients know only their unique-ids.  C{illegal} and C{repeated} do not
-        count other messages.
+    @param present: the base names of the messages whose files exist; L{None} if all files exist.
+        These messages are considered first, because clients know only their unique-ids.  Only these
+        messages count in C{illegal} and C{repeated}.
     @param renames: whether the server appended C{-2} to the second of several equal unique-ids,
         C{-3} to the third, and so on (C{pop3_uidl_duplicates = rename} of Dovecot).
     """
@@ -68,7 +68,7 @@ def keep(
     kept: list[OldMessage] = []
     illegal = repeated = 0
     occurrences: Counter[str] = Counter()
-    # One check of all unique-ids is faster than a check of each.
+    # Check all unique-ids together first, because this is faster than to check each of them.
     areLegal = areUniqueIDs([each.uniqueID for each in messages])
     there = [each for each in messages if present is None or each.base in present]
     gone = [] if present is None else [each for each in messages if each.base not in present]
@@ -94,6 +94,6 @@ def keep(
 
 
 def _isLegal(uniqueID: str) -> bool:
-    # This service derives unique-ids of that form from file names, so an old unique-id could equal
-    # the unique-id of another message.
+    # Do not keep a unique-id of this form.  This service derives such unique-ids from file names,
+    # so the kept one could be equal to the unique-id of another message.
     return isUniqueID(uniqueID) and not isDerived(uniqueID)

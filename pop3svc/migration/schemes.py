@@ -1,5 +1,5 @@
 """
-The operator's settings about the previous server: where to find its unique-ids.
+Find the unique-ids of the previous server, as the operator's settings say.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pop3svc.migration.records import Kept, keep
 
 __all__ = ["LARGEST", "Scheme", "parseScheme"]
 
-# The most octets that are read of another server's file: some 800,000 messages.
+# The most octets that are read of another server's file.  They are enough for some 800,000
+# messages.
 LARGEST = 67_108_864
 
 
@@ -25,8 +26,8 @@ class Scheme:
     @ivar file: the name of the server's file.
     @ivar format: the format of Dovecot's unique-ids; L{None} for Courier.
     @ivar renames: see L{keep<pop3svc.migration.records.keep>}.
-    @ivar usesHeaders: whether a header C{X-UIDL} wins over the format, as with Dovecot's
-        C{pop3_reuse_xuidl = yes}.
+    @ivar usesHeaders: whether a message with a header C{X-UIDL} has the header's value instead of
+        the format's, as with Dovecot's C{pop3_reuse_xuidl = yes}.
     """
 
     file: str
@@ -37,7 +38,7 @@ class Scheme:
     @property
     def text(self) -> str:
         """
-        A text that identifies the scheme: schemes that give different unique-ids have different
+        A text that identifies the scheme.  Schemes that give different unique-ids have different
         texts.
         """
         format = "" if self.format is None else self.format.text
@@ -54,10 +55,10 @@ class Scheme:
         """
         Parse the server's file.
 
-        @param data: the whole file.
-        @param present: base names of the files that exist; L{None} for all.
-        @param inHeader: takes the base name of a file that exists, and returns the value of
-            its header C{X-UIDL}; needed if C{usesHeaders}.
+        @param data: the octets of the whole file.
+        @param present: the base names of the files that exist; L{None} if all files exist.
+        @param inHeader: takes the base name of a file that exists, and returns the value of the
+            file's header C{X-UIDL}.  It is needed if C{usesHeaders} is true.
         @raise DamagedFile: the file is damaged.
         """
         if self.format is None:
@@ -73,7 +74,7 @@ def parseScheme(uidl: str, duplicates: str = "allow", xuidl: bool = False) -> Sc
     @param uidl: C{dovecot}, C{courier}, or the value of Dovecot's C{pop3_uidl_format}.
     @param duplicates: the value of Dovecot's C{pop3_uidl_duplicates}.
     @param xuidl: whether Dovecot's C{pop3_reuse_xuidl} was on.
-    @raise ValueError: a sentence for the operator.
+    @raise ValueError: a value is not known.  The text is a sentence for the operator.
     """
     if duplicates not in ("allow", "rename"):
         raise ValueError("duplicates is allow or rename")

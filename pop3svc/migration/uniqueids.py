@@ -1,5 +1,5 @@
 """
-The unique-ids of the messages in a directory that another server has served.
+Find the unique-ids of the messages in a directory that another server has served.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ def uniqueIDsOf(
     xuidl: bool = False,
 ) -> Mapping[str, tuple[str, int]]:
     """
-    Find the unique-ids that another server sent to its clients.  Blocks.
+    Find the unique-ids that another server sent to its clients.  This function blocks.
 
     @param path: the directory of one mailbox.
-    @param uidl: C{dovecot}, C{courier} or a format of Dovecot; C{xuidl} for the headers C{X-UIDL}
-        of the messages; or, for a spool directory of Cyrus, C{cyrus:UIDVALIDITY}, optionally with
-        the C{uidl_format} (C{cyrus:1700000000:uidonly}).
-    @param control: the directory that holds the server's file instead of C{path}.
+    @param uidl: C{dovecot}, C{courier} or a format of Dovecot.  C{xuidl} stands for the headers
+        C{X-UIDL} of the messages.  C{cyrus:UIDVALIDITY} is for a spool directory of Cyrus.  The
+        value of C{uidl_format} may follow, as in C{cyrus:1700000000:uidonly}.
+    @param control: the directory that contains the server's file; L{None} if C{path} contains it.
     @param duplicates: C{rename} if Dovecot had C{pop3_uidl_duplicates = rename}.
     @param xuidl: whether Dovecot had C{pop3_reuse_xuidl = yes}.
-    @return: for the base name of each file (up to the first C{:}) its unique-id, and its position
-        in the old order, from 0.  Each unique-id is legal and occurs only once.  A file that is
-        missing in the result needs a new unique-id.
-    @raise ValueError: C{uidl} is not known, or the server's file is damaged
-        (L{DamagedFile}); a sentence for the operator.
+    @return: by base name (up to the first C{:}), the unique-id of each file, and the file's
+        position in the old order, from 0.  Each unique-id is legal and occurs once.  A file that is
+        missing from the result needs a new unique-id.
+    @raise ValueError: C{uidl} is not known, or the server's file is damaged (L{DamagedFile}).  The
+        text is a sentence for the operator.
     @raise OSError: the server's file cannot be read.
     """
     kept = _kept(path, uidl, control, duplicates, xuidl)
@@ -78,7 +78,7 @@ def _kept(path: str, uidl: str, control: str | None, duplicates: str, xuidl: boo
 
 def _places(path: str) -> Iterator[tuple[str, str]]:
     """
-    @return: directory and name of each file that may be a message.
+    @return: the directory and the name of each file that may be a message.
     """
     folders = [os.path.join(path, each) for each in _FOLDERS]
     for folder in [each for each in folders if os.path.isdir(each)] or [path]:
