@@ -1,5 +1,5 @@
 """
-Measures pop3svc beside other POP3 servers: C{python -m bench}, from the checkout.
+Measure pop3svc and other POP3 servers.  Run C{python -m bench} in the checkout.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from bench.table import Results
 HERE = Path(__file__).parent
 PACKAGES = ["gcc", "libc6-dev", "libssl-dev", "openssl"]
 PEERS = ["dovecot-pop3d"]
-# Fewer of everything: to see that it works, not how fast it is.
+# Smaller numbers of everything, for a run that shows whether the benchmark works, and not how fast
+# the servers are.
 SHORT = Sizes(
     users=32,
     messages=20,
@@ -46,7 +47,7 @@ SECONDS, SHORT_SECONDS = 3.0, 0.1
 
 class Parser(argparse.ArgumentParser):
     """
-    One that says what is wrong in a sentence.
+    A parser that says in one sentence which option is wrong.
     """
 
     def error(self, message: str) -> NoReturn:
@@ -59,12 +60,18 @@ class Parser(argparse.ArgumentParser):
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
-    @return: the command line's.
+    @return: the options of the command line.
     """
     parser = Parser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--short", action="store_true", help="only see that all of it works")
+    parser.add_argument(
+        "--short",
+        action="store_true",
+        help="run a short benchmark, which only shows that all parts work",
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="default: 3, or 1 with --short")
-    parser.add_argument("--only", metavar="ROW[,ROW]", help="these rows only, by their numbers")
+    parser.add_argument(
+        "--only", metavar="ROW[,ROW]", help="measure only the rows with these numbers"
+    )
     parser.add_argument(
         "--servers",
         metavar="NAME[,NAME]",
@@ -78,9 +85,9 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=VALUE",
         action="append",
         default=[],
-        help="measure pop3svc with this setting as well; repeatable",
+        help="measure pop3svc also with this setting; may be repeated",
     )
-    parser.add_argument("--output", metavar="FILE", help="where the tables go, too")
+    parser.add_argument("--output", metavar="FILE", help="also write the tables to this file")
     found = parser.parse_args(arguments)
     numbers = {str(row.number) for row in ROWS}
     if found.rounds is None:
@@ -104,7 +111,7 @@ def build(directory: Path) -> None:
     """
     Compile the load generator and the limit.
 
-    @raise CannotRun: why not.
+    @raise CannotRun: a program cannot be compiled.
     """
     for name in ("load", "limit"):
         done = subprocess.run(
@@ -133,14 +140,15 @@ def machine() -> str:
 
 def say(text: str) -> None:
     """
-    Tell how far it is.
+    Print a line about the progress of the benchmark.
     """
     print(text, file=sys.stderr, flush=True)
 
 
 def oneRound(turn: int, rows: list[Row], servers: list[Server], bench: Bench, out: Results) -> None:
     """
-    All rows, each against every server in turn; another one begins in each round.
+    Measure each row with every server, one server after the other.  Each round begins with another
+    server.
     """
     turn %= len(servers)
     servers = servers[turn:] + servers[:turn]
@@ -183,8 +191,8 @@ def oneRound(turn: int, rows: list[Row], servers: list[Server], bench: Bench, ou
 
 def run(found: argparse.Namespace, directory: Path) -> tuple[str, list[str]]:
     """
-    @return: the tables, and what pop3svc did wrong.
-    @raise CannotRun: why not.
+    @return: the text with the tables, and a sentence for each error of pop3svc.
+    @raise CannotRun: the benchmark cannot run on this machine.
     """
     programs = directory / "bin"
     programs.mkdir()
@@ -230,11 +238,13 @@ def run(found: argparse.Namespace, directory: Path) -> tuple[str, list[str]]:
             for row in results.empty()
         ),
         "",
-        "In brackets, and for the best peer: pop3svc's figure divided by that one.",
+        "The numbers in brackets, and those for the best peer, are pop3svc's figure "
+        "divided by the peer's figure.",
         "",
         results.main(),
         "",
-        "What the runs took; load is the load generator.",
+        "Time and memory of the runs.  The columns with the word load are about the load "
+        "generator.",
         "",
         results.machine(),
     ]
@@ -256,7 +266,7 @@ def _absence(results: Results, kind: type[Server]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    @return: the exit status: 1 when something went wrong with pop3svc, or nothing could be run.
+    @return: the exit status.  It is 1 if pop3svc made an error, or if the benchmark could not run.
     """
     found = options(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -265,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         aptInstall(PACKAGES)
         if {"dovecot", "tuned", "courier"} & set(found.servers):
             with contextlib.suppress(CannotRun):
-                # Told in the table, then.
+                # Go on without these servers.  The result says that they were not run.
                 aptInstall(PEERS)
         directory = Path(tempfile.mkdtemp(prefix="pb"))
         try:

@@ -1,17 +1,17 @@
 """
-Do clients of the page, of the metrics and of the admin socket disturb POP3 sessions?
+Measure whether clients of the page, of the metrics and of the admin socket disturb POP3 sessions.
 
     python bench/disturbing.py [--clients 1000] [--seconds 20] [--limit 50]
 
 A POP3 session sends NOOP every 10 milliseconds.  Meanwhile clients of the web port and of the admin
-socket send requests: correct ones, damaged ones, random octets, octets one by one, and requests
-whose answer nobody reads.  The table shows how long a reply to NOOP takes without and with these
-clients.  The machine has to run the clients, too: in the row C{of another service} the same clients
-ask another service.
+socket send requests.  They send correct requests, damaged requests and random octets.  Some send
+their octets one by one, and some do not read the answer.  The table shows how long a reply to NOOP
+takes without and with these clients.  The clients themselves also take time of the machine.  The
+row C{of another service} shows how much, because in it the same clients ask another service.
 
-Exit status 1 if the 99.9th percentile is above the limit (milliseconds), if the log has a
-traceback, if the session fails, or if anything was changed: a ban, a session that was ended, a
-drain.
+The exit status is 1 if the 99.9th percentile is above the limit in milliseconds, if the log has a
+traceback, or if the session fails.  It is also 1 if the clients have changed something: if they
+have banned an address, ended a session, or drained the service.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ PATHS = ("/", "/metrics", "/healthz", "/readyz", "/playground", "/events", "/kic
 OPERATIONS = ("who", "status", "bans", "kick", "trace", "drain", "reload", "nothing")
 # Seconds between two NOOPs.
 PACE = 0.01
-# Processes of clients; each has an equal part of the connections.
+# The number of processes with clients.  Each has an equal part of the connections.
 PROCESSES = 2
 
 
 def _request(chance: random.Random) -> bytes:
     """
-    @return: a request for the web port that must change nothing.
+    @return: a request for the web port.  It must not change anything.
     """
     method = chance.choice(("GET", "GET", "GET", "HEAD", "POST", "PUT", "OPTIONS"))
     head = f"{method} {chance.choice(PATHS)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -60,9 +60,9 @@ def _request(chance: random.Random) -> bytes:
 
 def _order(chance: random.Random) -> bytes:
     """
-    @return: a line for the admin socket that must change nothing.
+    @return: a line for the admin socket.  It must not change anything.
     """
-    # Orders that change something are damaged below.
+    # Orders that would change something are cut off below.
     name = chance.choice(OPERATIONS)
     arguments = {"target": "nobody"} if name in ("kick", "trace") else {}
     line = json.dumps({"do": name, "arguments": arguments}).encode() + b"\n"
@@ -103,7 +103,7 @@ async def _client(target: int | str, chance: random.Random, end: float) -> None:
                     if chance.randrange(4):
                         await reader.read(65536)
                     else:
-                        # Nobody reads the answer.
+                        # Do not read the answer.
                         await asyncio.sleep(chance.random())
                 finally:
                     writer.transport.abort()
@@ -152,7 +152,7 @@ class Service:
 
     def measure(self, seconds: float) -> list[float]:
         """
-        @return: the milliseconds until each reply to NOOP, in order of size.
+        @return: the milliseconds until each reply to NOOP, sorted by size.
         """
         times, end = [], time.monotonic() + seconds
         while (began := time.monotonic()) < end:
@@ -181,7 +181,7 @@ class Service:
 
     def close(self) -> bool:
         """
-        @return: whether the service ended in order, with no traceback in its log.
+        @return: whether the service has ended in order, without a traceback in its log.
         """
         assert self.session.say(b"QUIT").startswith(b"+OK")
         isDone = self.running.end(signal.SIGTERM) == 0

@@ -1,9 +1,11 @@
 """
-C{pop3svc fetch} beside fetchmail, mpop and getmail6, on the same mailbox of this service.
+Compare C{pop3svc fetch} with fetchmail, mpop and getmail6.  All fetch the same mailbox of this
+service.
 
-C{python -m bench.fetchers} fetches 10,000 messages of 4 KiB with each, and then looks 1,000 times
-for new mail.  A proxy on loopback counts octets and round trips.  C{--short} shows that all of it
-works.  fetchmail and mpop are packages of Debian; getmail6 has to be installed beside this Python.
+With C{python -m bench.fetchers}, each program fetches 10,000 messages of 4 KiB, and then looks
+1,000 times for new mail.  A proxy on loopback counts octets and round trips.  C{--short} only shows
+that all parts work. fetchmail and mpop are packages of Debian. getmail6 has to be installed for
+this Python.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ __all__ = ["main"]
 
 HOST = "127.0.0.1"
 MESSAGE = 4096
-# Messages in the mailbox while nothing new arrives.
+# The messages in the mailbox in which the programs look for new mail.
 KEPT = 100
 
 _FETCHMAIL = """
@@ -82,11 +84,12 @@ exec cat > "$(mktemp {home}/Maildir/new/XXXXXXXX)"
 
 class Counter:
     """
-    A proxy on loopback that counts what passes.
+    A proxy on loopback that counts octets and round trips.
 
-    @ivar sent: octets of the client.
-    @ivar received: octets of the server.
-    @ivar turns: how often the client has sent after the server.
+    @ivar sent: the octets that the client has sent.
+    @ivar received: the octets that the client has received.
+    @ivar turns: the number of round trips.  A round trip begins when the client sends after the
+        server has sent.
     """
 
     def __init__(self, target: int) -> None:
@@ -111,7 +114,7 @@ class Counter:
         server = socket.create_connection((HOST, self._target))
         for each in (client, server):
             each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # The greeting is a round trip as well.
+        # The greeting counts as a round trip too.
         wasServer = True
         with selectors.DefaultSelector() as selector, client, server:
             selector.register(client, selectors.EVENT_READ, server)
@@ -138,7 +141,7 @@ class Counter:
 @dataclass
 class Figures:
     """
-    What some work took.
+    The time and the traffic of some work.
     """
 
     seconds: float
@@ -171,11 +174,12 @@ class Fetcher:
 
     def command(self) -> list[str]:
         """
-        @return: what fetches once.
+        @return: the command that fetches once.
         """
         raise NotImplementedError
 
-    # fetchmail's status is 1 if there is no new mail.
+    # The exit statuses of success. fetchmail also has the status 1, which means that there is no
+    # new mail.
     good: tuple[int, ...] = (0,)
 
     def fetch(self) -> None:
@@ -195,7 +199,7 @@ class Fetcher:
 
     def look(self, times: int) -> None:
         """
-        Look for new mail.
+        Look for new mail some times.
         """
         for _ in range(times):
             self.fetch()
@@ -252,7 +256,7 @@ class Watching(Ours):
     name = "pop3svc fetch --watch"
 
     def look(self, times: int) -> None:
-        # The same command, without the pauses.
+        # Run the command without its pauses; see watchWithoutPauses().
         options = self.options()
         subprocess.run(
             [sys.executable, "-m", "bench.fetchers", "--looks", str(times), *options],
@@ -268,7 +272,7 @@ FETCHERS: list[type[Fetcher]] = [Ours, Watching, Mpop, Fetchmail, Getmail]
 
 def watchWithoutPauses(times: int, options: list[str]) -> None:
     """
-    Run C{pop3svc fetch --watch}, look again at once, and end after some looks.
+    Run C{pop3svc fetch --watch} without its pauses, and end it after it has looked some times.
     """
     from pop3svc.fetching.watching import Ending
     from pop3svc.service.fetchcommand import main as fetch
@@ -287,7 +291,7 @@ def watchWithoutPauses(times: int, options: list[str]) -> None:
 
 def measure(work: Callable[[], object], counter: Counter) -> Figures:
     """
-    @return: what some work took.
+    @return: the time and the traffic of some work.
     """
     counter.reset()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -329,7 +333,7 @@ def show(title: str, found: dict[str, Figures]) -> None:
 
 def run(home: Path, messages: int, polls: int, only: list[str]) -> None:
     """
-    Measure all programs.
+    Measure all programs, and print the tables.
     """
     makeMail(home / "mail" / "many", messages)
     makeMail(home / "mail" / "kept", KEPT)
@@ -366,12 +370,12 @@ def run(home: Path, messages: int, polls: int, only: list[str]) -> None:
 
 def main() -> None:
     """
-    Measure.
+    Run the program.
     """
     if sys.argv[1:2] == ["--looks"]:
         watchWithoutPauses(int(sys.argv[2]), sys.argv[3:])
     parser = argparse.ArgumentParser(prog="python -m bench.fetchers")
-    parser.add_argument("--short", action="store_true", help="only see that all of it works")
+    parser.add_argument("--short", action="store_true", help="only show that all parts work")
     parser.add_argument("--messages", type=int, default=10_000)
     parser.add_argument("--polls", type=int, default=1_000)
     parser.add_argument("--only", action="append", default=[], metavar="NAME")

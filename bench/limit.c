@@ -1,5 +1,5 @@
-/* The limit: a POP3 server that only sends prepared bytes, to see what the load generator and the
-   kernel leave to a server.  It knows no mail, no users and no states.
+/* The limit: a POP3 server that only sends prepared octets.  It shows how fast the load generator
+   and the kernel allow a server to be.  It has no mail, no users and no states.
 
    usage: limit PORT TLSPORT CERTIFICATE KEY [NAME:COUNT:PACK]...
 
@@ -23,7 +23,7 @@ struct client {
     struct mailbox *mailbox;
     char in[65536];
     size_t inLength;
-    const char *parts[2]; /* what is on its way out: a status line and a body */
+    const char *parts[2]; /* the octets to send: a status line and a body */
     size_t lengths[2];
     char status[64];
     int isClosing, isWatchingOut;
@@ -79,7 +79,7 @@ static void watchOut(struct client *client, int isOut) {
     client->isWatchingOut = isOut;
 }
 
-/* Write what is to be written: 1 when all is gone, 0 to be continued, BROKEN. */
+/* Write the octets to send.  Return 1 if all are written, 0 if some are left, or BROKEN. */
 static int writeOut(struct client *client) {
     for (int part = 0; part < 2; part++)
         while (client->lengths[part]) {
@@ -98,7 +98,7 @@ static int writeOut(struct client *client) {
                 sent = linkWrite(&client->link, client->parts[part], client->lengths[part]);
             }
             if (sent == AGAIN) {
-                /* In a handshake it may be the client that is waited for. */
+                /* During a handshake, the server may have to wait for octets of the client. */
                 watchOut(client, !client->link.ssl || !SSL_want_read(client->link.ssl));
                 return 0;
             }
@@ -194,7 +194,7 @@ int main(int count, char **arguments) {
         struct epoll_event events[256];
         int some = epoll_wait(poller, events, 256, -1);
         for (int index = 0; index < some; index++) {
-            /* A descriptor is small, a pointer is not. */
+            /* An event has a descriptor, which is a small number, or a pointer, which is not. */
             int listener = events[index].data.u64 < 4096 ? (int)events[index].data.u64 : -1;
             if (listener < 0) {
                 serve(events[index].data.ptr);

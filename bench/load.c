@@ -1,34 +1,39 @@
-/* The load generator: many POP3 clients in one process, which check every octet they get.
+/* The load generator: many POP3 clients in one process.  The clients check every octet that they
+   get.
 
    usage: load SCRIPT
 
-   The script has one thing a line, its words separated by tabs.  First the settings:
+   A line of the script has one setting or one step.  Its words are separated by tabs.  The settings
+   come first:
 
-     port N           of 127.0.0.1
+     port N           the port of the server on 127.0.0.1
      tls no|full|resume
-     slots N          clients at once; each runs one session after the other
-     users NAME N     slot s is in its turn t the user NAME followed by (s + t * slots) mod N;
-                      with N = 0 it is always NAME
-     sessions N       in all; each slot's first one is always run
-     ramp N           of the slots begin at once; each other one when one comes to a barrier
-     limit SECONDS    from then on no more sessions and no more RETRs are begun
-     pack PATH        the messages that RETR must give; see wire.h
+     slots N          the number of clients at the same time; each runs one session after the other
+     users NAME N     in its turn t, slot s is the user NAME followed by (s + t * slots) mod N;
+                      with N = 0 it is always the user NAME
+     sessions N       the number of all sessions; the first session of each slot always runs
+     ramp N           only N slots begin at once; whenever a client comes to a barrier, one more
+                      slot begins
+     limit SECONDS    after this time no more sessions and no more RETRs begin
+     pack PATH        the messages that RETR must send; see wire.h
 
-   then the steps of a session, after the greeting:
+   The steps of a session, after the greeting, follow:
 
-     say PREFIX LINE  send it (%u is the user); the answer is one line and begins with PREFIX
-     list N LINE      the answer begins with +OK and has N lines
-     retr FIRST N AHEAD   RETR FIRST to FIRST + N - 1, up to AHEAD of them before their answers;
-                      more are sent, in one write, when half of these are answered
-     barrier          wait until all slots are here; then a mark
+     say PREFIX LINE  send LINE (%u is the user); the reply must be one line and begin with PREFIX
+     list N LINE      send LINE; the reply must begin with +OK and have N lines
+     retr FIRST N AHEAD   send RETR for the messages FIRST to FIRST + N - 1, up to AHEAD of them
+                      before their replies; when half of these have come, send more in one write
+     barrier          wait until all clients have come to this step, and make a mark
      again N TIMES    go back N steps, TIMES times
-     quit             QUIT, +OK, and the server closes
+     quit             send QUIT; the reply must be +OK, and the server must close the connection
 
-   Marks are made before the first session, at each barrier and at the end.  At a mark it prints
-   "mark WALL CPU OCTETS MESSAGES SESSIONS RESUMED AGAINS": nanoseconds, and its own processor time
-   in microseconds, since it went on from the mark before; octets and messages of RETR, sessions
-   begun, TLS sessions resumed and "again"s taken meanwhile; and goes on when it reads a line.
-   Anything wrong ends it with status 1 and a line "wrong bytes ...", "refused ..." or "lost ...". */
+   Marks are made before the first session, at each barrier and at the end.  At a mark the program
+   prints "mark WALL CPU OCTETS MESSAGES SESSIONS RESUMED AGAINS", and goes on when it reads a line.
+   The numbers count from the moment at which it went on after the previous mark: the nanoseconds,
+   the program's own processor time in microseconds, the octets and the messages that RETR has sent,
+   the sessions that have begun, the TLS sessions that were resumed, and the times that "again" went
+   back.  After an error the program ends with status 1 and a line "wrong bytes ...", "refused ..."
+   or "lost ...". */
 
 #define _GNU_SOURCE
 #include "wire.h"
@@ -49,14 +54,14 @@ struct client {
     char user[128];
     int step;
     int isBegun, isGreeted, isDone, isWaiting, hasQuit;
-    long asked, answered;       /* of the RETRs of this step */
-    long againsLeft[64];        /* by step; -1: not begun */
-    char line[1024];            /* a line that is not complete */
+    long asked, answered;       /* RETRs of this step */
+    long againsLeft[64];        /* for each step; -1 before its first "again" */
+    char line[1024];            /* the beginning of a line that is not complete */
     size_t lineLength;
     int isInBody, isAtLineStart, isDotLine;
     long bodyLines;
-    const char *want, *wantEnd; /* what RETR has still to give */
-    char *out;                  /* what the socket did not take yet */
+    const char *want, *wantEnd; /* the octets that RETR must still send */
+    char *out;                  /* octets that the socket has not accepted yet */
     size_t outLength, outSize;
     SSL_SESSION *session;
 };
@@ -181,7 +186,7 @@ static void put(struct client *client, const char *text) {
     client->outLength += length;
 }
 
-/* Send what the step asks for; a RETR keeps "ahead" of them under way. */
+/* Send the command of the step.  For RETR, keep up to "ahead" commands under way. */
 static void ask(struct client *client) {
     struct step *step = &steps[client->step];
     char line[512];
@@ -206,7 +211,7 @@ static void ask(struct client *client) {
 
 static int isOver(void) { return now() - startTime > limitSeconds; }
 
-/* Go to the next step that asks something. */
+/* Go to the next step that sends a command, or to a barrier. */
 static void goOn(struct client *client) {
     for (;;) {
         struct step *step = &steps[client->step];
@@ -252,7 +257,7 @@ static void end(struct client *client) {
     }
 }
 
-/* A status line with its end. */
+/* Handle a status line, which includes its line end. */
 static void gotStatus(struct client *client, const char *line, size_t length) {
     struct step *step = &steps[client->step];
     const char *prefix = client->isGreeted && step->kind == SAY ? step->prefix : "+OK";
@@ -371,7 +376,7 @@ static void readAll(struct client *client) {
         if (length == AGAIN)
             return;
         if (length <= 0) {
-            /* A server may forget close_notify, or reset, once it has said goodbye. */
+            /* After its reply to QUIT, a server may close without close_notify, or by a reset. */
             if (client->hasQuit && !client->lineLength)
                 end(client);
             else

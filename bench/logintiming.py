@@ -1,18 +1,19 @@
 """
-Do refusals tell who has an account?
+Measure whether the times of refusals tell who has an account.
 
     python bench/logintiming.py [--attempts 200] [--sources NAME,...] [--methods NAME,...]
 
 For each source of accounts and each login method, clients are refused in blocks of four attempts in
-random order: with a wrong password of a user who exists, as a user who does not, and both from an
-address that is banned.  Several attempts are under way at a time, because the service refuses a
-login only a second after it.  The load of the machine is nearly the same during a block, so the
-times of a block are compared: C{effect} is the Hodges-Lehmann estimate of their difference, C{p} is
-Wilcoxon's signed-rank test.
+random order.  One attempt has a wrong password of a user who exists, and one has the name of a user
+who does not.  The two other attempts do the same from an address that is banned.  Several attempts
+are under way at the same time, because the service refuses a login a second after it.  The load of
+the machine is nearly the same during a block, so the times of a block are compared with each other.
+C{effect} is the Hodges-Lehmann estimate of their difference, and C{p} is the result of Wilcoxon's
+signed-rank test.
 
 A method tells who has an account if C{p} is below 0.01, divided by the number of comparisons, and
-the effect is at least C{--limit} microseconds.  The exit status is then 1, and also if two refusals
-have different texts.
+the effect is at least C{--limit} microseconds.  The exit status is 1 if a method tells who has an
+account, or if two refusals have different texts.
 """
 
 from __future__ import annotations
@@ -57,20 +58,22 @@ from tests.support.tokens import AUDIENCE, ISSUER, Issuer
 
 PASSWORD = "the right password"
 KINDS = ("wrong", "unknown", "banned", "banned unknown")
-# Kinds whose times must not differ.
+# The pairs of kinds whose times must not differ.
 PAIRS = (("wrong", "unknown"), ("banned", "banned unknown"))
-# The probability of an error in all comparisons together.
+# The probability that any of the comparisons finds a difference that does not exist.
 ALPHA = 0.01
-# Blocks that are not counted, in which the service loads its modules and sees the usual hashes.
+# The first blocks are not counted, because in them the service loads its modules and learns which
+# hashes are usual.
 WARMING = 5
-# The wrong guesses after which an address is banned, and the seconds between two attempts from it.
-# If they were fewer, the service would refuse the second attempt later than a second after it.
+# The number of wrong guesses after which an address is banned, and the seconds between two attempts
+# from one address.  With fewer seconds, the service would refuse the second attempt more than a
+# second after it.
 GUESSES, REST = 3, 6
-# Seconds that a reply may take.
+# Seconds within which a reply must arrive.
 PATIENCE = 60
-# Seconds between two attempts, and attempts under way; less often where the service computes a slow
-# hash.  A refusal takes a second, and with more attempts it would have to wait for the hashes of
-# others.
+# The seconds between two attempts, and the most attempts under way.  The second pair is for
+# attempts for which the service computes a slow hash.  A refusal takes a second, and with more
+# attempts it would have to wait for the hashes of other attempts.
 PACE, SLOW_PACE = (0.02, 60), (0.12, 6)
 
 
@@ -79,7 +82,7 @@ PACE, SLOW_PACE = (0.02, 60), (0.12, 6)
 
 class Client:
     """
-    A connection from an address of its own.
+    A connection from an address that no other connection has.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -88,7 +91,7 @@ class Client:
 
     async def line(self) -> bytes:
         """
-        @return: the next line.
+        @return: the next line from the service.
         """
         async with asyncio.timeout(PATIENCE):
             return (await self._reader.readuntil(b"\n")).rstrip()
@@ -101,9 +104,9 @@ class Client:
         return hashlib.sha256(certificate).digest()
 
 
-# Yields lines, is sent the replies.
+# A generator that yields the lines of the client, and is sent the replies.
 Exchange = Generator[bytes, bytes, None]
-# Seconds between two attempts, and the most attempts under way.
+# The seconds between two attempts, and the most attempts under way.
 Pace = tuple[float, int]
 Method = Callable[[Client, "Site", str, str], Exchange]
 
@@ -149,7 +152,7 @@ def _scram(mechanism: str) -> Method:
 
 def _bearer(mechanism: str) -> Method:
     def exchange(client: Client, site: Site, name: str, wrong: str) -> Exchange:
-        # The token is signed with an unknown key.
+        # The key of this token is unknown to the service.
         token = site.stranger.token(email=name)
         who = f"n,a={name}," if mechanism == "OAUTHBEARER" else f"user={name}"
         yield f"AUTH {mechanism}".encode()
@@ -160,7 +163,7 @@ def _bearer(mechanism: str) -> Method:
 
 
 def _external(client: Client, site: Site, name: str, wrong: str) -> Exchange:
-    # The certificate does not name this user.
+    # The login is refused, because the certificate does not name this user.
     yield b"AUTH EXTERNAL"
     yield b64encode(name.encode())
 
@@ -235,7 +238,7 @@ def _postgresql(site: Site, kind: str, names: list[str]) -> Iterator[str]:
 def _http(site: Site, kind: str, names: list[str]) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        # One packet for an answer.
+        # Send each answer in one packet.
         wbufsize = -1
 
         def do_POST(self) -> None:
@@ -293,9 +296,9 @@ class Source:
     """
     A source of accounts.
 
-    @ivar open: makes the accounts and yields the value of C{--auth}.
-    @ivar kind: how passwords are stored.
-    @ivar methods: the login methods that it serves.
+    @ivar open: makes the accounts, and yields the value of C{--auth}.
+    @ivar kind: the form in which passwords are stored.
+    @ivar methods: the login methods that this source can serve.
     """
 
     open: Any
@@ -304,7 +307,7 @@ class Source:
 
     def pace(self, method: str) -> Pace:
         """
-        @return: the pace at which the service is asked.
+        @return: the pace of the attempts for a method.
         """
         isSlow = self.kind == "argon2id" or (self.kind == "verifier" and method in CLEAR)
         return SLOW_PACE if isSlow else PACE
@@ -333,10 +336,11 @@ SOURCES = {
 @dataclass
 class Samples:
     """
-    The refusals of one method.
+    The times and the texts of the refusals of one method.
 
-    @ivar times: for each message of the client and each kind, the seconds by block.
-    @ivar texts: all refusals.
+    @ivar times: for each message of the client and each kind, the seconds until the reply, by
+        block.
+    @ivar texts: the different texts of refusals.
     """
 
     times: dict[int, dict[str, dict[int, float]]] = field(
@@ -349,7 +353,8 @@ class Site:
     """
     A running service.
 
-    @ivar command: changes the command that starts the service; set by the source.
+    @ivar command: a function that changes the command of the service.  A source of accounts may set
+        it.
     """
 
     def __init__(self, home: Path, source: Source, users: int, stack: ExitStack) -> None:
@@ -406,7 +411,7 @@ class Site:
 
     def nextName(self, exists: bool) -> str:
         """
-        @return: a name that has not been used; all have the same length.
+        @return: a name that has not been used yet.  All names have the same length.
         """
         if exists:
             return self._known(next(self._existing))
@@ -414,14 +419,14 @@ class Site:
 
     def nextAddress(self) -> str:
         """
-        @return: an address of a network that has not been used.
+        @return: an address of a network that has not been used yet.
         """
         each = next(self._places)
         return f"127.{each // 250 + 1}.{each % 250 + 1}.1"
 
     async def attempt(self, method: str, address: str, name: str) -> tuple[list[float], bytes]:
         """
-        @return: seconds until each reply, and the last reply.
+        @return: the seconds until each reply, and the last reply.
         """
         isSecure = method in SECURE
         reader, writer = await asyncio.open_connection(
@@ -442,7 +447,8 @@ class Site:
                 writer.write(line + b"\r\n")
                 reply = await client.line()
                 times.append(time.perf_counter() - began)
-                # SCRAM's keys take long, and the other attempts must not wait for them.
+                # Compute the next line in a thread, because the keys of SCRAM take long, and the
+                # other attempts must not wait for them.
                 line = await asyncio.to_thread(_next, exchange, reply)
             return times, reply
         finally:
@@ -466,7 +472,7 @@ class Site:
 
     async def ban(self, method: str, attempts: int, pace: Pace) -> None:
         """
-        Have addresses banned, enough for this many blocks of each method.
+        Get addresses banned, as many as C{attempts} blocks of each method need.
         """
         size = min(math.ceil(REST / (2 * PACE[0])), 2 * (WARMING + attempts))
         addresses = [self.nextAddress() for _ in range(size)]
@@ -479,7 +485,7 @@ class Site:
 
     async def measure(self, method: str, attempts: int, pace: Pace) -> Samples:
         """
-        Be refused in this many blocks.
+        Make C{attempts} blocks of attempts that are refused.
         """
         samples = Samples()
 
@@ -498,13 +504,14 @@ class Site:
     ) -> None:
         times, text = await self.attempt(method, address, name)
         if text.startswith(b"-ERR [SYS/TEMP]"):
-            # The machine is too busy.  The block is left out.
+            # The machine is too busy, so leave this block out.
             return
         samples.texts.add(text)
         if block < 0:
             return
-        # The service has no name before these messages.  A refused token is answered by a
-        # challenge, and the last message of the client says nothing.
+        # Leave out the first message, because the service does not know the name before it has
+        # arrived.  For tokens, leave out the last message too: it only answers the challenge that
+        # refuses the token.
         isBearer = method in ("OAUTHBEARER", "XOAUTH2")
         isInSteps = isBearer or method.startswith("SCRAM")
         steps = range(1, len(times) - isBearer) if isInSteps else [len(times) - 1]
@@ -524,7 +531,7 @@ def _next(exchange: Exchange, reply: bytes) -> bytes | None:
 
 def effect(one: list[float], two: list[float]) -> float:
     """
-    @return: the Hodges-Lehmann estimate of the difference of pairs.
+    @return: the Hodges-Lehmann estimate of the difference between two lists of times.
     """
     differences = sorted(a - b for a, b in zip(one, two, strict=True))
     return statistics.median(
@@ -534,8 +541,9 @@ def effect(one: list[float], two: list[float]) -> float:
 
 def probability(one: list[float], two: list[float]) -> float:
     """
-    @return: the probability of differences that are at least as large if the two do not differ:
-        Wilcoxon's signed-rank test, two-sided, approximated by the normal distribution.
+    @return: the probability of such a large difference if both kinds of attempts take the same
+        time.  It comes from Wilcoxon's signed-rank test, two-sided, with the normal distribution as
+        an approximation.
     """
     differences = [a - b for a, b in zip(one, two, strict=True) if a != b]
     size = len(differences)
@@ -552,7 +560,7 @@ def probability(one: list[float], two: list[float]) -> float:
 @dataclass(frozen=True)
 class Row:
     """
-    The comparison of two kinds.
+    The comparisons of the kinds, for one step of a method.
     """
 
     source: str
@@ -562,8 +570,8 @@ class Row:
 
     def isTold(self, comparisons: int, limit: float) -> bool:
         """
-        @param comparisons: how many there are in all.
-        @param limit: the least effect in seconds.
+        @param comparisons: the number of all comparisons.
+        @param limit: the least effect that counts, in seconds.
         """
         return any(abs(effect) >= limit and p < ALPHA / comparisons for effect, p in self.effects)
 
@@ -575,7 +583,7 @@ class Row:
 
 def rowsOf(source: str, method: str, samples: Samples) -> list[Row]:
     """
-    @return: a row for each step.
+    @return: a row for each step of a method.
     """
     found = []
     for step, byBlock in samples.times.items():
@@ -593,9 +601,9 @@ def rowsOf(source: str, method: str, samples: Samples) -> list[Row]:
 
 def run(name: str, methods: list[str], attempts: int) -> tuple[list[Row], bool]:
     """
-    Measure a source and print its rows.
+    Measure a source of accounts, and print its rows.
 
-    @return: the rows, and whether the refusals of each method have one text.
+    @return: the rows, and whether all refusals of each method have the same text.
     """
     source = SOURCES[name]
     used = [each for each in source.methods if each in methods]

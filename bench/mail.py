@@ -1,5 +1,6 @@
 """
-The mail that every server serves: messages, what RETR must give for them, and Maildirs of it.
+Make the mail that every server serves: the messages, the octets that RETR must send for them, and
+Maildirs of the messages.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from pathlib import Path
 
 __all__ = ["GUESSED", "NOBODY", "SMALL", "Mail", "Sizes"]
 
-# Who owns the mail when root runs this: Dovecot and Courier serve no mail of root.
+# The owner of the mail if root runs the benchmark, because Dovecot and Courier serve no mail that
+# belongs to root.
 NOBODY = 65534
-# Octets of all messages but the big ones.
+# The octets of each message except the big ones.
 SMALL = 4096
 LINE = 76
-# A user whose password is hashed.
+# The name of a user whose password is stored as a hash.
 GUESSED = "guessed"
 LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
@@ -27,18 +29,21 @@ LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 @dataclass(frozen=True)
 class Sizes:
     """
-    How much of everything.
+    The numbers of users and messages, and the sizes of messages.
 
-    @ivar users: whose mailboxes short sessions open, C{user0} and so on.
-    @ivar messages: in the mailbox of each of these.
-    @ivar fetched: messages in the mailboxes C{del0} and so on, from which some are deleted.
-    @ivar many: messages of the mailbox C{many}.
-    @ivar big: octets of the one message of C{crlf}, C{lf} and C{dots}.
-    @ivar huge: messages of C{huge}, and of C{sized}, whose names tell their sizes.
-    @ivar idle: users C{idle0} and so on.
-    @ivar million: messages of C{million}.
-    @ivar downloads: users C{down0} and so on, who have one message each.
-    @ivar medium: octets of this message.
+    @ivar users: the number of the users C{user0} and so on, whose mailboxes short sessions open.
+        It is also the number of the users C{del0} and so on.
+    @ivar messages: the messages in the mailbox of each user C{user0} and so on.
+    @ivar fetched: the messages in each of the mailboxes C{del0} and so on.  Clients delete some of
+        them.
+    @ivar many: the messages in the mailbox C{many}.
+    @ivar big: the octets of the only message in each of the mailboxes C{crlf}, C{lf} and C{dots}.
+    @ivar huge: the messages in each of the mailboxes C{huge} and C{sized}.  In C{sized}, the names
+        of the files contain the sizes of the messages.
+    @ivar idle: the number of the users C{idle0} and so on.
+    @ivar million: the messages in the mailbox C{million}.
+    @ivar downloads: the number of the users C{down0} and so on, who have one message each.
+    @ivar medium: the octets of each message of the users C{down0} and so on.
     """
 
     users: int = 64
@@ -55,16 +60,17 @@ class Sizes:
 
 def fileName(number: int) -> str:
     """
-    @param number: of a message, from 1 on.
-    @return: its name in a Maildir, without flags; all servers sort by the time in it.
+    @param number: the number of a message.  The first message has the number 1.
+    @return: the name of the message's file in a Maildir, without flags.  All servers sort messages
+        by the time in this name.
     """
     return f"{1_600_000_000 + number}.M{number}P1.bench"
 
 
 def onWire(message: bytes) -> bytes:
     """
-    @param message: with CRLF line ends.
-    @return: as RETR sends it, to the dot alone (RFC 1939 section 3).
+    @param message: a message with CRLF as line ends.
+    @return: the message as RETR sends it, with the final dot (RFC 1939 section 3).
     """
     stuffed = message.replace(b"\r\n.", b"\r\n..")
     return (b"." if stuffed.startswith(b".") else b"") + stuffed + b".\r\n"
@@ -72,7 +78,7 @@ def onWire(message: bytes) -> bytes:
 
 class Mail:
     """
-    The messages, and Maildirs of links to them.
+    The messages, and Maildirs that contain links to them.
     """
 
     def __init__(self, path: Path, sizes: Sizes) -> None:
@@ -107,7 +113,7 @@ class Mail:
     def pack(self, name: str) -> Path:
         """
         @param name: C{small}, C{crlf} or C{dots}.
-        @return: the file of what RETR must give; see C{wire.h}.
+        @return: the file with the octets that RETR must send; see C{wire.h}.
         """
         return self.path / f"{name}.wire"
 
@@ -121,7 +127,7 @@ class Mail:
 
     def _message(self, number: int, size: int) -> bytes:
         """
-        A message of so many octets, with CRLF line ends and no line that begins with a dot.
+        Make a message of C{size} octets.  Its line ends are CRLF, and no line begins with a dot.
         """
         header = (
             f"Return-Path: <sender@example.org>\r\nFrom: Sender <sender@example.org>\r\n"
@@ -132,7 +138,7 @@ class Mail:
         left = size - len(header)
         lines, rest = divmod(left, LINE + 2)
         if rest in (1, 2):
-            # No room for a line's letters and its end.
+            # The rest has no room for a line with a letter and a line end, so make one line less.
             lines, rest = lines - 1, rest + LINE + 2
         need = lines * LINE + rest
         source = self._text * (need // len(self._text) + 1)
@@ -150,7 +156,7 @@ class Mail:
     @staticmethod
     def _withDots(message: bytes) -> bytes:
         """
-        The same, but one line in 20 of its text begins with a dot.
+        @return: the same message, but every 20th line of its text begins with a dot.
         """
         header, _, body = message.partition(b"\r\n\r\n")
         lines = body.split(b"\r\n")
@@ -159,7 +165,7 @@ class Mail:
 
     def users(self) -> list[str]:
         """
-        @return: all of them; the password of each is C{secret}.
+        @return: the names of all users.  Each user has the password C{secret}.
         """
         sizes = self.sizes
         names = [f"user{number}" for number in range(sizes.users)]
@@ -198,8 +204,8 @@ class Mail:
 
     def lend(self, root: Path) -> None:
         """
-        Move the Maildir C{million} to a server's mail.  The servers share it, because a million
-        links take half a minute.
+        Move the Maildir C{million} to a server's mail.  The servers share this Maildir, because a
+        million links take half a minute.
 
         @param root: the Maildirs of the server.
         """
@@ -210,15 +216,16 @@ class Mail:
 
     def takeBack(self, root: Path) -> None:
         """
-        Move the Maildir C{million} back.
+        Move the Maildir C{million} back from a server's mail.
         """
         self.forget(root, "million")
         (root / "million").rename(self.path / "million")
 
     def remakeFetched(self, root: Path) -> None:
         """
-        Make the Maildirs anew from which messages are deleted, of files of their own: removing a
-        link would change the times of the other mailboxes' files.  The last messages are new.
+        Make the Maildirs C{del0} and so on again, because clients delete messages from them.  They
+        have copies of the files and no links, because the removal of a link would change the times
+        of files of other mailboxes.  The last messages are in C{new}.
         """
         for number in range(self.sizes.users):
             shutil.rmtree(root / f"del{number}", ignore_errors=True)
@@ -228,7 +235,7 @@ class Mail:
 
     def forget(self, root: Path, name: str) -> None:
         """
-        Remove what a server has written into a Maildir beside the mail.
+        Remove the files that a server has written into a Maildir in addition to the mail.
         """
         for entry in (root / name).iterdir():
             if entry.name not in ("cur", "new", "tmp"):

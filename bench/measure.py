@@ -1,6 +1,6 @@
 """
-Running things and measuring them: processor time and memory of a server's whole process tree, and
-the load generator between its marks.
+Run servers and the load generator, and measure them: the processor time and the memory of all
+processes of a server, and the work of the load generator between two marks.
 """
 
 from __future__ import annotations
@@ -16,21 +16,23 @@ from pathlib import Path
 
 __all__ = ["Failed", "Group", "Load", "Span", "adopt", "makeGroup"]
 
-# Seconds that the processor time of a server has to stand still before it is read, and at most.
+# Seconds for which the processor time of a server must not grow before it is read, and the most
+# seconds to wait for this.
 STILL = 0.05
 PATIENCE = 10.0
 
 
 class Failed(Exception):
     """
-    What the load generator found wrong with a server, in its words.
+    A server gave a wrong answer or none.  The text is the load generator's.
     """
 
 
 class Group:
     """
-    The processes of one server, found as the descendants of the one started; their processor time
-    is that of C{/proc}, in ticks, with that of children already waited for.
+    The processes of one server: the process that was started, and its descendants.  Their processor
+    time comes from C{/proc}, in ticks.  It includes the time of children that have ended and that
+    their parents have waited for.
     """
 
     how = "utime, stime, cutime and cstime of the process tree"
@@ -40,13 +42,13 @@ class Group:
 
     def wrap(self, command: list[str]) -> list[str]:
         """
-        @return: a command that runs this one as a member of the group.
+        @return: a command that runs C{command} in the group.
         """
         return command
 
     def pids(self) -> list[int]:
         """
-        @return: the processes that live now.
+        @return: the numbers of the processes that exist now.
         """
         parents: dict[int, int] = {}
         for entry in Path("/proc").iterdir():
@@ -60,7 +62,8 @@ class Group:
 
     def cpu(self) -> float:
         """
-        @return: seconds of processor time, user and system, of all processes that were ever in it.
+        @return: the processor time, user and system, of all processes that have been in the group,
+            in seconds.
         """
         ticks = 0
         for pid in self.pids():
@@ -70,8 +73,9 @@ class Group:
 
     def settledCPU(self) -> float:
         """
-        @return: the same, once it stands still: what a server does after its last word (children
-            that end, logs) belongs to what was asked of it.
+        @return: the result of L{cpu} when it no longer grows.  A server may work after its last
+            reply, for example because children end or because it writes a log.  This work counts
+            too.
         """
         deadline = time.monotonic() + PATIENCE
         before = self.cpu()
@@ -85,7 +89,7 @@ class Group:
 
     def memory(self) -> int:
         """
-        @return: octets of memory (Pss) of the processes that live now, all together.
+        @return: the octets of memory (Pss) of all processes that exist now.
         """
         total = 0
         for pid in self.pids():
@@ -108,19 +112,19 @@ class Group:
 
     def close(self) -> None:
         """
-        Leave nothing behind.
+        End all processes, and remove the group.
         """
         self.kill()
         with contextlib.suppress(ChildProcessError):
-            # Those whose parents have died; see adopt().
+            # Wait for processes whose parents have ended; see adopt().
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
 
 
 class ControlGroup(Group):
     """
-    The processes of one server, in a control group of Linux: none of their processor time is lost,
-    and it is counted in nanoseconds.
+    The processes of one server in a control group of Linux.  The kernel counts their processor time
+    in nanoseconds, and loses none of it.
     """
 
     how = "a control group for each server"
@@ -162,7 +166,8 @@ class ControlGroup(Group):
                 self._path.rmdir()
                 return
             except OSError:
-                # Zombies stay in it until they are waited for.
+                # The directory cannot be removed yet, because zombies stay in the group until their
+                # parent has waited for them.
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.02)
@@ -170,14 +175,15 @@ class ControlGroup(Group):
 
 def _stat(pid: int) -> list[str]:
     """
-    The fields of C{/proc/PID/stat} from the state on.
+    @return: the fields of C{/proc/PID/stat}, beginning with the state.
     """
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def adopt() -> None:
     """
-    Become the parent of servers' processes whose own parents die, to wait for them.
+    Become the parent of the processes of servers whose own parents have ended, in order to wait for
+    them.
     """
     PR_SET_CHILD_SUBREAPER = 36
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -185,7 +191,8 @@ def adopt() -> None:
 
 def makeGroup(name: str) -> Group:
     """
-    @return: a group for a server that is yet to be started; a control group where one can be made.
+    @return: a group for a server that will be started.  It is a control group if this process may
+        make one.
     """
     for place in (Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup")):
         isVersion1 = (place / "cpuacct.usage").exists()
@@ -198,13 +205,13 @@ def makeGroup(name: str) -> Group:
 @dataclass
 class Span:
     """
-    What happened between two marks of the load generator.
+    The work between two marks of the load generator.
 
-    @ivar wall: seconds.
-    @ivar server: seconds of processor time of the server.
-    @ivar client: seconds of processor time of the load generator.
-    @ivar octets: of messages, as they were sent.
-    @ivar memory: octets of the server's memory at the end of it.
+    @ivar wall: the seconds between the marks.
+    @ivar server: the processor time of the server, in seconds.
+    @ivar client: the processor time of the load generator, in seconds.
+    @ivar octets: the octets of the messages, as the server has sent them.
+    @ivar memory: the octets of the server's memory at the second mark.
     """
 
     wall: float
@@ -220,22 +227,22 @@ class Span:
 
 class Load:
     """
-    The load generator, run against one server.
+    Runs the load generator with a server.
     """
 
     def __init__(self, program: Path, directory: Path) -> None:
         """
-        @param program: C{load}, compiled.
-        @param directory: for the script.
+        @param program: the compiled program C{load}.
+        @param directory: the directory for the script.
         """
         self._program = program
         self._script = directory / "script"
 
     def run(self, group: Group, script: list[str]) -> list[Span]:
         """
-        @param script: see C{load.c}.
-        @return: one for each time between two marks.
-        @raise Failed: the server gave a wrong answer, or none.
+        @param script: the lines of the script; see C{load.c}.
+        @return: a span for each two successive marks.
+        @raise Failed: the server gave a wrong answer or none.
         """
         self._script.write_text("\n".join(script) + "\n")
         spans: list[Span] = []

@@ -1,20 +1,21 @@
 """
-Three nodes at one PostgreSQL behind HAProxy, with clients, deliveries and faults.
+Try three nodes with one PostgreSQL behind HAProxy, with clients, deliveries and faults.
 
     python bench/nodes.py [--minutes 30] [--clients 300] [--seed N] [--report FILE]
     python bench/nodes.py --patroni 3 [--minutes 30] [--clients 300] [--seed N] [--report FILE]
 
-Clients fetch, mark, delete, sleep and wake, and LMTP delivers all the while.  Nodes are killed
-and stopped for longer than a lease, PostgreSQL is restarted, and its connections are cut; each of
-these happens once at least, also with C{--minutes 0}.  With
-C{--patroni} there are two PostgreSQL with synchronous replication.  The leader is killed the given
-number of times, and the minutes are those in which nodes have faults, without the failovers.
+Clients fetch, mark, delete, sleep and wake, and LMTP delivers all the while.  Meanwhile nodes are
+killed, and nodes are stopped for longer than a lease.  PostgreSQL is restarted, and its connections
+are cut.  Each of these faults happens at least once, also with C{--minutes 0}.  With C{--patroni}
+there are two PostgreSQL servers with synchronous replication.  The leader is killed as many times
+as the option says.  The minutes are the time in which nodes have faults, and do not include the
+failovers.
 
-A judge compares what was confirmed to whom with what there is.  Exit status 1 if a message was
-lost, given to somebody else, has come back after C{+OK} to its deletion, or if a unique-id was
-given twice; also if clients got no answers in L{RECOVERY} seconds after the leader was killed.
-Needs Debian's packages postgresql and haproxy, and for C{--patroni} also patroni, python3-etcd
-and etcd-server.
+At the end, the messages in the mailboxes are compared with what the service has confirmed to
+clients.  The exit status is 1 if a message was lost, was given to another user, or has come back
+after C{+OK} to its deletion, or if two messages had the same unique-id.  It is also 1 if clients
+got no answers for L{RECOVERY} seconds after the leader was killed.  The program needs Debian's
+packages postgresql and haproxy, and for C{--patroni} also patroni, python3-etcd and etcd-server.
 """
 
 from __future__ import annotations
@@ -43,12 +44,13 @@ from tests.support.patroni import LOOP_WAIT, TTL, Cluster, whyNoPatroni
 from tests.support.postgresql import PostgreSQL
 from tests.support.running import environment, freePort, script
 
-# Seconds of a lease: the shortest, so that many of them end.
+# The seconds of a lease.  They are the least that are allowed, so that many leases end.
 LEASE = 5
-# Seconds that a client waits for an answer.  The service answers within twenty.
+# Seconds for which a client waits for an answer.  The service answers within twenty seconds.
 PATIENCE = 40
-# Seconds from the death of the leader to the first answers: its key in etcd expires, the standby
-# notices that and is promoted, HAProxy notices that, and the service connects.
+# The most seconds from the death of the leader to the first answers.  In this time the leader's key
+# in etcd expires, the standby notices the loss and is promoted, HAProxy notices the promotion, and
+# the service connects.
 RECOVERY = TTL + LOOP_WAIT + 10
 _ID = re.compile(rb"X-Id: (\S+) (\S+)\r\n")
 
@@ -58,7 +60,8 @@ _ID = re.compile(rb"X-Id: (\S+) (\S+)\r\n")
 
 class Node:
     """
-    A service of two workers, in a session of its own so that all of it can be killed.
+    A service with two workers.  It has its own session of the kernel, so that all its processes can
+    be killed together.
     """
 
     def __init__(self, home: Path, dsn: str, name: str) -> None:
@@ -105,7 +108,8 @@ class Node:
 
 class Proxy:
     """
-    HAProxy before the nodes.  The mail port itself is checked, with a PROXY header.
+    HAProxy in front of the nodes.  Its checks connect to the mail port of each node, with a PROXY
+    header.
     """
 
     def __init__(self, home: Path, nodes: list[Node]) -> None:
@@ -142,12 +146,12 @@ class Proxy:
 @dataclass
 class Outage:
     """
-    The time after the death of a leader.
+    The time without answers after the death of a leader.
 
-    @ivar died: when the leader was killed.
-    @ivar gone: when no process of the leader was left.
-    @ivar first: seconds from the kill to the first answer that confirms a login, a deletion or a
-        delivery that began after the kill.
+    @ivar died: the time when the leader was killed.
+    @ivar gone: the time when all processes of the leader had ended.
+    @ivar first: for a login, a deletion and a delivery, the seconds from the kill to the first
+        answer that confirms one.  Actions that began before the kill do not count.
     """
 
     KINDS = ("login", "deletion", "delivery")
@@ -173,15 +177,16 @@ class Outage:
 @dataclass
 class Journal:
     """
-    What was confirmed, and what clients saw.
+    Records what the service has confirmed, and what clients have seen.
 
-    @ivar accepted: owner by number of the message, for each that LMTP confirmed.
-    @ivar tried: the same, for each that was sent.
-    @ivar fetched: numbers that their owner has received whole.
-    @ivar deleting: numbers whose deletion was asked for.
-    @ivar deleted: numbers whose deletion was confirmed, and when.
-    @ivar numbers: the number of the message that a unique-id of a user belongs to.
-    @ivar outages: one for each death of a leader.
+    @ivar accepted: the owner of each message that LMTP has confirmed, by the number of the message.
+    @ivar tried: the owner of each message that was sent, by the number of the message.
+    @ivar fetched: the numbers of the messages that clients have received completely.
+    @ivar deleting: the numbers of the messages that clients have asked to delete.
+    @ivar deleted: for the numbers of the messages whose deletion was confirmed, the time of the
+        confirmation.
+    @ivar numbers: for each user and unique-id, the number of the message.
+    @ivar outages: an outage for each death of a leader.
     """
 
     accepted: dict[str, str] = field(default_factory=dict)
@@ -197,10 +202,10 @@ class Journal:
 
     def confirmed(self, kind: str, began: float) -> None:
         """
-        The service has confirmed a change of the database.
+        Record that the service has confirmed a change of the database.
 
         @param kind: one of L{Outage.KINDS}.
-        @param began: when the client asked for it.
+        @param began: the time when the client asked for the change.
         """
         if self.outages and began > self.outages[-1].gone:
             outage = self.outages[-1]
@@ -208,9 +213,9 @@ class Journal:
 
     def saw(self, user: str, uniqueID: str, message: bytes) -> str | None:
         """
-        A client has received a message.
+        Record that a client has received a message.
 
-        @return: its number.
+        @return: the number of the message; L{None} if nobody has sent such a message.
         """
         found = _ID.search(message)
         if found is None:
@@ -298,7 +303,7 @@ class User:
 
     async def poll(self) -> None:
         """
-        One session, to its end or to its loss.
+        Run one session until it ends or the connection is lost.
         """
         try:
             streams = await asyncio.wait_for(
@@ -326,8 +331,8 @@ class User:
 
     async def _session(self, connection: POP3, began: float) -> None:
         """
-        @param began: when the listing was asked for.  A session sees its listing to its end, also
-            if another node has taken the mailbox.
+        @param began: the time when the client asked for the listing.  A session keeps its listing
+            to the end, even if another node has taken the mailbox.
         """
         for _ in range(self._choose.randint(1, 4)):
             marked = await self._transaction(connection, began)
@@ -385,7 +390,7 @@ async def _lmtp(port: int, number: str, owner: str) -> bool:
     """
     Deliver a message.
 
-    @return: whether it was confirmed.
+    @return: whether the service has confirmed the delivery.
     """
     reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), PATIENCE)
 
@@ -415,7 +420,7 @@ async def _lmtp(port: int, number: str, owner: str) -> bool:
 
 class Trial:
     """
-    The site, and its clients.  A subclass has the faults.
+    The nodes and their clients.  A subclass causes the faults.
     """
 
     def __init__(self, home: Path, dsn: str, clients: int, choose: random.Random) -> None:
@@ -506,7 +511,7 @@ class Trial:
 
     async def judge(self) -> None:
         """
-        Fetch all that is left, and compare.
+        Fetch all messages that are left, and compare them with the journal.
         """
         journal = self.journal
         left = set()
@@ -559,7 +564,8 @@ class Trial:
 
 class OneServer(Trial):
     """
-    One PostgreSQL.  Nodes and the server have faults, one at a time.
+    A trial with one PostgreSQL server.  One fault after the other happens to a node or to the
+    server.
     """
 
     def __init__(
@@ -572,7 +578,7 @@ class OneServer(Trial):
     async def _disturb(self) -> None:
         faults: list[Callable[[], Any]] = [self._kill, self._freeze, self._restart, self._cut]
         end = time.monotonic() + self._limit
-        # Each kind of fault happens, however short the trial is.
+        # Cause each kind of fault once, however short the trial is.
         self._choose.shuffle(faults)
         for each in faults:
             await asyncio.sleep(self._choose.uniform(1, 2))
@@ -597,8 +603,9 @@ class OneServer(Trial):
 
 class Failovers(Trial):
     """
-    Two PostgreSQL under Patroni.  Nodes have faults, one at a time.  The leader is killed when all
-    nodes are in order, so that the time to the first answer is that of the failover.
+    A trial with two PostgreSQL servers under Patroni.  One fault after the other happens to a node.
+    The leader is killed while no node has a fault, so that the time to the first answer is the time
+    of the failover.
     """
 
     def __init__(
@@ -611,8 +618,8 @@ class Failovers(Trial):
         kills: int,
     ) -> None:
         """
-        @param seconds: of the faults of nodes, without the failovers.
-        @param kills: how many times the leader is killed.
+        @param seconds: the time in which nodes have faults, without the failovers.
+        @param kills: the number of times that the leader is killed.
         """
         super().__init__(home, cluster.dsn, clients, choose)
         self._cluster = cluster
@@ -644,7 +651,7 @@ class Failovers(Trial):
 
 def report(trial: Trial) -> str:
     """
-    @return: what was done and found.
+    @return: the text of the report.
     """
     journal = trial.journal
     groups: dict[str, list[str]] = defaultdict(list)
@@ -667,7 +674,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=300)
-    parser.add_argument("--patroni", type=int, metavar="KILLS", help="kill a leader so often")
+    parser.add_argument(
+        "--patroni", type=int, metavar="KILLS", help="the number of times to kill a leader"
+    )
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--report", type=Path)
     parser.add_argument("--keep", action="store_true", help="keep the directory with the logs")

@@ -1,10 +1,10 @@
 """
-What a session costs inside the process, without sockets and a kernel, and what its parts cost: each
-is left out in turn.
+Measure the processor time that a session takes inside the process, without sockets and the kernel.
+Measure also the time of its parts, by leaving out one part after the other.
 
     python bench/parts.py
 
-The figures are the least of many runs, in microseconds of processor time.
+Each figure is the least of many runs, in microseconds of processor time.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ USERS, MESSAGES = 8, 20
 
 class Socket:
     """
-    A plain TCP transport that takes everything.
+    A TCP transport without TLS that accepts all octets at once.
     """
 
     connected = True
@@ -78,7 +78,7 @@ class Socket:
 
 class _Nothing:
     """
-    In place of what is left out.
+    Does nothing, in the place of a part that is left out.
     """
 
     def __getattr__(self, name: str) -> Any:
@@ -97,21 +97,21 @@ def site(path: Path) -> None:
 
 def memory() -> MemoryProvider:
     """
-    The same users without files, and without messages.
+    A provider with the same users, but without files and messages.
     """
     return MemoryProvider({f"user{user}": "secret" for user in range(USERS)})
 
 
 def session(turn: int) -> tuple[bytes, ...]:
     """
-    @return: the lines of a short session.
+    @return: the lines that a client sends in a short session.
     """
     return b"USER user%d\r\n" % (turn % USERS), b"PASS secret\r\n", b"STAT\r\n", b"QUIT\r\n"
 
 
 class Parts:
     """
-    Connections in memory to a real service.
+    A service with its real parts, and connections to it in memory.
     """
 
     def __init__(self, path: Path) -> None:
@@ -131,7 +131,7 @@ class Parts:
 
     def logIn(self, user: int) -> tuple[Any, Socket]:
         """
-        Log in and wait for what waits.
+        Log in, and let the reactor do the work that the login waits for.
         """
         protocol, socket = self.connect()
         for line in (b"USER user%d\r\n" % user, b"PASS secret\r\n", b"STAT\r\n"):
@@ -151,7 +151,7 @@ class Parts:
 
 class Theirs:
     """
-    The same sessions by twisted.mail, over the same files.
+    Runs the same sessions with twisted.mail, over the same files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -172,11 +172,11 @@ class Theirs:
 
 def least(work: Callable[[int], object], runs: int = 300) -> float:
     """
-    @return: microseconds.
+    @return: the least time of a run, in microseconds.
     """
     best = float("inf")
     for _ in range(20):
-        # What was to be done later is done now.
+        # Run the calls that the work has delayed, because they are part of the work.
         reactor.runUntilCurrent()
         began = time.process_time()
         for turn in range(runs):
@@ -193,7 +193,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory, open(os.devnull, "w") as log:
         observer: Any = textFileLogObserver(log)
         globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
-        # No reactor runs that others could wait for.
+        # Switch time slices off, because no reactor runs that could serve other connections between
+        # them.
         TimeSlice.SLICE = float("inf")
         site(Path(directory))
         parts = Parts(Path(directory))
@@ -202,7 +203,8 @@ def main() -> None:
                 protocol, _ = parts.logIn(user)
                 protocol.dataReceived(b"QUIT\r\n")
                 protocol.connectionLost(DONE)
-            # Until the times of directories tell whether they have changed.
+            # Wait until the times of directories show reliably whether the directories have
+            # changed.
             time.sleep(0.1)
         factory = parts.factory
         whole = least(parts.short)

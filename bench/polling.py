@@ -1,8 +1,9 @@
 """
-The CPU time that a service takes for clients that poll, with and without remembered checks.
+Measure the CPU time that a service takes for clients that poll, with and without
+C{--remember-checks}.
 
-C{python -m bench.polling [NUMBER]} starts a service with an argon2id hash, logs in that many times
-(100 if not given), and prints the CPU time of the service.
+C{python -m bench.polling [NUMBER]} starts a service with an argon2id hash, logs in C{NUMBER} times
+(by default 100 times), and prints the CPU time of the service.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from tests.support.running import Running, freePort
 
 def cpuTimeOf(pid: int) -> float:
     """
-    @return: the seconds that a process has used.
+    @return: the CPU time that a process has used, in seconds.
     """
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -38,8 +39,8 @@ def poll(port: int) -> None:
 
 def measure(home: Path, number: int, seconds: int) -> float:
     """
-    @param seconds: for C{--remember-checks}.
-    @return: the seconds of CPU time of C{number} polls.
+    @param seconds: the value of C{--remember-checks}.
+    @return: the CPU time of C{number} polls, in seconds.
     """
     port = freePort()
     options = [
@@ -57,7 +58,7 @@ def measure(home: Path, number: int, seconds: int) -> float:
 
 def main() -> None:
     """
-    Measure both.
+    Measure a service with and a service without C{--remember-checks}.
     """
     number = int(sys.argv[1]) if sys.argv[1:] else 100
     with tempfile.TemporaryDirectory() as directory:

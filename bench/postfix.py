@@ -1,9 +1,10 @@
 """
-Postfix delivers over LMTP and by C{pop3svc deliver}, and fetchmail fetches all of it: run
-C{python -m bench.postfix} from the checkout, as root.
+Let Postfix deliver mail over LMTP and by C{pop3svc deliver}, and let fetchmail fetch all of it.
+Run C{python -m bench.postfix} in the checkout, as root.
 
-Every message has to arrive exactly once.  With C{--full} the mail is on a small tmpfs that is full
-in between: Postfix keeps what has no room, fetchmail makes room, and nothing may be lost.
+Every message must arrive exactly once.  With C{--full} the mail is on a small tmpfs, which becomes
+full.  Postfix then keeps the messages for which there is no room, fetchmail makes room, and no
+message may be lost.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ __all__ = ["CannotRun", "Report", "deliverAll", "main"]
 CHECKOUT = Path(__file__).parent.parent.absolute()
 NOBODY = 65534
 PASSWORD = "correct-horse"
-# Seconds that all of it may take, and between two looks at the queue.
+# The seconds within which all messages must arrive, and the seconds between two looks at the queue.
 PATIENCE, LOOK = 900, 0.2
 
 MAIN = """
@@ -105,18 +106,18 @@ poll 127.0.0.1 protocol pop3 port {pop3} auth password timeout 60 no uidl
 
 class CannotRun(Exception):
     """
-    Something is missing here; one sentence.
+    This machine lacks something that the program needs.  The text is one sentence.
     """
 
 
 class Report:
     """
-    What happened.
+    The result of a run.
 
     @ivar sent: the subjects of all messages.
-    @ivar fetched: how often each subject was fetched.
-    @ivar deferred: how often Postfix had to try again.
-    @ivar seconds: from the first message to the last.
+    @ivar fetched: the number of times that each subject was fetched.
+    @ivar deferred: the number of times that Postfix has deferred a delivery.
+    @ivar seconds: the time from the first message to the last, in seconds.
     """
 
     def __init__(self) -> None:
@@ -127,7 +128,7 @@ class Report:
 
     def faults(self) -> list[str]:
         """
-        @return: a sentence for each kind of fault; none if each message came exactly once.
+        @return: a sentence for each kind of fault; empty if each message was fetched exactly once.
         """
         lost = [each for each in self.sent if not self.fetched[each]]
         twice = [each for each, times in self.fetched.items() if times > 1]
@@ -175,7 +176,8 @@ def _home(size: int | None) -> Iterator[Path]:
     """
     Make a directory that everybody may enter.
 
-    @param size: octets of the file system for mail; L{None}: no file system of its own.
+    @param size: the octets of the file system for mail; L{None} if the mail gets no file system of
+        its own.
     """
     home = Path(tempfile.mkdtemp(prefix="pop3svc-postfix-"))
     home.chmod(0o755)
@@ -203,7 +205,7 @@ def _home(size: int | None) -> Iterator[Path]:
 
 class _Site:
     """
-    Postfix and pop3svc, running.
+    A running Postfix and a running pop3svc.
     """
 
     def __init__(self, home: Path, cleanup: ExitStack) -> None:
@@ -271,7 +273,7 @@ class _Site:
 
     def queue(self) -> int:
         """
-        @return: how many messages wait in Postfix's queue.
+        @return: the number of messages that wait in Postfix's queue.
         """
         done = subprocess.run(
             ["postqueue", "-c", self.home / "postfix", "-j"], capture_output=True, check=False
@@ -280,7 +282,8 @@ class _Site:
 
     def send(self, subjects: Sequence[str], size: int) -> None:
         """
-        Hand messages to Postfix.  Half of them go to each transport.
+        Hand messages to Postfix.  Half of them go by LMTP, and the other half by C{pop3svc
+        deliver}.
         """
         body = ("y" * 70 + "\r\n") * (size // 72)
         with smtplib.SMTP("127.0.0.1", self.ports["smtp"], timeout=60) as client:
@@ -309,10 +312,10 @@ class _Site:
 
 def deliverAll(messages: int, isFull: bool) -> Report:
     """
-    Send messages, deliver them and fetch them.
+    Send messages to Postfix, let it deliver them, and fetch them.
 
-    @param isFull: whether the disk with the mail has room for a few only.
-    @raise CannotRun: something is missing here.
+    @param isFull: whether the disk with the mail has room for only a few messages.
+    @raise CannotRun: this machine lacks something that the program needs.
     """
     if os.geteuid():
         raise CannotRun("Postfix has to be started by root")
@@ -326,7 +329,7 @@ def deliverAll(messages: int, isFull: bool) -> Report:
         began = time.monotonic()
         site.send(report.sent, 16_384 if isFull else 1024)
         if isFull:
-            # Until a delivery has found the disk full.
+            # Wait until a delivery has found the disk full.
             site.wait(lambda: _deferrals(home) > 0)
             end = time.monotonic() + PATIENCE
             while site.queue():
@@ -354,11 +357,18 @@ def _deferrals(home: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    @return: the exit status: 1 if a message was lost or came twice.
+    @return: the exit status.  It is 1 if a message was lost or was fetched twice.
     """
     parser = argparse.ArgumentParser(prog="python -m bench.postfix", description=__doc__)
-    parser.add_argument("--messages", type=int, default=2000, help="half over LMTP, half by pipe")
-    parser.add_argument("--full", action="store_true", help="on a disk that is full in between")
+    parser.add_argument(
+        "--messages",
+        type=int,
+        default=2000,
+        help="the number of messages; half of them go over LMTP, and the others to pop3svc deliver",
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="put the mail on a disk that becomes full"
+    )
     options = parser.parse_args(arguments)
     try:
         report = deliverAll(options.messages, options.full)

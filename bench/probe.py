@@ -1,9 +1,10 @@
 """
-A session that sends NOOP every 10 milliseconds: C{python probe.py PORT USER PASSWORD}.
+Run a session that sends NOOP every 10 milliseconds: C{python probe.py PORT USER PASSWORD}.
 
-It prints a line once it has logged in.  When its standard input ends, it prints the milliseconds of
-each NOOP as a JSON list.  The session does not wait for a reply before it sends the next NOOP.  A
-time begins when the NOOP was due, so that a long stall counts for every NOOP that it delays.
+The program prints a line when it has logged in.  When its standard input ends, it prints the
+milliseconds of each NOOP as a JSON list.  The session does not wait for a reply before it sends the
+next NOOP.  The time of a NOOP begins when the NOOP is due, and not when it is sent.  A long stall
+therefore counts for every NOOP that it delays.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from collections import deque
 
 # Seconds between two NOOPs.
 PACE = 0.01
-# Seconds that a reply may take.
+# Seconds within which a reply must arrive.
 PATIENCE = 120
 
 
@@ -30,7 +31,8 @@ def main() -> None:
     """
     port, user, password = sys.argv[1:]
     gc.disable()
-    # The program must run when it is due, although other programs use all processors.
+    # Raise the priority, because the program must run when a NOOP is due, although other programs
+    # use all processors.
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, -20)
     connection = socket.create_connection(("127.0.0.1", int(port)), PATIENCE)

@@ -1,5 +1,5 @@
 """
-The rows of the table: what is done to a server in each, and what figures come of it.
+The rows of the table.  A row says what clients do with a server, and makes figures from the result.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from bench.systemcalls import counting, whyNoStrace
 
 __all__ = ["ROWS", "Bench", "Figure", "Measure", "Row"]
 
-# Sessions at once.
+# The number of sessions at the same time.
 SLOTS = 32
 NO_END = 10**9
 LOGIN = ("say\t+OK\tUSER %u", "say\t+OK\tPASS secret")
 STAT = "say\t+OK\tSTAT"
-# Pieces of work whose system calls are counted.
+# The number of pieces of work whose system calls are counted.
 CALLS = 100
 
 
 @dataclass
 class Figure:
     """
-    A number, and how to read it.
+    A number, with its unit.
 
-    @ivar lowerIsBetter: less is faster.
+    @ivar lowerIsBetter: whether a lower number is better.
     """
 
     unit: str
@@ -42,10 +42,10 @@ class Figure:
 @dataclass
 class Measure:
     """
-    What one run of a row, or of a variant of it, gave for one server.
+    The result of one run of a row, or of a variant of the row, with one server.
 
-    @ivar label: of the variant; empty if there is but one.
-    @ivar note: to be told beside the figures.
+    @ivar label: the name of the variant; empty if the row has no variants.
+    @ivar note: a text that the table shows beside the figures.
     """
 
     label: str
@@ -57,9 +57,9 @@ class Measure:
 @dataclass
 class Bench:
     """
-    What rows need to run.
+    The objects that rows need to run.
 
-    @ivar seconds: for each row that goes on and on.
+    @ivar seconds: the duration of a row that has no end of its own.
     """
 
     load: Load
@@ -78,11 +78,11 @@ class Bench:
         isAlone: bool = True,
     ) -> list[Span]:
         """
-        @param users: the name and the number of them; see C{load.c}.
-        @param isAlone: whether no other client keeps the server busy.  Otherwise the processor time
-            would never stand still, and is not measured.
-        @return: what happened between its marks.
-        @raise Failed: the server did wrong.
+        @param users: the name of the users, and their number; see C{load.c}.
+        @param isAlone: whether the server has no other clients.  If it has, the processor time is
+            not measured, because it would never stop growing.
+        @return: a span for each two successive marks of the load generator.
+        @raise Failed: the server gave a wrong answer or none.
         """
         return self.load.run(
             server.group if isAlone else Group(),
@@ -102,10 +102,12 @@ class Bench:
 @dataclass
 class Row:
     """
-    One row.
+    One row of the table.
 
-    @ivar run: called with the bench and a server; an empty list says that the server cannot do it.
-    @ivar whyNot: returns why nothing can do it on this machine; an empty text if that is not so.
+    @ivar run: a function of the bench and a server.  It returns an empty list if the server cannot
+        do the work of the row.
+    @ivar whyNot: a function that returns the reason why the row cannot run on this machine; an
+        empty text if it can.
     """
 
     number: int
@@ -116,7 +118,8 @@ class Row:
 
 def _sessions(bench: Bench, server: Server, label: str, tls: str, steps: list[str]) -> Measure:
     """
-    Short sessions of many users, many at once, for some seconds, after each user had one.
+    Measure short sessions of many users for some seconds, many sessions at the same time.  Before
+    this, each user has one session that does not count.
     """
     users = ("user", server.site.mail.sizes.users)
     bench.run(server, users, steps, slots=SLOTS, sessions=users[1], seconds=NO_END)
@@ -137,14 +140,14 @@ def _sessions(bench: Bench, server: Server, label: str, tls: str, steps: list[st
 
 def shortSession(bench: Bench, server: Server) -> list[Measure]:
     """
-    Row 1.
+    Measure row 1.
     """
     return [_sessions(bench, server, "", "no", [*LOGIN, STAT, "quit"])]
 
 
 def shortSessionTLS(bench: Bench, server: Server) -> list[Measure]:
     """
-    Row 2.
+    Measure row 2.
     """
     steps = [*LOGIN, STAT, "quit"]
     return [
@@ -155,7 +158,7 @@ def shortSessionTLS(bench: Bench, server: Server) -> list[Measure]:
 
 def pollByReconnecting(bench: Bench, server: Server) -> list[Measure]:
     """
-    Row 3.
+    Measure row 3.
     """
     steps = [*LOGIN, f"list\t{server.site.mail.sizes.messages}\tUIDL", "quit"]
     return [
@@ -166,7 +169,7 @@ def pollByReconnecting(bench: Bench, server: Server) -> list[Measure]:
 
 def pollByWaking(bench: Bench, server: Server) -> list[Measure]:
     """
-    Row 4.
+    Measure row 4.
     """
     if not server.sleeps:
         return []
@@ -193,7 +196,7 @@ def pollByWaking(bench: Bench, server: Server) -> list[Measure]:
 
 def _retrieve(bench: Bench, server: Server, ahead: int, seconds: float) -> list[Measure]:
     many = server.site.mail.sizes.many
-    # A first session with a mailbox is another thing: Dovecot is quicker then.
+    # Do not measure the first session with a mailbox, because Dovecot is quicker in that session.
     bench.run(server, ("many", 0), [*LOGIN, STAT, "quit"])
     steps = [*LOGIN, STAT, "barrier", f"retr\t1\t{many}\t{ahead}", "barrier", "quit"]
     span = bench.run(server, ("many", 0), steps, seconds=seconds)[1]
@@ -211,14 +214,14 @@ def _retrieve(bench: Bench, server: Server, ahead: int, seconds: float) -> list[
 
 def pipelined(bench: Bench, server: Server) -> list[Measure]:
     """
-    Row 5.
+    Measure row 5.
     """
     return _retrieve(bench, server, 20, 5 * bench.seconds)
 
 
 def oneAtATime(bench: Bench, server: Server) -> list[Measure]:
     """
-    Row 6.
+    Measure row 6.
     """
     return _retrieve(bench, server, 1, bench.seconds)
 
@@ -245,7 +248,8 @@ def _big(user: str, pack: str, tls: str) -> Callable[[Bench, Server], list[Measu
 
 def _hugeSession(bench: Bench, server: Server, user: str, sessions: int) -> list[Measure]:
     count = server.site.mail.sizes.huge
-    # Sizes are what takes the time; a server that guesses them is not to be faster for that.
+    # Check the sizes.  Finding them takes most of the time, and a server that guesses them must not
+    # count as faster.
     stat = f"say\t+OK {count} {count * SMALL}\tSTAT"
     steps = [*LOGIN, stat, f"list\t{count}\tLIST", f"list\t{count}\tUIDL", "quit"]
     (span,) = bench.run(server, (user, 0), steps, sessions=sessions, seconds=NO_END)
@@ -263,7 +267,7 @@ def _hugeSession(bench: Bench, server: Server, user: str, sessions: int) -> list
 
 def hugeWarm(bench: Bench, server: Server) -> list[Measure]:
     """
-    Row 11.
+    Measure row 11.
     """
     _hugeSession(bench, server, "huge", 1)
     return _hugeSession(bench, server, "huge", 3)
@@ -275,7 +279,7 @@ def _hugeFirst(user: str) -> Callable[[Bench, Server], list[Measure]]:
         server.forget(user)
         server.believesNames = user == "sized"
         server.restart()
-        # What is loaded once only is not the mailbox's.
+        # Let the server load its modules first, because this work does not belong to the mailbox.
         bench.run(server, ("user", SLOTS), [*LOGIN, STAT, "quit"])
         measures = _hugeSession(bench, server, user, 1)
         if server.believesNames:
@@ -289,7 +293,7 @@ def _hugeFirst(user: str) -> Callable[[Bench, Server], list[Measure]]:
 
 def fetching(bench: Bench, server: Server) -> list[Measure]:
     """
-    Row 14.
+    Measure row 14.
     """
     sizes = server.site.mail.sizes
     server.remakeFetched()
@@ -316,13 +320,14 @@ def fetching(bench: Bench, server: Server) -> list[Measure]:
 
 def idle(bench: Bench, server: Server) -> list[Measure]:
     """
-    Row 15.
+    Measure row 15.
     """
     count = server.site.mail.sizes.idle
     server.restart()
     bench.run(server, ("user", SLOTS), [*LOGIN, STAT, "quit"], tls="full")
     before = server.group.memory()
-    # Memory is what counts here, not how many may log in at once.
+    # Log in a few at a time, because this row is about memory, and not about many logins at the
+    # same time.
     steps = ["ramp\t10", *LOGIN, STAT, "barrier", "quit"]
     span = bench.run(server, ("idle", count), steps, tls="full", slots=count)[0]
     return [Measure("", span, [Figure("KiB each", (span.memory - before) / count / 1024)])]
@@ -330,10 +335,12 @@ def idle(bench: Bench, server: Server) -> list[Measure]:
 
 def _calls(bench: Bench, server: Server, label: str, before: list[str], work: list[str]) -> Measure:
     """
-    Count the system calls of one piece of work: the difference of much of it and of half as much,
-    so that connecting and logging in do not count.
+    Count the system calls of one piece of work.  The count is the difference between a number of
+    pieces and twice as many, divided by the number.  Therefore the calls of the connection and of
+    the login do not count.
 
-    @param before: the steps before it.  Without any, each piece is a session of its own.
+    @param before: the steps before the work.  If there are none, each piece of work is a session of
+        its own.
     """
     found = []
     for count in (CALLS, 2 * CALLS):
@@ -352,7 +359,7 @@ def _calls(bench: Bench, server: Server, label: str, before: list[str], work: li
 
 def systemCalls(bench: Bench, server: Server) -> list[Measure]:
     """
-    Row 16.
+    Measure row 16.
     """
     if whyNoStrace():
         return []
@@ -368,7 +375,7 @@ def systemCalls(bench: Bench, server: Server) -> list[Measure]:
 
 def stalls(bench: Bench, server: Server) -> list[Measure]:
     """
-    Row 17.
+    Measure row 17.
     """
     if not server.standsCrowds:
         return []
@@ -393,7 +400,8 @@ def stalls(bench: Bench, server: Server) -> list[Measure]:
         for label, disturb in (
             ("nobody else", lambda: None),
             (f"logins to {sizes.huge:,} messages", lambda: logIn("huge", sizes.huge, STAT)),
-            # Without STAT, because it takes half a minute to read a million messages.
+            # These clients send no STAT, because a server needs half a minute to read a million
+            # messages.
             (f"logins to {sizes.million:,} messages", lambda: logIn("million", sizes.million)),
             (f"{sizes.downloads} downloads", download),
             (f"{len(idle)} clients pipeline", lambda: pipeline(server.plain, idle, seconds)),
@@ -404,7 +412,7 @@ def stalls(bench: Bench, server: Server) -> list[Measure]:
             except Failed as error:
                 if not server.isPeer:
                     raise
-                # Some servers cannot open so many messages in time.
+                # Go on, because some servers cannot open so many messages in time.
                 print(f"row 17, {server.title}, {label}: {error}", file=sys.stderr, flush=True)
                 server.restart()
                 continue
@@ -413,7 +421,7 @@ def stalls(bench: Bench, server: Server) -> list[Measure]:
         return found
     finally:
         server.site.mail.takeBack(server.mail)
-        # The addresses of the clients may be banned.
+        # Start the server again, because it may have banned the addresses of the clients.
         server.restart()
 
 

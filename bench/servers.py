@@ -1,5 +1,5 @@
 """
-The servers that are measured: how each is configured and started, and what it is called.
+Configure and start the servers that are measured.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ __all__ = ["SERVERS", "CannotRun", "Server", "Site", "aptInstall", "withSetting"
 
 CHECKOUT = Path(__file__).parent.parent
 CORES = os.cpu_count() or 1
-# Seconds until a server has to greet.
+# The seconds within which a server must send a greeting after its start.
 PATIENCE = 30
 
 
 class CannotRun(Exception):
     """
-    Why a server cannot be measured here, in a few words.
+    A server cannot be measured on this machine.  The text gives the reason in a few words.
     """
 
 
 @dataclass
 class Site:
     """
-    What all servers have in common.
+    The files that all servers use.
 
     @ivar path: a directory that everybody may enter.
-    @ivar programs: where C{load} and C{limit} are.
+    @ivar programs: the directory of the programs C{load} and C{limit}.
     """
 
     path: Path
@@ -70,8 +70,8 @@ class Site:
 
 def _run(*command: str) -> str:
     """
-    @return: what it wrote.
-    @raise CannotRun: it failed, or is not there.
+    @return: the output of a command.
+    @raise CannotRun: the command has failed, or does not exist.
     """
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -92,14 +92,14 @@ def _freePort() -> int:
 
 class Server:
     """
-    One server with Maildirs of its own.
+    A server with its own Maildirs.
 
-    @cvar name: for the command line.
-    @cvar title: for the table.
-    @cvar isPeer: a server that others use; else it is ours, or the limit.
-    @cvar sleeps: it knows SLEE and WAKE.
-    @cvar standsCrowds: it takes part in row 17.
-    @cvar rows: the rows that it can do, or None for all.
+    @cvar name: the name of the server on the command line.
+    @cvar title: the name of the server in the table.
+    @cvar isPeer: whether this is another POP3 server, and not pop3svc or the limit.
+    @cvar sleeps: whether the server supports SLEE and WAKE.
+    @cvar standsCrowds: whether the server takes part in row 17.
+    @cvar rows: the rows that the server can run; L{None} for all rows.
     """
 
     name = ""
@@ -108,15 +108,15 @@ class Server:
     sleeps = False
     standsCrowds = False
     rows: frozenset[int] | None = None
-    # Whether its Maildirs are used.
+    # Whether the server needs Maildirs.
     hasMail = True
-    # Does it take the sizes in file names?  Some do in any case.
+    # Whether pop3svc takes the sizes of messages from file names.  Some other servers always do.
     believesNames = False
 
     def __init__(self, site: Site, mail: Path | None = None) -> None:
         """
-        @param mail: Maildirs to serve in place of its own.
-        @raise CannotRun: why not.
+        @param mail: the Maildirs to serve; L{None} to make the server's own.
+        @raise CannotRun: the server cannot run on this machine.
         """
         self.site = site
         self.home = site.path / self.name
@@ -131,32 +131,33 @@ class Server:
 
     def version(self) -> str:
         """
-        @return: what is measured.
+        @return: the version of the server and of its libraries.
         """
         raise NotImplementedError
 
     def command(self) -> list[str]:
         """
-        @return: what starts it in the foreground, on the ports C{self.plain} and C{self.tls}.
+        @return: the command that starts the server in the foreground, on the ports C{self.plain}
+            and C{self.tls}.
         """
         raise NotImplementedError
 
     def environment(self) -> dict[str, str]:
         """
-        @return: what it finds in its environment.
+        @return: the environment variables of the server.
         """
         clean = {key: each for key, each in os.environ.items() if not key.startswith("XDG_")}
         return clean | {"HOME": str(self.home)}
 
     def remakeFetched(self) -> None:
         """
-        Make the mailboxes anew from which messages are deleted.
+        Make the mailboxes C{del0} and so on again, because clients delete messages from them.
         """
         self.site.mail.remakeFetched(self.mail)
 
     def forget(self, user: str) -> None:
         """
-        Remove what the server has written beside the mail of a user.
+        Remove the files that the server has written beside the mail of a user.
         """
         self.site.mail.forget(self.mail, user)
 
@@ -168,7 +169,7 @@ class Server:
 
     def start(self) -> None:
         """
-        Start it; L{waitUntilUp} waits until it serves.
+        Start the server.  L{waitUntilUp} waits until it serves.
         """
         self.plain, self.tls = _freePort(), _freePort()
         self.group = makeGroup(self.name)
@@ -186,9 +187,9 @@ class Server:
 
     def waitUntilUp(self) -> None:
         """
-        Wait until it greets.
+        Wait until the server sends a greeting.
 
-        @raise CannotRun: it does not.
+        @raise CannotRun: the server has not sent a greeting in time.
         """
         assert self._process is not None
         deadline = time.monotonic() + PATIENCE
@@ -206,7 +207,7 @@ class Server:
 
     def stop(self) -> None:
         """
-        Kill what is left of it.
+        Kill all processes of the server.
         """
         if self._process is not None:
             self.group.kill()
@@ -217,7 +218,7 @@ class Server:
 
     def restart(self) -> None:
         """
-        Stop it and start it.
+        Stop the server, and start it again.
         """
         self.stop()
         self.start()
@@ -229,7 +230,7 @@ class Server:
 
 class Pop3svc(Server):
     """
-    The service of this checkout, run by the Python that runs this.
+    The service of this checkout, run by the same Python as the benchmark.
     """
 
     name = "pop3svc"
@@ -288,7 +289,8 @@ class Pop3svc(Server):
 
 class Pop3svcWorkers(Pop3svc):
     """
-    The same with two workers, where many clients come at once: the other servers use all cores.
+    pop3svc with two workers, in the rows with many clients at the same time, because the other
+    servers use all cores.
     """
 
     name = "workers"
@@ -299,7 +301,7 @@ class Pop3svcWorkers(Pop3svc):
 
 class Pop3svcMetrics(Pop3svc):
     """
-    The same with a port for metrics, so that it counts the work of sessions.
+    pop3svc with a port for metrics, so that it counts the work of sessions.
     """
 
     name = "metrics"
@@ -315,7 +317,7 @@ class Pop3svcMetrics(Pop3svc):
 
 class Pop3svcSQLite(Pop3svc):
     """
-    The same with mailboxes in SQLite.
+    pop3svc with mailboxes in SQLite.
     """
 
     name = "sqlite"
@@ -329,7 +331,7 @@ class Pop3svcSQLite(Pop3svc):
 
     def dsn(self) -> str:
         """
-        @return: the database.
+        @return: the DSN of the database.
         """
         return f"sqlite:{self.home}/mail.db"
 
@@ -347,7 +349,7 @@ class Pop3svcSQLite(Pop3svc):
 
     def forget(self, user: str) -> None:
         """
-        Do nothing, because the server keeps nothing beside the mail.
+        Do nothing, because the server stores nothing in addition to the mail.
         """
 
     def left(self, user: str) -> int:
@@ -359,7 +361,7 @@ class Pop3svcSQLite(Pop3svc):
 
 class Pop3svcPostgreSQL(Pop3svcSQLite):
     """
-    The same with mailboxes in a PostgreSQL of its own.
+    pop3svc with mailboxes in its own PostgreSQL server.
     """
 
     name = "postgresql"
@@ -381,8 +383,8 @@ class Pop3svcPostgreSQL(Pop3svcSQLite):
 
 class Dovecot(Server):
     """
-    Dovecot as Debian configures it; only the number of processes and the memory of each are raised,
-    where the rows need more.
+    Dovecot as Debian configures it, except that more processes and more memory for each are allowed
+    if the rows need them.
     """
 
     name = "dovecot"
@@ -457,8 +459,9 @@ service pop3-login {{
 
 class TunedDovecot(Dovecot):
     """
-    Dovecot by its own advice for many logins: login processes that serve many connections each, and
-    processes that are used again; and no flags written, which POP3 does not need.
+    Dovecot as its documentation advises for many logins.  Login processes serve many connections
+    each, and processes are used again.  Dovecot also writes no flags, because POP3 does not need
+    them.
     """
 
     name = "tuned"
@@ -478,7 +481,7 @@ service pop3 {{
 """
 
 
-# Runs in a mount namespace of its own, where Courier seems to be installed: paths are
+# Start Courier in its own mount namespace, in which it seems to be installed.  Its paths are
 # compiled in, and dpkg does not install it beside Dovecot.
 COURIER_START = """
 set -e
@@ -504,7 +507,8 @@ exec "$@" $PLAINPORT $login .
 
 class Courier(Server):
     """
-    Courier as Debian configures it, with its userdb for accounts and more processes at once.
+    Courier as Debian configures it, except that userdb has the accounts, and that more processes
+    may run at the same time.
     """
 
     name = "courier"
@@ -524,7 +528,8 @@ class Courier(Server):
         _run("sh", "-c", 'cd "$0" && apt-get download -qq "$@"', str(packages), *self.packages)
         for package in packages.iterdir():
             _run("dpkg", "-x", str(package), str(self._root))
-        # As on a system where /lib is /usr/lib.
+        # Copy the libraries to /usr/lib, as on a system where /lib is the same directory as
+        # /usr/lib.
         shutil.copytree(
             self._root / "lib", self._root / "usr" / "lib", symlinks=True, dirs_exist_ok=True
         )
@@ -536,7 +541,8 @@ class Courier(Server):
         (configuration / "pop3d.pem").write_text(
             site.key.read_text() + site.certificate.read_text()
         )
-        # The cheapest that it can check, as the others check plain text.
+        # Use the cheapest hash that Courier can check, because the other servers compare plain
+        # text.
         password = _run("perl", "-e", 'print crypt("secret", "ab")')
         users = configuration / "userdb"
         users.write_text(
@@ -575,7 +581,7 @@ class Courier(Server):
 
 class TwistedMail(Server):
     """
-    twisted.mail's protocol over a small mailbox of ours; see L{bench.twistedmail}.
+    The protocol of twisted.mail with a small mailbox of this benchmark; see L{bench.twistedmail}.
     """
 
     name = "twisted"
@@ -608,7 +614,7 @@ class TwistedMail(Server):
 
 class Limit(Server):
     """
-    Prepared bytes; see C{limit.c}.
+    A server that sends prepared octets; see C{limit.c}.
     """
 
     name = "limit"
@@ -649,7 +655,7 @@ SERVERS: dict[str, type[Server]] = {
 def withSetting(setting: str) -> type[Pop3svc]:
     """
     @param setting: a setting and its value, C{NAME=VALUE}.
-    @return: pop3svc with this setting, in order to compare it with pop3svc without.
+    @return: pop3svc with this setting, to compare with pop3svc without the setting.
     """
 
     class Changed(Pop3svc):
@@ -657,7 +663,8 @@ def withSetting(setting: str) -> type[Pop3svc]:
         pop3svc with another setting.
         """
 
-        # It is part of a path in an argument, where "=" has a meaning.
+        # Replace "=", because the name becomes part of a path in an argument, where "=" has a
+        # meaning.
         name = f"pop3svc-{setting.replace('=', '-')}"
         title = f"pop3svc, {setting}"
         options = ("--set", setting)
@@ -667,9 +674,9 @@ def withSetting(setting: str) -> type[Pop3svc]:
 
 def aptInstall(packages: list[str]) -> None:
     """
-    Install what is missing of these packages of Debian.
+    Install those of the given Debian packages that are missing.
 
-    @raise CannotRun: a sentence.
+    @raise CannotRun: a package cannot be installed.
     """
     status = subprocess.run(
         ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Abbrev}\n", *packages],

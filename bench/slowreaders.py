@@ -1,10 +1,10 @@
 """
-Clients that read a large message slowly: the memory that the service holds meanwhile.
+Measure the memory of a service while clients read a large message slowly.
 
     python bench/slowreaders.py [CLIENTS [MEGABYTES [maildir|sqlite|postgresql [SECONDS]]]]
 
-Each client reads 64 KiB a second, and checks every octet.  Exit status 1 if the memory grew by
-more than 2 MiB for each client and 16 MiB for threads and modules.
+Each client reads 64 KiB a second, and checks every octet.  The exit status is 1 if the memory has
+grown by more than 2 MiB for each client, with 16 MiB in addition for threads and modules.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from tests.support.running import environment, freePort, script
 from tests.support.stores import done, makeDatabase
 
 LINE = b"x" * 76 + b"\r\n"
-# Octets that a client reads at once, and seconds between two reads.
+# The octets that a client reads at once, and the seconds between two reads.
 PIECE, PAUSE = 65_536, 1.0
-# Octets by which the memory may grow, in all and for each client: a database has pieces of
-# 256 KiB, and a client needs some of them at a time.
+# The octets by which the memory may grow once, and for each client.  A database has pieces of 256
+# KiB, and a client needs some of them at the same time.
 FIXED, EACH = 16 << 20, 2 << 20
 
 
 def share(pid: int) -> int:
     """
-    @return: octets of memory of a process and its children; a page that several processes have
-        counts in parts.
+    @return: the octets of memory of a process and its children.  A page that several processes
+        share counts for each of them in part.
     """
     octets = 0
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
@@ -86,7 +86,7 @@ async def read(port: int, user: str, seconds: float) -> int:
     @return: the number of octets that a client has read.
     """
     connection = socket.socket()
-    # Otherwise the kernel takes some megabytes for each connection.
+    # Make the buffer small, because the kernel would take some megabytes for each connection.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE)
     connection.setblocking(False)
     await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))
@@ -110,7 +110,8 @@ async def read(port: int, user: str, seconds: float) -> int:
 
 async def run(users: list[str], port: int, pid: int, seconds: float) -> tuple[int, int, int]:
     """
-    @return: memory before, its peak, and the octets that all clients have read.
+    @return: the octets of memory before the reading, their peak, and the octets that all clients
+        have read.
     """
     octets = await read(port, users[0], 0)
     before = peak = share(pid)

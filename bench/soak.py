@@ -1,9 +1,10 @@
 """
-Connections opened and dropped at every stage: nothing of them stays.
+Open connections and drop them at every stage, and check that nothing of them is left in the
+service.
 
     python bench/soak.py [COUNT]
 
-Exit status 1 if memory, descriptors, threads or timers have grown.
+The exit status is 1 if the memory, or the number of descriptors, threads or timers, has grown.
 """
 
 from __future__ import annotations
@@ -27,14 +28,14 @@ from pop3svc.providers.maildir import MaildirStore
 from tests.support.running import environment, freePort, script
 
 AT_ONCE = 50
-# What a process may have grown from the first round to the last: the allocator
-# does not give back every page.
+# The octets by which the memory of the process may grow from the first round to the last, because
+# the allocator does not give back every page.
 MEMORY = 4 << 20
 
 
 class Store(MaildirStore):
     """
-    Tells on SIGUSR1 how many timers the reactor has.
+    A store that writes the number of the reactor's timers to a file after SIGUSR1.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,7 +51,7 @@ class Store(MaildirStore):
 
 def timers(pid: int, told: Path) -> int:
     """
-    @return: how many timers the service has.
+    @return: the number of timers of the service.
     """
     told.unlink(missing_ok=True)
     os.kill(pid, signal.SIGUSR1)
@@ -63,7 +64,7 @@ def timers(pid: int, told: Path) -> int:
 
 async def drop(stage: str, plain: int, secure: int, user: str, context: ssl.SSLContext) -> None:
     """
-    One connection, cut without a word at some stage.
+    Open one connection, and cut it at some stage.
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", plain)
     try:
@@ -88,7 +89,7 @@ async def drop(stage: str, plain: int, secure: int, user: str, context: ssl.SSLC
         if stage == "asleep":
             await reader.readline()
     finally:
-        # A reset: what is on its way is lost.
+        # Close by a reset, so that octets on their way are lost.
         writer.transport.abort()
 
 
@@ -126,8 +127,8 @@ async def soak(count: int, plain: int, secure: int) -> None:
 
 def settled(pid: int, told: Path) -> tuple[int, int, int, int]:
     """
-    @return: memory, descriptors, threads and timers, once descriptors stay the
-        same.
+    @return: the octets of memory, and the numbers of descriptors, threads and timers, when the
+        number of descriptors does not change any more.
     """
     before = -1
     for _ in range(60):
@@ -136,7 +137,7 @@ def settled(pid: int, told: Path) -> tuple[int, int, int, int]:
             break
         before = descriptors
         time.sleep(1)
-    # Timers that were cancelled go when their heap is next put in order.
+    # The number of timers includes cancelled timers that the reactor has not removed yet.
     return resident(pid), before, len(os.listdir(f"/proc/{pid}/task")), timers(pid, told)
 
 

@@ -1,5 +1,5 @@
 """
-The messages of the benchmark in the database of a store.
+Store the messages of the benchmark in the database of a store.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from pop3svc.providers.sql.statements import execute, one
 
 __all__ = ["SQLMail"]
 
-# Rows of one transaction.
+# The most rows of one transaction.
 _BATCH = 5000
 
 
 class SQLMail:
     """
-    The mailboxes that need many messages, in a database.
+    The mailboxes of the benchmark, in a database.
     """
 
     def __init__(self, driver: Driver, mail: Mail) -> None:
         """
-        Make the tables and fill them.
+        Make the tables, and fill them.
         """
         self._database = Database(driver, limit=600)
         self._mail = mail
@@ -39,7 +39,7 @@ class SQLMail:
         for number in range(sizes.users):
             self._mailbox(f"user{number}", sizes.messages)
         self._mailbox("many", sizes.many)
-        # Nobody retrieves these, so they share the contents of the others.
+        # No client retrieves these messages, so they share the contents of the other messages.
         self._mailbox("huge", sizes.huge)
         self.remakeFetched()
 
@@ -74,7 +74,7 @@ class SQLMail:
                 "VALUES (:id, :name, 1, 0, 0, :changes)",
                 id=mailbox,
                 name=name,
-                # A listing that a service still has must not hold.
+                # Change this value, so that the service does not use a listing that it still has.
                 changes=time.time_ns(),
             )
             execute(
@@ -112,7 +112,7 @@ class SQLMail:
 
     def remakeFetched(self) -> None:
         """
-        Make the mailboxes anew from which messages are deleted.
+        Make the mailboxes C{del0} and so on again, because clients delete messages from them.
         """
         for number in range(self._mail.sizes.users):
             self._mailbox(f"del{number}", self._mail.sizes.fetched)

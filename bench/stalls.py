@@ -1,5 +1,5 @@
 """
-How long one session waits while other clients keep a server busy.
+Measure how long one session waits while other clients keep a server busy.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from bench.servers import Server
 __all__ = ["Stalls", "guess", "pipeline", "probed"]
 
 HERE = Path(__file__).parent
-# Commands that a pipelining client sends at once, and the lines of their replies.
+# The commands that a pipelining client sends at once, and the number of lines of their replies.
 COMMANDS = b"NOOP\r\nSTAT\r\nLIST 1\r\nUIDL 1\r\n" * 25
 REPLIES = 100
-# Clients that guess passwords at the same time.
+# The number of clients that guess passwords at the same time.
 GUESSERS = 50
-# Seconds that a reply may take.
+# Seconds within which a reply must arrive.
 PATIENCE = 120
 
 
 @dataclass
 class Stalls:
     """
-    The milliseconds that each NOOP has taken, in order of size.
+    The milliseconds that each NOOP has taken, sorted by size.
     """
 
     times: list[float]
@@ -51,14 +51,14 @@ class Stalls:
     @property
     def worst(self) -> float:
         """
-        The longest.
+        The longest time.
         """
         return self.times[-1]
 
 
 def probed(server: Server, seconds: float, disturb: Callable[[], object]) -> tuple[Stalls, Span]:
     """
-    Send NOOPs while other clients do something, and for some seconds at least.
+    Send NOOPs as long as other clients do something, but for some seconds at least.
 
     @raise Failed: the session that sends NOOPs was ended.
     """
@@ -153,8 +153,8 @@ def pipeline(port: int, users: list[str], seconds: float) -> None:
 
 def guess(port: int, seconds: float) -> None:
     """
-    Guess the password of a user whose password is hashed, from ever new addresses, because a
-    server may ban an address.
+    Guess the password of a user whose password is stored as a hash.  Each connection has a new
+    address, because a server may ban an address.
 
     @raise Failed: a guess was right.
     """

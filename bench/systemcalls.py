@@ -1,5 +1,5 @@
 """
-Counts the system calls of a server by strace.
+Count the system calls of a server with strace.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from bench.measure import Failed, Group
 
 __all__ = ["Counted", "counting", "whyNoStrace"]
 
-# A line of strace's summary: the share of time, seconds, microseconds of each call, calls, perhaps
-# errors, the name.
+# The form of a line of strace's summary.  It has the share of the time, the seconds, the
+# microseconds of each call, the number of calls, a number of errors that may be missing, and the
+# name.
 _LINE = re.compile(r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)\s+(?:\d+\s+)?(\w+)$", re.MULTILINE)
-# Seconds that strace has to write its summary.
+# Seconds within which strace must write its summary.
 _PATIENCE = 30
 
 
 def whyNoStrace() -> str:
     """
-    @return: why system calls cannot be counted here; empty if they can.
+    @return: the reason why system calls cannot be counted on this machine; empty if they can.
     """
     if shutil.which("strace") is None:
         return "strace is not installed"
@@ -39,7 +40,7 @@ class Counted:
     """
     The system calls of some processes.
 
-    @ivar calls: their number, by name; empty before the end of L{counting}.
+    @ivar calls: the number of calls, by name; empty before the end of L{counting}.
     """
 
     def __init__(self) -> None:
@@ -56,9 +57,9 @@ class Counted:
 @contextmanager
 def counting(group: Group, output: Path) -> Iterator[Counted]:
     """
-    Count the system calls of a server, and of processes that it starts.
+    Count the system calls of a server and of the processes that it starts.
 
-    @param output: a file for strace.
+    @param output: the path of a file for the output of strace.
     @raise Failed: strace cannot trace the server.
     """
     command = ["strace", "-f", "-c", "-o", str(output)]

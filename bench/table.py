@@ -1,5 +1,6 @@
 """
-The tables: medians with ratios, and what each run took of the machine.
+Make the tables.  One has the medians and their ratios, and the other the time and the memory that
+the runs took.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ from bench.servers import Server
 
 __all__ = ["Results"]
 
-# Row number, label of the variant, index of the figure; and the name of the server.
+# The number of a row, the label of its variant, and the index of a figure.
 Key = tuple[int, str, int]
 
 
 def number(value: float) -> str:
     """
-    @return: it with three digits that count.
+    @return: the value as text with three significant digits.
     """
     if abs(value) >= 100:
         return f"{value:,.0f}"
@@ -27,7 +28,7 @@ def number(value: float) -> str:
 
 class Results:
     """
-    All that was measured.
+    All results of the benchmark.
     """
 
     def __init__(self, rows: list[Row], servers: list[type[Server]]) -> None:
@@ -39,26 +40,26 @@ class Results:
 
     def add(self, row: Row, server: str, measures: list[Measure]) -> None:
         """
-        What one run gave.
+        Add the results of one run.
         """
         for measure in measures:
             self._measures[row.number, measure.label, server].append(measure)
 
     def fail(self, row: Row, server: str, reason: str) -> None:
         """
-        A run went wrong: the row has no figures of this server.
+        Record that a run has failed.  The row then shows no figures of this server.
         """
         self._failures[row.number, server] = reason
 
     def hasFailed(self, row: Row, server: str) -> bool:
         """
-        @return: whether a run went wrong.
+        @return: whether a run of this row with this server has failed.
         """
         return (row.number, server) in self._failures
 
     def failures(self, server: str) -> list[str]:
         """
-        @return: sentences.
+        @return: a sentence for each failed run of a server.
         """
         return [
             f"{server}, row {number}: {reason}"
@@ -68,7 +69,7 @@ class Results:
 
     def empty(self) -> list[Row]:
         """
-        @return: the rows that no server could do.
+        @return: the rows that no server could run.
         """
         known = {number for number, *_ in [*self._measures, *self._failures]}
         return [row for row in self._rows if row.number not in known]
@@ -134,7 +135,7 @@ class Results:
 
     def machine(self) -> str:
         """
-        @return: the table of what runs took: wall, server, memory, load generator.
+        @return: the table of the time, the processor time and the memory that the runs took.
         """
         lines = [
             [

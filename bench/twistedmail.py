@@ -1,11 +1,12 @@
 """
-A POP3 server of twisted.mail over Maildirs: the protocol is theirs, the mailbox the least it needs.
+A POP3 server with the protocol of twisted.mail.  The mailbox is a Maildir that does no more than
+this protocol needs.
 
     python -m bench.twistedmail PORT TLSPORT MAIL USERS CERTIFICATE KEY
 
-twisted.mail's own Maildir fails on Python 3 (RETR, DELE).  Like that one, this mailbox takes the
-size of a file for the size of a message; it gives messages with LF line ends, as twisted.mail makes
-each LF a CRLF.
+twisted.mail's own Maildir fails on Python 3 (RETR, DELE).  Like twisted.mail's Maildir, this
+mailbox takes the size of a file for the size of a message.  It reads messages with LF as line ends,
+because twisted.mail changes each LF to CRLF.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from zope.interface import implementer
 
 class LFReader:
     """
-    A file whose CRLFs are read as LFs.
+    Reads a file, and changes each CRLF to LF.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -35,7 +36,7 @@ class LFReader:
 
     def read(self, size: int) -> bytes:
         """
-        @return: some octets; none at the end.
+        @return: some octets; empty at the end of the file.
         """
         data = self._held + self._file.read(size)
         self._held = b""
@@ -49,7 +50,7 @@ class LFReader:
 @implementer(IMailbox)
 class MaildirMailbox:
     """
-    One user's Maildir.
+    The Maildir of one user.
     """
 
     def __init__(self, path: str) -> None:
@@ -109,7 +110,7 @@ class MaildirMailbox:
 @implementer(IRealm)
 class MaildirRealm:
     """
-    A Maildir for each user.
+    Opens a Maildir for each user.
     """
 
     def __init__(self, path: str) -> None:
@@ -124,7 +125,7 @@ class MaildirRealm:
 
 class POP3Factory(Factory):
     """
-    Connections of twisted.mail's protocol.
+    Makes connections with twisted.mail's protocol.
     """
 
     noisy = False
@@ -144,7 +145,7 @@ class POP3Factory(Factory):
 
 def main() -> None:
     """
-    Serve until killed.
+    Serve until the process is killed.
     """
     port, tlsPort, mail, users, certificate, key = sys.argv[1:]
     checker = InMemoryUsernamePasswordDatabaseDontUse()

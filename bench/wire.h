@@ -1,4 +1,4 @@
-/* What the load generator and the limit server share: a socket with or without TLS, and packs. */
+/* The code that load.c and limit.c share: sockets with and without TLS, and packs of messages. */
 #ifndef WIRE_H
 #define WIRE_H
 
@@ -20,14 +20,15 @@
 
 enum { AGAIN = -1, BROKEN = -2 };
 
-/* A socket that does not block; ssl is NULL on plain TCP. */
+/* A socket that does not block.  Without TLS, ssl is NULL. */
 struct link {
     int fd;
     SSL *ssl;
 };
 
-/* Messages in the form in which RETR sends them: lines that begin with a dot stuffed, CRLF line
-   ends, and the dot alone at the end.  Message n (from 0) is data[at[n]] to data[at[n + 1]]. */
+/* Messages in the form in which RETR sends them: with CRLF as line ends, dot-stuffing, and the
+   final dot.  The first message has the number 0.  Message n begins at data[at[n]], and ends before
+   data[at[n + 1]]. */
 struct pack {
     const char *data;
     const uint64_t *at;
@@ -51,7 +52,8 @@ static inline const void *mapFile(const char *path, size_t *size) {
     return data;
 }
 
-/* Open PATH and PATH.at, a table of offsets in native 64-bit numbers. */
+/* Open the file PATH with the messages, and the file PATH.at with the offsets, which are 64-bit
+   numbers in the byte order of this machine. */
 static inline struct pack openPack(const char *path) {
     char name[4096];
     size_t size;
@@ -81,7 +83,7 @@ static inline ssize_t sslResult(SSL *ssl, int got) {
     }
 }
 
-/* Returns octets read, 0 at the end, AGAIN, or BROKEN. */
+/* Return the number of octets read, 0 at the end, AGAIN, or BROKEN. */
 static inline ssize_t linkRead(struct link *link, char *buffer, size_t size) {
     if (link->ssl) {
         ERR_clear_error();
@@ -92,7 +94,7 @@ static inline ssize_t linkRead(struct link *link, char *buffer, size_t size) {
     return got >= 0 ? got : errno == EAGAIN || errno == EINTR ? AGAIN : BROKEN;
 }
 
-/* Returns octets written (some of them), AGAIN, or BROKEN. */
+/* Return the number of octets written, which may be fewer than all, or AGAIN, or BROKEN. */
 static inline ssize_t linkWrite(struct link *link, const char *data, size_t size) {
     if (link->ssl) {
         ERR_clear_error();

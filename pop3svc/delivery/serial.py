@@ -161,7 +161,7 @@ class SerialSMTP(SMTP):
         """
         self._isFull = True
         if self._hasHeard:
-            # Go on reading until the client has sent something, because over TLS the greeting waits
+            # Do not pause before the client has sent something, because over TLS the greeting waits
             # for the input of the handshake.
             cast(Any, self.transport).pauseProducing()
 
