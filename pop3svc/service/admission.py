@@ -25,11 +25,12 @@ class Admission:
 
     @ivar policy: the limits.
     @ivar unauthenticated: the connections on which nobody is logged in.
-    @ivar accepted: called when a port has accepted a connection.
-    @ivar mayServe: called at each login; returns whether there are resources for another
-        session.
-    @ivar loginDelayed: called when a login delays the next login of a user, with the user's name
-        and True; called again with False when the delay has ended.
+    @ivar accepted: a function that is called when a port has accepted a connection.
+    @ivar mayServe: a function that is called at each login.  It returns whether the process has
+        resources for another session.
+    @ivar loginDelayed: a function that is called with a user's name and True when a login delays
+        the next login of this user.  It is called again with False if the login has failed, so that
+        it delays no login.
     """
 
     def __init__(self, clock: IReactorTime, policy: Policy) -> None:
@@ -43,14 +44,14 @@ class Admission:
         # admits no new sessions.
         self._stopping = self._isDraining = False
         self._connections = 0
-        # Connections whose PROXY header has not come yet.
+        # The connections whose PROXY header has not come yet.
         self._expected: set[Any] = set()
         # The number of connections of each network.
         self._addresses: dict[str, int] = {}
-        # The number of sessions that are not asleep, and the number of each user.
+        # The number of all sessions that are not asleep, and their number for each user.
         self._awakeInAll = 0
         self._awake: dict[str, int] = {}
-        # When users logged in last, the earliest first.
+        # The time of each user's last login, in the order of these times.
         self._logins: OrderedDict[str, float] = OrderedDict()
 
     def stop(self) -> None:
@@ -70,7 +71,7 @@ class Admission:
     @property
     def loggedIn(self) -> int:
         """
-        The number of connections on which somebody is logged in, asleep or not.
+        The number of connections on which somebody is logged in.  Sleepers count too.
         """
         return self._connections + len(self._expected) - len(self.unauthenticated)
 
@@ -94,9 +95,9 @@ class Admission:
 
     def _hasRoom(self) -> bool:
         """
-        Make room for a new connection at the limit.  The connection that closes is the oldest one
-        before login, of the network that has the most of these.  A client that opens many
-        connections therefore loses only its own connections.
+        At a limit, make room for a new connection by closing another one on which nobody has logged
+        in.  This is the oldest connection of the network that has the most such connections.  A
+        client that opens many connections therefore loses only its own connections.
         """
         policy = self.policy
         total = self._connections + len(self._expected)
@@ -105,7 +106,7 @@ class Admission:
         longest = self.unauthenticated.longestWaiting()
         if longest is None:
             return False
-        # The connection ends one turn of the reactor later.
+        # Count it out now, because the connection ends one turn of the reactor later.
         self.unauthenticated.discard(longest)
         longest.abort("made room for others")
         return True
@@ -158,16 +159,16 @@ class Admission:
 
     def acquireSlot(self, name: str, isLogin: bool) -> Callable[[bool], None]:
         """
-        Count the session of a user who logs in, or whose session wakes up.
+        Count a session when its user logs in, or when the session wakes up.
 
-        @return: a function to call once, when the session is no longer awake.  Its argument says
-            whether the session had begun (bool).
+        @return: a function that must be called once, when the session is no longer awake.  Its
+            argument is a bool, which says whether the session had begun.
         @raise POP3ResponseError: the user or the service has too many sessions, or the user logs in
             again too soon.
         """
         if self._isDraining:
-            # A session that tries to wake up gets an error, and its connection ends, so that the
-            # client logs in again.
+            # If a session tries to wake up, end its connection after the error, so that the client
+            # logs in again.
             raise POP3ResponseError(
                 "The service is about to stop.", "SYS/TEMP", critical=not isLogin
             )
@@ -189,7 +190,7 @@ class Admission:
             else:
                 del self._awake[name]
             if not isIn and self._logins.pop(name, None) is not None:
-                # A failed login delays no other login.
+                # The login has failed, so it delays no other login.
                 self.loginDelayed(name, False)
 
         return releaseSlot
@@ -211,7 +212,7 @@ class Admission:
 
     def heardLogin(self, name: str, isDelayed: bool) -> None:
         """
-        Record a login that another process has reported by C{loginDelayed}.
+        Record a login that another worker has reported by C{loginDelayed}.
         """
         self._forgetLogins()
         self._logins.pop(name, None)

@@ -47,7 +47,7 @@ def checkName(name: object) -> str:
     Check a provider's name, which the greeting and CAPA show.
 
     @return: the name.
-    @raise ValueError: the name is not allowed; the text says which names are allowed.
+    @raise ValueError: the name is not allowed.  The text says which names are allowed.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name != name.strip():
         raise ValueError(
@@ -59,8 +59,8 @@ def checkName(name: object) -> str:
 
 def clientIP(address: IAddress) -> str | None:
     """
-    @return: the IP address of a client, in its IPv4 form for an IPv4 client of an IPv6 socket;
-        L{None} if the client has no address.
+    @return: the IP address of a client; L{None} if the client has no address.  An IPv4 client of an
+        IPv6 socket gets its IPv4 address.
     """
     host = getattr(address, "host", None)
     if not isinstance(host, str):
@@ -77,7 +77,7 @@ class RejectingProtocol(Protocol):
 
     def __init__(self, reply: bytes = b"-ERR [SYS/TEMP] Too many connections.\r\n") -> None:
         """
-        @param reply: the reply on a connection without TLS.
+        @param reply: the reply to send if the connection has no TLS.
         """
         self._reply = reply
 
@@ -87,8 +87,8 @@ class RejectingProtocol(Protocol):
         """
         transport: Any = self.transport
         if isTLS(transport):
-            # A reply would need a TLS handshake, and a handshake costs too much CPU time for a
-            # refusal.
+            # Send no reply, because it would need a TLS handshake, which costs too much CPU time
+            # for a refusal.
             transport.abortConnection()
         else:
             transport.write(self._reply)
@@ -99,8 +99,8 @@ class POP3Factory(ServerFactory):
     """
     Serves POP3 from a provider on any stream endpoint.
 
-    A connection of an C{ssl:} endpoint is secure from the start.  On other connections the
-    service offers STLS if there is a C{connectionCreator}.
+    A connection of an C{ssl:} endpoint uses TLS from the start.  On other connections the service
+    offers STLS if there is a C{connectionCreator}.
     """
 
     noisy = False
@@ -119,19 +119,20 @@ class POP3Factory(ServerFactory):
         meter: Any = None,
     ) -> None:
         """
-        @param provider: L{IPOP3MailboxProvider}
-        @param policy: the limits; the defaults if not given.
+        @param provider: the L{IPOP3MailboxProvider} that authenticates users and opens mailboxes.
+        @param policy: the limits; L{None} for the default limits.
         @param connectionCreator: the argument of C{transport.startTLS} for STLS, such as
             L{twisted.internet.ssl.CertificateOptions}.
         @param commands: the table of commands.
         @param mechanisms: the table of SASL mechanisms.
-        @param throttle: L{pop3svc.interfaces.ILoginThrottle} or L{None}.
-        @param clock: the reactor if not given.
+        @param throttle: the L{pop3svc.interfaces.ILoginThrottle}; L{None} for no throttle.
+        @param clock: measures time; L{None} for the reactor.
         @param secret: octets that only this service knows.  Pass the same octets at each start, so
-            that SCRAM shows the same salt for a name without an account.  The default is new random
+            that SCRAM shows the same salt for a name without an account.  L{None} for new random
             octets.
-        @param meter: L{pop3svc.metrics.meter.Meter}, which counts; L{None} to count nothing.
-        @raise TypeError: C{provider} is no provider.
+        @param meter: the L{pop3svc.metrics.meter.Meter} that counts the work; L{None} to count
+            nothing.
+        @raise TypeError: C{provider} does not provide the interface.
         @raise ValueError: the name of the provider is not allowed; see L{checkName}.
         """
         if not IPOP3MailboxProvider.providedBy(provider):
@@ -155,7 +156,8 @@ class POP3Factory(ServerFactory):
         self.connections: set[POP3Connection] = set()
         # Whether accepted connections inherit the keepalive options of their ports.
         self.portsKeepAlive = False
-        # The refused networks that are already in the log.  Scanners have some thousand addresses.
+        # The refused networks that are already in the log.  Each is logged once, because scanners
+        # have thousands of addresses.
         self._foreign = Once()
         self._stopping = False
         self._waiting: list[Deferred[None]] = []
@@ -171,7 +173,7 @@ class POP3Factory(ServerFactory):
             if each.extension is None or policy.has(each.extension)
         }
         if "LANG" in self.commands:
-            # Read the catalogues of translations now, because no session may wait for a disk.
+            # Read the catalogues of translations now, because a session must not wait for a disk.
             languages()
         self._limits = Limits(self.clock, policy)
 
@@ -181,7 +183,8 @@ class POP3Factory(ServerFactory):
         """
         See L{twisted.internet.interfaces.IProtocolFactory.buildProtocol}.
 
-        @param listener: the listener that accepted the connection, if it has its own settings.
+        @param listener: the listener that has accepted the connection; L{None} if it has no
+            settings of its own.
         """
         admission = self.admission
         admission.accepted()
@@ -200,7 +203,7 @@ class POP3Factory(ServerFactory):
 
         def makeSession(transport: Any) -> Session:
             session = self._makeSession(transport, address, policy, connectionCreator)
-            # Count the connection only now, and not earlier.  If TLS cannot be set up,
+            # Count the connection here, and not in buildProtocol().  If TLS cannot be set up,
             # connectionMade() is not called, and an earlier count would never go down.
             self.connections.add(connection)
             admission.connected(address)
@@ -270,7 +273,7 @@ class POP3Factory(ServerFactory):
     async def shutdown(self) -> None:
         """
         End all sessions.  Running commands have C{policy.shutdownTimeout} seconds to finish.  Then
-        the factory aborts the connections, and waits another C{policy.answerTimeout} seconds for
+        the factory aborts the connections, and waits C{policy.answerTimeout} more seconds for
         running deletions.
         """
         self._stopping = True
@@ -323,7 +326,7 @@ class ListenerFactory(ServerFactory):
     ) -> None:
         """
         @param connectionCreator: the argument of C{startTLS}; see L{POP3Factory}.
-        @param cleartextLogin: see L{Policy}; the main factory's if L{None}.
+        @param cleartextLogin: see L{Policy}; L{None} to use the value of the main factory.
         @param networks: the networks whose clients may connect; L{None} for all clients.
         """
         self._networks = networks
@@ -347,8 +350,8 @@ class ListenerFactory(ServerFactory):
 
     def mayConnect(self, address: str | None) -> bool:
         """
-        @param address: L{None} for a client without an IP address.
-        @return: whether a client is in the networks of this listener.
+        @param address: the IP address of a client; L{None} for a client without one.
+        @return: whether the client is in the networks of this listener.
         """
         if self._networks is None:
             return True

@@ -18,16 +18,16 @@ __all__ = ["Loop"]
 
 log = Logger(namespace="pop3svc")
 
-# The most sockets that are served at once, and how often before other readers of the reactor have
-# their turn.
+# The most sockets that are served in one batch, and the most batches before other readers of the
+# reactor have their turn.
 _BATCH, _ROUNDS = 64, 16
 
 
 @implementer(IReadDescriptor)
 class Loop:
     """
-    Watches sockets by an epoll, and the reactor watches this epoll.  The reactor then handles one
-    event for all sockets that are ready.
+    Watches sockets by its own epoll, and the reactor watches this epoll.  The reactor therefore
+    handles one event for all sockets that are ready.
     """
 
     # Whether this system has epoll.
@@ -59,9 +59,10 @@ class Loop:
         """
         Begin to watch a socket.
 
-        @param part: a port if its C{isPort} is true.  A port's C{accept} is called when clients
-            wait.  Otherwise C{ready} is called with the events that have happened.
-        @param events: the events of epoll to wait for.
+        @param part: the object that serves the socket.  If its C{isPort} is true, its C{accept} is
+            called when clients wait.  Otherwise its C{ready} is called with the events that have
+            happened.
+        @param events: the events to wait for, as epoll names them.
         """
         self._poller.register(descriptor, events)
         self._parts[descriptor] = part
@@ -77,8 +78,8 @@ class Loop:
 
     def forget(self, descriptor: int) -> None:
         """
-        Stop watching a socket.  Call this before the socket is closed.  Otherwise, if another
-        process also has the socket open, the kernel continues to report its events.
+        Stop watching a socket.  Call this method before the socket is closed.  If another process
+        also has the socket open, the kernel would otherwise continue to report its events.
         """
         del self._parts[descriptor]
         self._poller.unregister(descriptor)
@@ -87,8 +88,8 @@ class Loop:
         """
         Serve the sockets that are ready.  See L{IReadDescriptor}.
 
-        If several were ready, others probably have become ready meanwhile.  Serve these, too,
-        because a return to the reactor takes as long as the work for a short command.
+        If several sockets were ready, other sockets have probably become ready meanwhile.  Serve
+        them too, because a return to the reactor takes as long as the work for a short command.
         """
         seconds = self.reactor.seconds
         end = 0.0
@@ -101,13 +102,13 @@ class Loop:
 
     def _serve(self, ready: list[tuple[int, int]]) -> None:
         """
-        @param ready: descriptors with their events.
+        @param ready: pairs of a descriptor and its events.
         """
         parts, ports = self._parts, []
         for descriptor, events in ready:
             part = parts.get(descriptor)
             if part is None:
-                # Another connection has closed this one meanwhile.
+                # Another connection of this batch has closed this connection meanwhile.
                 continue
             if part.isPort:
                 ports.append(part)
@@ -116,8 +117,9 @@ class Loop:
                     part.ready(events)
                 except Exception:
                     self._failed()
-        # Accept last.  A new connection may get the descriptor of one that this loop has closed,
-        # and later events of this batch do not belong to the new connection.
+        # Accept connections last.  A new connection may get the descriptor of a connection that was
+        # closed in this batch.  The other events of the batch for this descriptor do not belong to
+        # the new connection.
         for port in ports:
             try:
                 port.accept()

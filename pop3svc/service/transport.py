@@ -32,9 +32,10 @@ __all__ = ["DONE", "LOST", "SocketTransport"]
 log = Logger(namespace="pop3svc")
 
 _IN, _OUT, _BROKEN = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
-# Octets that are read in one turn, so that no client holds up the others.
+# The most octets that are read in one turn.  With this limit no client delays the other clients for
+# long.
 _MOST = 65_536
-# Reasons of connectionLost(), made once because each connection needs one.
+# The usual reasons of connectionLost().  They are made once, because each connection needs one.
 DONE, LOST = Failure(ConnectionDone()), Failure(ConnectionLost())
 
 
@@ -43,18 +44,18 @@ class SocketTransport(SocketFacts):
     """
     One connection.  C{connectionLost} is called after the protocol's other methods have returned.
 
-    @ivar protocol: gets the octets.  Another protocol may be set at any time.
+    @ivar protocol: the protocol that gets the octets.  Another protocol may be set at any time.
     @ivar connected: whether the socket is open.
-    @ivar disconnecting: whether the connection is to be closed after everything is written.
-    @ivar measure: takes the octets that wait in the kernel, and returns how many of them to read
-        now; the others stay in the kernel.  L{None} to read all.
+    @ivar disconnecting: whether the connection will be closed when all octets are written.
+    @ivar measure: a function that takes the octets that wait in the kernel, and returns how many of
+        them to read now.  The other octets stay in the kernel.  L{None} to read all octets.
     """
 
     isPort = False
     connected = True
     disconnecting = False
     measure: Callable[[bytes], int] | None = None
-    # Most connections never change these.
+    # These are attributes of the class, because most connections never change them.
     _isReading, _isWriting = True, False
     # Whether TLS has to write before it can read.
     _readsByWriting = False
@@ -97,9 +98,9 @@ class SocketTransport(SocketFacts):
 
     def ready(self, events: int) -> None:
         """
-        Read and write.
+        Read from the socket and write to it, as the events allow.
 
-        @param events: of epoll.
+        @param events: the events of the socket, as epoll names them.
         """
         self._isBusy = True
         try:
@@ -125,13 +126,14 @@ class SocketTransport(SocketFacts):
     def _failed(self) -> None:
         failure = Failure()
         log.failure("a connection failed", failure)
-        # The frames of the failure refer to this object, and would make a reference cycle.
+        # Drop the frames of the failure, because they refer to this object, and would make a
+        # reference cycle.
         failure.cleanFailure()
         self._end(failure)
 
     def _served(self) -> None:
         """
-        Do what had to wait until the protocol has returned.
+        Do the work that had to wait until the method of the protocol had returned.
         """
         self._isBusy = False
         if self._reason is not None:
@@ -141,7 +143,7 @@ class SocketTransport(SocketFacts):
 
     def _watch(self) -> None:
         """
-        Wait for the events that matter now.
+        Tell the loop to wait for the events that this transport needs now.
         """
         if self._isBusy or self._reason is not None:
             # _served() calls this method again, or the connection ends.
@@ -182,7 +184,7 @@ class SocketTransport(SocketFacts):
         try:
             self._socket.recv(_MOST)
         except OSError:
-            # There are none, or the connection is lost.
+            # No octets wait, or the connection is lost.
             pass
 
     def pauseProducing(self) -> None:
@@ -216,7 +218,7 @@ class SocketTransport(SocketFacts):
 
     @property
     def _mayWrite(self) -> bool:
-        # A connection that is closed has a reason.
+        # A connection that is closed, or will be closed, has a reason.
         return self._reason is None and not self._isWriteClosed
 
     @property
@@ -228,7 +230,7 @@ class SocketTransport(SocketFacts):
 
     def write(self, data: bytes) -> None:
         """
-        Write to the socket at once, and keep what it does not accept.  See
+        Write to the socket at once, and keep the octets that it does not accept.  See
         L{twisted.internet.interfaces.ITransport.write}.
         """
         if not self._mayWrite:
@@ -256,10 +258,10 @@ class SocketTransport(SocketFacts):
 
     def writeSomeData(self, data: Any) -> int:
         """
-        Write as much as the socket accepts now.  If that is not all, call L{write} with the rest
-        before anything else is written.
+        Write as many octets as the socket accepts now.  If some octets are left, the caller must
+        pass them to L{write} before anything else is written.
 
-        @return: the number of octets written.
+        @return: the number of octets that were written.
         """
         if self._waiting or self._isWriteClosed or self._reason is not None:
             return 0
@@ -301,7 +303,8 @@ class SocketTransport(SocketFacts):
         if not streaming:
             producer.resumeProducing()
             if self._producer is not None:
-                # Ask the producer again, even if all octets were written before it registered.
+                # Ask the producer again as soon as the socket accepts octets, even if no octets
+                # wait now.
                 self.startWriting()
 
     def unregisterProducer(self) -> None:
@@ -320,7 +323,8 @@ class SocketTransport(SocketFacts):
 
     def _finish(self) -> None:
         """
-        If everything is written, close the connection or its sending half as requested.
+        If all octets are written, close the connection or its sending half, as the protocol has
+        asked for.
         """
         isClosing = self.disconnecting or self._isWriteClosing
         if isClosing and self._mayWrite and not self._mustWait and self._producer is None:
@@ -334,7 +338,7 @@ class SocketTransport(SocketFacts):
         try:
             self._socket.shutdown(socket.SHUT_WR)
         except OSError:
-            # The client has reset the connection.
+            # Ignore the error, because the client has reset the connection.
             pass
         if IHalfCloseableProtocol.providedBy(self.protocol):
             self.protocol.writeConnectionLost()
@@ -391,15 +395,15 @@ class SocketTransport(SocketFacts):
         self._loop.forget(self._socket.fileno())
         if reason is not DONE and reason.check(ConnectionAborted):
             try:
-                # Close by a reset, and drop what the kernel has not sent.
+                # Close by a reset, so that the kernel drops the octets that it has not sent.
                 linger = struct.pack("ii", 1, 0)
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             except OSError:
                 pass
         self._socket.close()
         self._waiting.clear()
-        # The protocol and this transport refer to each other, and Python frees reference cycles
-        # late.
+        # Break the reference cycle between the protocol and this transport, because Python frees
+        # cycles late.
         protocol, self.protocol = self.protocol, None
         for call in (self._stopProducer, partial(protocol.connectionLost, reason)):
             try:
