@@ -46,7 +46,7 @@ PROCESSES = 2
 
 def _request(chance: random.Random) -> bytes:
     """
-    @return: a request for the web port.  It must not change anything.
+    @return: a request for the web port that must have no effect on the service.
     """
     method = chance.choice(("GET", "GET", "GET", "HEAD", "POST", "PUT", "OPTIONS"))
     head = f"{method} {chance.choice(PATHS)} HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -60,7 +60,7 @@ def _request(chance: random.Random) -> bytes:
 
 def _order(chance: random.Random) -> bytes:
     """
-    @return: a line for the admin socket.  It must not change anything.
+    @return: a line for the admin socket that must have no effect on the service.
     """
     # Orders that would change something are cut off below.
     name = chance.choice(OPERATIONS)

@@ -510,8 +510,8 @@ class Site:
         if block < 0:
             return
         # Leave out the first message, because the service does not know the name before it has
-        # arrived.  For tokens, leave out the last message too: it only answers the challenge that
-        # refuses the token.
+        # arrived.  For tokens, leave out the last message too, because it only answers the
+        # challenge that refuses the token.
         isBearer = method in ("OAUTHBEARER", "XOAUTH2")
         isInSteps = isBearer or method.startswith("SCRAM")
         steps = range(1, len(times) - isBearer) if isInSteps else [len(times) - 1]

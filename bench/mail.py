@@ -32,7 +32,7 @@ class Sizes:
     The numbers of users and messages, and the sizes of messages.
 
     @ivar users: the number of the users C{user0} and so on, whose mailboxes short sessions open.
-        It is also the number of the users C{del0} and so on.
+        There are as many users C{del0} and so on.
     @ivar messages: the messages in the mailbox of each user C{user0} and so on.
     @ivar fetched: the messages in each of the mailboxes C{del0} and so on.  Clients delete some of
         them.
@@ -223,9 +223,9 @@ class Mail:
 
     def remakeFetched(self, root: Path) -> None:
         """
-        Make the Maildirs C{del0} and so on again, because clients delete messages from them.  They
-        have copies of the files and no links, because the removal of a link would change the times
-        of files of other mailboxes.  The last messages are in C{new}.
+        Make the Maildirs C{del0} and so on again, because clients delete messages from them.  These
+        Maildirs have copies of the files and no links, because the removal of a link would change
+        the times of files of other mailboxes.  The last messages are in C{new}.
         """
         for number in range(self.sizes.users):
             shutil.rmtree(root / f"del{number}", ignore_errors=True)

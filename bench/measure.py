@@ -191,8 +191,8 @@ def adopt() -> None:
 
 def makeGroup(name: str) -> Group:
     """
-    @return: a group for a server that will be started.  It is a control group if this process may
-        make one.
+    @return: a group for a server that will be started.  The group is a control group if this
+        process may make one.
     """
     for place in (Path("/sys/fs/cgroup/cpuacct"), Path("/sys/fs/cgroup")):
         isVersion1 = (place / "cpuacct.usage").exists()

@@ -44,7 +44,7 @@ from tests.support.patroni import LOOP_WAIT, TTL, Cluster, whyNoPatroni
 from tests.support.postgresql import PostgreSQL
 from tests.support.running import environment, freePort, script
 
-# The seconds of a lease.  They are the least that are allowed, so that many leases end.
+# The seconds of a lease.  The number is the least that is allowed, so that many leases end.
 LEASE = 5
 # Seconds for which a client waits for an answer.  The service answers within twenty seconds.
 PATIENCE = 40
@@ -60,8 +60,8 @@ _ID = re.compile(rb"X-Id: (\S+) (\S+)\r\n")
 
 class Node:
     """
-    A service with two workers.  It has its own session of the kernel, so that all its processes can
-    be killed together.
+    A service with two workers.  The service has its own session of the kernel, so that all its
+    processes can be killed together.
     """
 
     def __init__(self, home: Path, dsn: str, name: str) -> None:

@@ -99,8 +99,8 @@ def checkArguments(name: Any, arguments: Any) -> dict[str, str]:
     return arguments
 
 
-# A function that takes items of an answer, such as descriptions of sessions, before the result.  It
-# may return a Deferred, which fires when there is room for more items.
+# A function that takes items of an answer, such as descriptions of sessions, before the result.
+# The function may return a Deferred, which fires when there is room for more items.
 Send = Callable[[list[Any]], "Deferred[None] | None"]
 
 

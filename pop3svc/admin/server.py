@@ -84,8 +84,8 @@ class AdminProtocol(LineReceiver):
     delimiter = b"\n"
     # No request is longer, because a request consists of an operation and a few names.
     MAX_LENGTH = 4096
-    # The most octets that wait for a client of a lasting operation.  This is enough for a terminal
-    # that is stopped for some seconds.
+    # The most octets that wait for a client of a lasting operation.  The number is enough for a
+    # terminal that is stopped for some seconds.
     BOUND = 1_048_576
 
     def __init__(self, factory: AdminFactory) -> None:

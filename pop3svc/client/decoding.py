@@ -9,8 +9,8 @@ import re
 
 __all__ = ["BodyDecoder", "LineTooLong", "Lines", "parseRow"]
 
-# A line of the reply to LIST or UIDL.  It has a number, and a size or a unique-id.  Some servers
-# add more text.
+# A line of the reply to LIST or UIDL.  The line has a number, and a size or a unique-id.  Some
+# servers add more text.
 _ROW = re.compile(rb"([0-9]{1,9}) ([!-~]+)(?: .*)?")
 
 
@@ -101,7 +101,7 @@ class BodyDecoder:
     def feed(self, data: bytes) -> bytes:
         """
         @param data: the next octets of the connection.
-        @return: the octets of the message that are certain now; they may be none.
+        @return: the octets that certainly belong to the message; empty if there are none yet.
         """
         data = self._held + data
         end = data.find(b"\r\n.\r\n")

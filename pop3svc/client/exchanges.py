@@ -75,7 +75,7 @@ class Queue:
 
     def add(self, command: Command) -> None:
         """
-        Add a command.  It is sent now, or later when the server is ready for it.
+        Add a command.  The command is sent now, or later when the server is ready for it.
         """
         self._waiting.append(command)
         self.send()

@@ -64,8 +64,8 @@ class LoginRefused(ClientError):
 def reasonOfLoss(error: BaseException | None) -> str:
     """
     @param error: the reason with which Twisted reports the end of a connection.
-    @return: the reason if TLS has failed, in words that follow the server's address in a sentence;
-        otherwise an empty text.
+    @return: if TLS has failed, the reason in words that follow the server's address in a sentence,
+        and otherwise an empty text.
     """
     if isinstance(error, VerificationError):
         return "has a certificate for another name"

@@ -90,8 +90,9 @@ class CertificateLogin:
 
 
 Login = PasswordLogin | TokenLogin | CertificateLogin
-# The client's part of an exchange.  The generator yields the messages of the client.  It is sent
-# the challenges of the server, and None when the server has accepted the login.
+# The client's part of an exchange.  The generator yields the messages of the client.  The caller
+# sends the challenges of the server into the generator, and None when the server has accepted the
+# login.
 Exchange = Generator[bytes, bytes | None, None]
 
 

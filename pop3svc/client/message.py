@@ -102,8 +102,8 @@ class Message:
 
     async def nextChunk(self) -> bytes | None:
         """
-        @return: the next octets; L{None} at the end of the message.  They have the line end CRLF,
-            and no dot-stuffing.
+        @return: the next octets; L{None} at the end of the message.  The octets have CRLF as line
+            ends, and no dot-stuffing.
         @raise ServerUnavailable: the connection was lost before the end of the message.
         """
         while not self._pieces:

@@ -167,8 +167,9 @@ class POP3Client(ClientConnection):
         Log in by the best mechanism that the server offers, or by USER and PASS.  If the server
         refuses SCRAM, the client also tries PLAIN, because some accounts have no keys for SCRAM.
         There are two exceptions.  The client does not try PLAIN after SCRAM-SHA-256-PLUS, because
-        the refusal may mean that the server has noticed a man in the middle.  It does not try PLAIN
-        without TLS, because the refusal may come from an attacker who wants the password.
+        the refusal may mean that the server has noticed a man in the middle.  The client does not
+        try PLAIN without TLS either, because the refusal may come from an attacker who wants the
+        password.
 
         @param mechanism: the name of a SASL mechanism, or C{USER} for USER and PASS; L{None} for
             the best way that the server offers.
@@ -314,8 +315,8 @@ class POP3Client(ClientConnection):
     def uniqueIDs(self) -> Deferred[dict[int, str]]:
         """
         @return: the unique-id of each message by its number (UIDL).  A unique-id is printable
-            ASCII.  It may be longer than RFC 1939 allows, and several messages may have the same
-            one.
+            ASCII.  A unique-id may be longer than RFC 1939 allows, and several messages may have
+            the same unique-id.
         """
         found: dict[int, str] = {}
 

@@ -15,7 +15,7 @@ __all__ = ["BadPath", "Path", "Trace", "isPrintable", "namesFor", "parsePath", "
 # The most octets of an address.  RFC 5321 section 4.5.3.1 allows 64 octets for the local part and
 # 255 octets for the domain.  The limit is higher, because some systems use longer addresses.
 _LONGEST = 512
-# The form of a path.  It has text without brackets, or a local part in quotation marks.
+# The form of a path.  A path has text without brackets, or a local part in quotation marks.
 _PATH = re.compile(r'\s*<((?:[^<>"\\\s]|"(?:[^"\\]|\\.)*")*)>(?:\s+(\S.*))?\s*')
 _ROUTE = re.compile(r"@[^:]*:")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
@@ -23,7 +23,8 @@ _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 # A message with so many Received fields counts as looping, because the longest real routes have
 # some thirty.
 _MOST_HOPS = 100
-# The most octets of a header that are searched.  They are enough for more than 100 Received fields.
+# The most octets of a header that are searched.  The number is enough for more than 100 Received
+# fields.
 _SEARCHED = 262_144
 _RECEIVED = re.compile(rb"^received[ \t]*:", re.I | re.M)
 _DELIVERED = re.compile(rb"^delivered-to[ \t]*:[ \t]*([^\r\n]*)", re.I | re.M)
@@ -52,7 +53,7 @@ class Path(NamedTuple):
 
 def isPrintable(text: str) -> bool:
     """
-    @return: whether a text can stand in a line of a header.  It must be UTF-8 without control
+    @return: whether a text can stand in a line of a header.  Such a text is UTF-8 without control
         characters, and not too long.
     """
     return text.isprintable() and len(text.encode("utf-8", "surrogateescape")) <= _LONGEST

@@ -25,7 +25,7 @@ log = Logger(namespace="pop3svc")
 # The most octets of a command with its CRLF.  RFC 5321 section 4.5.3.1.4 requires 512 octets, and
 # extensions need more.
 _LONGEST = 1000
-# The most octets that may wait while a command runs.  They are a few reads of the socket, because
+# The most octets that may wait while a command runs.  A few reads of the socket fit, because
 # reading is paused after the first read.
 _HELD = 262_144
 

@@ -69,7 +69,7 @@ def _named(name: list[Token], address: str, after: list[Token]) -> str:
 
 def _bare(tokens: list[Token]) -> str:
     """
-    @param tokens: an address without < and >; it may have comments.
+    @param tokens: the tokens of an address without < and >.  The address may have comments.
     """
     ascii_ = [
         Token(each.kind, asciiComment(each.raw)) if each.kind is Kind.COMMENT else each

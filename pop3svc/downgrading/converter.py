@@ -21,8 +21,8 @@ _LONGEST_FIELD = 65_536
 _LONGEST_ENCODED, _MOST_ENCODED = 8_192, 32_768
 # The most levels of nested multiparts.
 _DEEPEST = 20
-# The most octets of a line with a boundary.  They are enough, because a boundary has at most 70
-# characters (RFC 2046 section 5.1.1).
+# The most octets of a line with a boundary.  The number is enough, because a boundary has at most
+# 70 characters (RFC 2046 section 5.1.1).
 _LONGEST_DELIMITER = 1_000
 
 _QUESTION = bytes(range(128)) + b"?" * 128
@@ -34,7 +34,8 @@ class SurrogateConverter:
     Converts one message, which arrives in blocks.  A block may end at any place.
 
     The converter changes only header fields in UTF-8: those of the message, and those of the parts
-    of its multiparts.  It does not change attached messages, because they belong to a body.
+    of its multiparts.  The converter does not change attached messages, because they belong to a
+    body.
 
     @ivar hasChanged: whether a field was converted, so that the message needs UTF-8 mode.
     """
@@ -42,7 +43,8 @@ class SurrogateConverter:
     def __init__(self) -> None:
         self.hasChanged = False
         self._lineEnds = CRLFNormalizer()
-        # The octets that were not converted yet.  They are part of a line.
+        # The octets at the end of the last block that were not converted yet, because their line is
+        # not complete.
         self._held = b""
         self._isHeader = True
         # The lines of the present field, and the number of their octets.
@@ -61,7 +63,7 @@ class SurrogateConverter:
     def feed(self, data: bytes) -> bytes:
         """
         @param data: the next octets of the message.
-        @return: the next octets of the surrogate, with CRLF as line ends.  They may be none.
+        @return: the next octets of the surrogate, with CRLF as line ends.  There may be none yet.
         """
         return self._take(self._lineEnds.feed(data))
 

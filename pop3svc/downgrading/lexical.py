@@ -169,8 +169,8 @@ class Token(NamedTuple):
 
 def scan(text: str) -> Iterator[Token]:
     """
-    Yield the tokens of a text.  All tokens joined are the text.  A quotation mark, a parenthesis or
-    a C{<} without its counterpart is plain text.
+    Yield the tokens of a text.  The tokens, joined in their order, give the text again.  A
+    quotation mark, a parenthesis or a C{<} without its counterpart is plain text.
     """
     position, unclosed = 0, set[str]()
     while position < len(text):
@@ -271,7 +271,7 @@ def unquoted(token: Token) -> str:
 
 def asciiComment(raw: str) -> str:
     """
-    @param raw: a comment with its parentheses.  It may contain other comments.
+    @param raw: a comment with its parentheses.  The comment may contain other comments.
     @return: the comment in ASCII (RFC 2047 section 5, rule 2).
     """
     if raw.isascii():

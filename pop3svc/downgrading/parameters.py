@@ -47,7 +47,8 @@ def boundaryOf(text: str) -> str | None:
 
 def _parsed(tokens: list[Token]) -> tuple[str, str]:
     """
-    @return: the name and the value of a parameter; an empty name if it is malformed.
+    @return: the name and the value of a parameter.  The name is empty if the parameter is
+        malformed.
     """
     raw = "".join(asciiComment(each.raw) if _isComment(each) else each.raw for each in tokens)
     found = _PARAMETER.match(raw)

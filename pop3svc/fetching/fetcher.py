@@ -201,8 +201,8 @@ class Fetcher:
         mustEnd: Callable[[], bool] = lambda: False,
     ) -> None:
         """
-        @param name: the name of the account.  It is a part of the names that messages get in the
-            target.
+        @param name: the name of the account.  The names that messages get in the target depend on
+            this name.
         @param executor: runs work in threads.
         @param largest: the most octets that a message may have.
         @param deletes: whether to delete messages on the server when they are stored.

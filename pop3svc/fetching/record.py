@@ -43,9 +43,9 @@ CREATE TABLE large (
 )
 # Seconds for which one process waits while another process writes.
 _PATIENCE = 30.0
-# Seconds for which a message is remembered after the server has stopped listing it.  They are so
-# many because a server may lose its mail for some days and then list the mail again, which must
-# cause no duplicates.
+# Seconds for which a message is remembered after the server has stopped listing it.  The time is
+# long, because a server may lose its mail for some days and then list the mail again.  No
+# duplicates must be stored then.
 FORGET_AFTER = 30 * 86400
 
 

@@ -51,8 +51,8 @@ class Arrived:
     """
     A message that was fetched.
 
-    @ivar name: the name of the message.  It is the same at each attempt, and no other message has
-        it.
+    @ivar name: the name of the message.  A message has the same name at each attempt, and no other
+        message has this name.
     @ivar content: the octets of the message, with CRLF as line ends.
     @ivar mayBeStored: whether an earlier attempt may have stored the message.
     """

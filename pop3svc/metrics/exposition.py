@@ -73,7 +73,7 @@ class _Registry:
 
 def expose(numbers: Mapping[str, float | list[float]]) -> bytes:
     """
-    @return: the text of C{/metrics}; its type is L{CONTENT_TYPE}.
+    @return: the text of C{/metrics}, whose media type is L{CONTENT_TYPE}.
     """
     from prometheus_client import generate_latest
 

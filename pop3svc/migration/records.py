@@ -26,7 +26,8 @@ class OldMessage(NamedTuple):
     A message in the records of another server.
 
     @ivar base: the name of the message's file up to the first C{:}.
-    @ivar uniqueID: the unique-id that the server sent to its clients.  It has not been checked yet.
+    @ivar uniqueID: the unique-id that the server sent to its clients.  This unique-id has not been
+        checked yet.
     @ivar rank: a value whose order is the order in which the server numbered the messages.
     """
 

@@ -13,7 +13,7 @@ from pop3svc.migration.records import Kept, keep
 
 __all__ = ["LARGEST", "Scheme", "parseScheme"]
 
-# The most octets that are read of another server's file.  They are enough for some 800,000
+# The most octets that are read of another server's file.  The number is enough for some 800,000
 # messages.
 LARGEST = 67_108_864
 
@@ -58,7 +58,7 @@ class Scheme:
         @param data: the octets of the whole file.
         @param present: the base names of the files that exist; L{None} if all files exist.
         @param inHeader: takes the base name of a file that exists, and returns the value of the
-            file's header C{X-UIDL}.  It is needed if C{usesHeaders} is true.
+            file's header C{X-UIDL}.  The function is needed if C{usesHeaders} is true.
         @raise DamagedFile: the file is damaged.
         """
         if self.format is None:

@@ -29,8 +29,8 @@ class Admission:
     @ivar mayServe: a function that is called at each login.  It returns whether the process has
         resources for another session.
     @ivar loginDelayed: a function that is called with a user's name and True when a login delays
-        the next login of this user.  It is called again with False if the login has failed, so that
-        it delays no login.
+        the next login of this user.  If the login has failed, the function is called again with
+        False, because a failed login delays no other login.
     """
 
     def __init__(self, clock: IReactorTime, policy: Policy) -> None:
@@ -96,8 +96,8 @@ class Admission:
     def _hasRoom(self) -> bool:
         """
         At a limit, make room for a new connection by closing another one on which nobody has logged
-        in.  This is the oldest connection of the network that has the most such connections.  A
-        client that opens many connections therefore loses only its own connections.
+        in.  The closed connection is the oldest one of the network that has the most such
+        connections.  A client that opens many connections therefore loses only its own connections.
         """
         policy = self.policy
         total = self._connections + len(self._expected)

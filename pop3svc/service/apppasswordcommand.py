@@ -27,7 +27,7 @@ from pop3svc.logs import escaped
 
 __all__ = ["addParser", "run"]
 
-# The most days until an application password expires.  They are ten years.
+# An application password expires after at most ten years, which are so many days.
 _MOST_DAYS = 3650
 
 

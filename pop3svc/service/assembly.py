@@ -545,7 +545,8 @@ class Assembly:
             observer,
             opener,
         )
-        # The temporary directory exists as long as the supervisor.
+        # Keep the object of the temporary directory as long as the supervisor exists, because its
+        # end removes the directory.
         supervisor.kept = self._storage
         service.throttle.tell = supervisor.tellStrike
         self._configured.apply = supervisor.usePolicy

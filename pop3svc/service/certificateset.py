@@ -365,8 +365,8 @@ class CertificateSet:
 
     def choose(self, connection: SSL.Connection) -> None:
         """
-        Use the certificate for the host name that a client asks for.  This is the callback of
-        C{OpenSSL.SSL.Context.set_tlsext_servername_callback}.
+        Use the certificate for the host name that a client asks for.  This method is the callback
+        of C{OpenSSL.SSL.Context.set_tlsext_servername_callback}.
         """
         try:
             name = connection.get_servername()
@@ -378,8 +378,8 @@ class CertificateSet:
             # The default may have changed since the beginning of the handshake.
             if found is None or found.context is connection.get_context():
                 return
-            # The files of this certificate are checked before the next handshake.  They are not
-            # checked now, because the client may resume a session, and the session belongs to the
+            # The files of this certificate are checked before the next handshake.  A check now
+            # could change the certificate, but the client may resume a session that belongs to the
             # present certificate.
             self._asked.add(found)
             # Keep a reference to the first context, because OpenSSL may still call its callbacks.

@@ -15,8 +15,8 @@ def relieveCollector(reactor: Any, threshold: int) -> None:
     Make the collector examine fewer objects.  Sessions make few cycles, and reference counts free
     all other objects.
 
-    When the reactor has started, the collector ignores the objects that exist then.  They are
-    modules and settings, which live until the process ends.
+    When the reactor has started, the collector ignores the objects that exist then.  These objects
+    are modules and settings, which live until the process ends.
 
     @param reactor: the reactor of the process.
     @param threshold: the number of new objects after which the collector looks for cycles

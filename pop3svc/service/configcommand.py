@@ -45,8 +45,8 @@ _PATHS = ("passwd", "file")
 
 def makeParser() -> Parser:
     """
-    @return: the parser of C{pop3svc config}.  It does not parse the options of C{show}, because
-        L{Options} does so.
+    @return: the parser of C{pop3svc config}.  This parser leaves the options of C{show} to
+        L{Options}.
     """
     parser = Parser(prog="pop3svc config")
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|show")

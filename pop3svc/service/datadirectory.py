@@ -1,5 +1,5 @@
 """
-The data directory.  It has the accounts, the mail and the certificate of a service without
+The data directory, which contains the accounts, the mail and the certificate of a service without
 configuration.
 """
 

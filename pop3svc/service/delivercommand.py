@@ -40,8 +40,8 @@ _SPOOLED = 262_144
 _LINE = 65_536
 
 _TEMPORARY = 75
-# Seconds for which --help waits for a message.  They are few, because a program that delivers mail
-# writes the message at once.
+# Seconds for which --help waits for a message.  A short time is enough, because a program that
+# delivers mail writes the message at once.
 _HELP = 5.0
 # Seconds within which a call of the store must end after its cancellation.
 _PATIENCE = 10

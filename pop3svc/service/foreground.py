@@ -49,7 +49,7 @@ def endWith(run: Callable[[], int]) -> NoReturn:
     Run a command, and end the process.  The exit status is 0 if all work is done, 75 if a later
     attempt may succeed, and otherwise 1.
 
-    @param run: the command; it returns the exit status.
+    @param run: a function that runs the command, and returns the exit status.
     """
     observer: Any = _observe
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)

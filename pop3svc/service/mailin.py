@@ -20,8 +20,8 @@ __all__ = ["UNIXPorts", "destinationOf", "makeMailEndpoints", "makeRecipients"]
 
 def destinationOf(provider: Any, checkers: Sequence[Any]) -> Destination:
     """
-    @param provider: the store or the provider that L{makeStore} returns; C{checkers}: the checkers
-        that it returns.
+    @param provider: the store or the provider that L{makeStore} returns.  C{checkers} are the
+        checkers that L{makeStore} returns.
     @return: the destination of mail for the users of the provider.
     """
     if not checkers and IAccountNames.providedBy(provider):

@@ -75,8 +75,8 @@ def responderOf(certificate: x509.Certificate) -> str | None:
 
 def requestFor(certificate: x509.Certificate, issuer: x509.Certificate) -> bytes:
     """
-    @return: a request (DER).  It has no nonce, because responders answer with responses that they
-        have prepared.
+    @return: a request (DER).  The request has no nonce, because responders answer with responses
+        that they have prepared.
     """
     # The request uses SHA-1, because responders find certificates by it (RFC 5019 section 2.1.1).
     builder = ocsp.OCSPRequestBuilder().add_certificate(certificate, issuer, SHA1())

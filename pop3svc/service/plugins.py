@@ -477,14 +477,14 @@ class LDAPAccountsMaker:
     authType = "ldap"
     authHelp = (
         "Accounts in an LDAP directory: ldaps://HOST, or ldap://HOST with starttls=yes.  "
-        "The service searches below base= for the one entry that filter= finds, "
-        "(uid={user}) by default, and binds with its DN and the password of the login.  "
-        "bind= and password-file= or password-credential= are the DN and the password "
-        "for the search.  Instead of base=, dn= gives the DN of each user, such as "
-        "uid={user},ou=people,dc=example,dc=org.  user= names the attribute with the "
-        "name of the mailbox.  ca= names a file of certificates to trust instead of the "
-        "system's.  insecure=yes allows ldap:// to another machine without TLS.  Colons "
-        "need no backslash."
+        "The service searches below base= with filter=, which is (uid={user}) by "
+        "default.  If it finds one entry, it binds with the entry's DN and the password "
+        "of the login.  bind= is the DN for the search.  password-file= or "
+        "password-credential= names the password for the search.  Instead of base=, dn= "
+        "gives the DN of each user, such as uid={user},ou=people,dc=example,dc=org.  "
+        "user= names the attribute with the name of the mailbox.  ca= names a file of "
+        "certificates to trust instead of the system's.  insecure=yes allows ldap:// to "
+        "another machine without TLS.  Colons need no backslash."
     )
     argStringFormat = (
         "URL:base=DN[:filter=FILTER][:scope=one][:bind=DN:password-file=FILE] or URL:dn=TEMPLATE, "

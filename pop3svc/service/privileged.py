@@ -2,8 +2,8 @@
 Open files for a service that has given up its privileges.  A separate process keeps the privileges.
 It opens only the files that it was told at its start.
 
-It would not be enough to keep a descriptor of the directory of such a file.  The kernel checks the
-permissions of the directory at each lookup of a file, and not only when the directory is opened.
+A descriptor of the directory of such a file would not be enough.  The kernel checks the permissions
+of the directory at each lookup of a file, and not only when the directory is opened.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def entriesFor(directory: str, names: Iterable[str]) -> list[str]:
 def _fileOf(entry: str, name: str) -> str:
     """
     @param entry: an entry of the argument C{paths} of L{startOpener}.
-    @param name: the name of a subdirectory, if the entry is for all subdirectories; otherwise
-        empty.
+    @param name: the name of a subdirectory, if the entry is for all subdirectories, and otherwise
+        an empty text.
     @return: the path to open.
     @raise OSError: the entry and the name do not fit, or the name is not allowed.
     """

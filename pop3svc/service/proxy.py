@@ -31,8 +31,8 @@ _LONGEST_V1 = 107
 # The most octets of a header of version 2.  Such a header may have further fields after the
 # addresses, but proxies send no more than a few hundred octets.
 _LONGEST_V2 = 4096
-# Seconds to wait for a header.  They are enough, because a proxy sends its header immediately after
-# it has connected.
+# Seconds to wait for a header.  The time is enough, because a proxy sends its header immediately
+# after it has connected.
 _PATIENCE = 10
 
 

@@ -45,8 +45,7 @@ def _number(option: str, text: str) -> str:
 
 def makeParser() -> Parser:
     """
-    @return: the parser of C{pop3svc serve}.  It does not parse the options of pop3svc, because
-        twistd does so.
+    @return: the parser of C{pop3svc serve}.  This parser leaves the options of pop3svc to twistd.
     """
     parser = Parser(
         prog="pop3svc serve",

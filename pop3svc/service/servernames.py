@@ -76,7 +76,7 @@ class ServerNames(Generic[Item]):
 
     def find(self, name: str) -> Item | None:
         """
-        @param name: a host name; its last dot and the case of its letters do not matter.
+        @param name: a host name.  A dot at its end and the case of its letters do not matter.
         @return: the item; L{None} if no item has the name.
         """
         name = name.lower().removesuffix(".")

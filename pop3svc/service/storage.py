@@ -51,8 +51,8 @@ class Storage:
     @property
     def isPermanent(self) -> bool:
         """
-        Whether the service has a data directory.  It has one if the settings name one, or if a part
-        of the service has asked for it.
+        Whether the service has a data directory.  The settings may name the directory, or a part of
+        the service may have asked for the default directory.
         """
         return self._directory is not None or self._path is not None
 

@@ -51,7 +51,7 @@ class Synopsis:
 
     @ivar name: the full name, such as C{pop3svc user add}.
     @ivar help: a few words that say what the command does.
-    @ivar description: sentences about the command; may be empty.
+    @ivar description: some sentences about the command, or an empty text.
     """
 
     name: str

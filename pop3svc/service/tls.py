@@ -245,17 +245,17 @@ class RenewableCertificate:
     ) -> None:
         """
         @param certificate: the path of a file with the certificate and its chain (PEM).
-        @param privateKey: the path of a file with the certificate's key (PEM).  It may be the same
-            file.
+        @param privateKey: the path of a file with the certificate's key (PEM).  The certificate and
+            the key may be in the same file.
         @param handed: the contents of the files, as L{contents} has returned them in another
-            process.  They are used if this process cannot read the files.
+            process.  The contents are used if this process cannot read the files.
         @param seconds: a monotonic clock in seconds.
         @param now: returns the time in seconds since the epoch.
         @param clients: the authorities whose certificates clients may present; L{None} to ask
             clients for no certificates.
         @param rules: the versions and ciphers of TLS.
-        @param names: the host names for which the certificate is used; if empty, the names in the
-            certificate.
+        @param names: the host names for which the certificate is used.  If there are none, the
+            names in the certificate are used.
         @param prepare: called with each new context and the chain of its certificate, before the
             context is used.
         @raise ValueError: the files cannot be used.  The text is a sentence for the operator.

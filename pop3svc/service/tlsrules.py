@@ -28,7 +28,7 @@ class TLSRules:
     """
     The versions and the ciphers that a TLS context allows.
 
-    @ivar minimum: the lowest version; one of L{MINIMUM_VERSIONS}.
+    @ivar minimum: the lowest version, which is one of L{MINIMUM_VERSIONS}.
     @ivar ciphers: OpenSSL's list of ciphers for TLS 1.2; L{None} for Twisted's list.
     @ivar ciphersuites: OpenSSL's list of ciphers for TLS 1.3; L{None} for OpenSSL's list.
     @ivar isOld: whether to allow TLS 1.0 and 1.1 with their ciphers.  If true, the other attributes

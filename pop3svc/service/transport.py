@@ -35,7 +35,8 @@ _IN, _OUT, _BROKEN = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.E
 # The most octets that are read in one turn.  With this limit no client delays the other clients for
 # long.
 _MOST = 65_536
-# The usual reasons of connectionLost().  They are made once, because each connection needs one.
+# The usual reasons of connectionLost().  These objects are made once, because each connection needs
+# one of them.
 DONE, LOST = Failure(ConnectionDone()), Failure(ConnectionLost())
 
 
@@ -55,7 +56,7 @@ class SocketTransport(SocketFacts):
     connected = True
     disconnecting = False
     measure: Callable[[bytes], int] | None = None
-    # These are attributes of the class, because most connections never change them.
+    # These values belong to the class, because most connections never change them.
     _isReading, _isWriting = True, False
     # Whether TLS has to write before it can read.
     _readsByWriting = False

@@ -22,7 +22,7 @@ from pop3svc.service.parser import Parser
 
 __all__ = ["main", "makeParser"]
 
-# The most octets to read from a pipe.  They are enough for every valid password.
+# The most octets to read from a pipe.  Every valid password is shorter.
 _LONGEST = 65536
 
 

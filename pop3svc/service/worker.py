@@ -75,7 +75,7 @@ class _Parent(Lines):
         self._reactor = reactor
         self._outbox: Outbox | None = None
         self.service: Any = None
-        # Has the numbers for metrics; None if the service counts nothing.
+        # The object that has the numbers for metrics; None if the service counts nothing.
         self.numbers: Any = None
         # Carries out the operations of the admin socket.
         self.operations: Any = None

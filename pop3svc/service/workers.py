@@ -141,7 +141,8 @@ class Outbox:
     it has too many lines, it drops the oldest.
     """
 
-    # The most octets that are buffered.  They are some ten thousand lines of some hundred octets.
+    # The most octets that are buffered.  The buffer has room for some ten thousand lines of some
+    # hundred octets.
     BOUND = 4_194_304
 
     def __init__(self, transport: Any) -> None:
@@ -255,7 +256,8 @@ class _Worker(ProcessProtocol):
         self.outbox: Outbox | None = None
         self._lines = Lines(self._received)
         self._partialLine = b""
-        # The last line of output that is not an event.  It may be the last line of a traceback.
+        # The last line of output that is not an event.  This line may be the last line of a
+        # traceback.
         self.lastOutput = ""
         self.serves = False
         # How a pending worker has ended, as the end of a sentence; empty otherwise.

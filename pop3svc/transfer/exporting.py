@@ -132,8 +132,8 @@ class Export:
 
     async def _copy(self, uniqueIDs: Sequence[str], done: int) -> set[int]:
         """
-        @param done: the number of messages that an earlier export has written.  They are the first
-            messages of the mailbox.
+        @param done: the number of messages that an earlier export has written.  These messages are
+            the first messages of the mailbox.
         @return: the numbers of the messages that cannot be read.
         """
         unreadable: set[int] = set()

@@ -40,7 +40,8 @@ class Fingerprint:
 
     def feed(self, data: bytes) -> None:
         """
-        @param data: the next octets of the message.  They may begin and end at any place.
+        @param data: the next octets of the message.  The octets may begin and end at any place of
+            the message.
         """
         self._wire.feed(data)
         self._take(self._lines.feed(data), isLast=False)

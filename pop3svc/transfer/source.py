@@ -73,8 +73,8 @@ class Source:
 
 def fitArrivals(arrivals: Sequence[float]) -> list[float]:
     """
-    Change times of arrival so that they follow the order of the messages.  This is needed because
-    some stores list messages by arrival.  As many times as possible stay unchanged.  A message
+    Change times of arrival so that they follow the order of the messages.  The reason is that some
+    stores list messages by their arrival.  As many times as possible stay unchanged.  A message
     whose time does not fit gets the time of the previous message.
 
     @param arrivals: the times in seconds since the epoch, in the order of the messages.

@@ -15,7 +15,7 @@ __all__ = ["makeMail", "randomMail"]
 _POLICY = policy.SMTP.clone(max_line_length=78)
 # The most octets of a line, without its CRLF (RFC 5322 section 2.1.1).
 _LONGEST = 998
-# The numbers are not cryptographic, because random mails need no such numbers.
+# This generator is not cryptographic, because random mails need no unpredictable numbers.
 _random = random.Random()
 
 _PEOPLE = (

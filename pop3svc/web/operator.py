@@ -85,8 +85,8 @@ class OperatorPage:
     """
     The pages that show the service to its operator, and the forms on these pages.
 
-    @ivar history: the counts of the last hour.  It is a service of Twisted, which the caller starts
-        and stops.
+    @ivar history: the counts of the last hour.  The history is a service of Twisted, which the
+        caller starts and stops.
     """
 
     def __init__(

@@ -156,7 +156,7 @@ class Page(Resource):
     ) -> None:
         """
         @param get: answers GET and HEAD, without changing anything.
-        @param post: carries out a form that has the token of its client.
+        @param post: carries out a form.  It is called only if the form has the token of its client.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._guard = guard

@@ -24,8 +24,8 @@ __all__ = ["PlayClient", "PlayClients", "blankedCommand"]
 _LONGEST, _OF_REPLY, _LINES = 400, 60, 200
 _BLANK = "****"
 _versions = count(1)
-# The commands that have multi-line replies.  They are needed if the service does not mark such
-# replies by MULTI-LINE-IND.
+# The commands that have multi-line replies.  The list is needed if the service does not mark
+# multi-line replies by MULTI-LINE-IND.
 _MULTI_LINE = re.compile(r"(?:CAPA|RETR .*|TOP .*|LIST|UIDL|AUTH|LANG) *", re.IGNORECASE)
 
 

@@ -1,5 +1,5 @@
 """
-The resources for programs on the port for HTTP: metrics and health checks.
+Answer requests for metrics and health checks on the port for HTTP.
 """
 
 from __future__ import annotations

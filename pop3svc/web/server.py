@@ -79,12 +79,12 @@ class _Channel(HTTPChannel):
     # octets.
     totalHeadersSize = 8192
     maxHeaders = 50
-    # Seconds from the beginning of the connection to the end of the answer.  They must be more than
-    # the 5 seconds that a worker has for its answer.
+    # Seconds from the beginning of the connection to the end of the answer.  The time must be
+    # longer than the 5 seconds that a worker has for its answer.
     LIFE = 10.0
-    # The network of the client; set by BoundedSite.
+    # The network of the client, which BoundedSite sets.
     network = ""
-    # The most octets that a client may send after its request.  They are dropped, because Twisted
+    # The most octets that a client may send after its request.  Such octets are dropped.  Twisted
     # would keep them, and would count all kept octets again each time that octets arrive.
     LARGEST_REST = 65_536
     isAnswering = False
@@ -188,7 +188,7 @@ class BoundedSite(Site):
     """
 
     noisy = False
-    # The most connections at the same time.  They are enough for a few monitoring systems and
+    # The most connections at the same time.  The number is enough for a few monitoring systems and
     # pages.
     MOST = 64
     # The most connections that stay open for a long time, and the seconds until they are closed.
