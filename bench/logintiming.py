@@ -5,11 +5,11 @@ Measure whether the times of refusals tell who has an account.
 
 For each source of accounts and each login method, clients are refused in blocks of four attempts in
 random order.  One attempt has a wrong password of a user who exists, and one has the name of a user
-who does not.  The two other attempts do the same from an address that is banned.  Several attempts
-are under way at the same time, because the service refuses a login a second after it.  The load of
-the machine is nearly the same during a block, so the times of a block are compared with each other.
-C{effect} is the Hodges-Lehmann estimate of their difference, and C{p} is the result of Wilcoxon's
-signed-rank test.
+who does not exist.  The two other attempts do the same from an address that is banned.  Several
+attempts are under way at the same time, because the service refuses a login a second after it.  The
+load of the machine is nearly the same during a block, so the times of a block are compared with
+each other.  C{effect} is the Hodges-Lehmann estimate of their difference, and C{p} is the result of
+Wilcoxon's signed-rank test.
 
 A method tells who has an account if C{p} is below 0.01, divided by the number of comparisons, and
 the effect is at least C{--limit} microseconds.  The exit status is 1 if a method tells who has an
@@ -104,7 +104,7 @@ class Client:
         return hashlib.sha256(certificate).digest()
 
 
-# A generator that yields the lines of the client, and is sent the replies.
+# A generator that yields the lines of the client.  The caller sends the replies into it.
 Exchange = Generator[bytes, bytes, None]
 # The seconds between two attempts, and the most attempts under way.
 Pace = tuple[float, int]

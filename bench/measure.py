@@ -74,8 +74,8 @@ class Group:
     def settledCPU(self) -> float:
         """
         @return: the result of L{cpu} when it no longer grows.  A server may work after its last
-            reply, for example because children end or because it writes a log.  This work counts
-            too.
+            reply, for example because children end or because it writes a log, and the result
+            includes this work.
         """
         deadline = time.monotonic() + PATIENCE
         before = self.cpu()
@@ -182,8 +182,8 @@ def _stat(pid: int) -> list[str]:
 
 def adopt() -> None:
     """
-    Become the parent of the processes of servers whose own parents have ended, in order to wait for
-    them.
+    Make this process the new parent of processes of servers whose own parents end, in order to wait
+    for them.
     """
     PR_SET_CHILD_SUBREAPER = 36
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)

@@ -79,8 +79,8 @@ class Bench:
     ) -> list[Span]:
         """
         @param users: the name of the users, and their number; see C{load.c}.
-        @param isAlone: whether the server has no other clients.  If it has, the processor time is
-            not measured, because it would never stop growing.
+        @param isAlone: whether the server has no other clients.  With other clients, the processor
+            time would never stop growing, and is not measured.
         @return: a span for each two successive marks of the load generator.
         @raise Failed: the server gave a wrong answer or none.
         """

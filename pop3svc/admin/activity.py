@@ -63,8 +63,8 @@ class _Listener:
 
 class Activity:
     """
-    The operations that receive the events of the sessions of a process.  While there are none, the
-    sessions report nothing.
+    The operations that receive the events of the sessions of a process.  While no operation runs,
+    the sessions report nothing.
     """
 
     def __init__(self, meter: Any, clock: Any, worker: int = 0) -> None:

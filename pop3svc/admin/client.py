@@ -31,8 +31,8 @@ def ask(path: str, name: str, **arguments: str) -> Any:
 
     @param path: the path of the admin socket.
     @param name: the name of one of L{pop3svc.admin.operations.OPERATIONS}.
-    @return: the result of the operation; if the operation has no result, the list of the answer's
-        items.
+    @return: the result of the operation, or the list of the answer's items if the operation has no
+        result.
     @raise NotRunning: no service listens on the socket, or the service does not answer in time.
     @raise OperationError: the service refuses the operation.  The text is one sentence.
     """

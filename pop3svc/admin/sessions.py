@@ -50,13 +50,13 @@ def describe(connection: Any, now: float, worker: int = 0) -> dict[str, Any]:
     @param connection: L{pop3svc.protocol.connection.POP3Connection}
     @param now: the time of the reactor's clock, in seconds.
     @param worker: see L{idOf}.
-    @return: a dictionary with these keys: C{session} (see L{idOf}), C{user} (L{None} before the
-        login), C{address} (L{None} for a UNIX socket), C{tls} (the version, or L{None}), C{state}
-        (C{login}, C{awake}, C{asleep} or C{closing}), C{method} (the mechanism of the login),
-        C{seconds} (since the connection, or since the last logout), C{messages} and
-        C{messageOctets} (the messages sent so far, and their octets), C{octets} (of all replies),
-        C{deleted} (the number of deleted messages) and C{waitsFor} (see
-        L{pop3svc.protocol.connection.POP3Connection.waitsFor}).
+    @return: a dictionary of facts.  C{session} is the name for the operator (see L{idOf}).  C{user}
+        is L{None} before the login, and C{address} is L{None} for a UNIX socket.  C{tls} is the
+        version of TLS, or L{None}.  C{state} is C{login}, C{awake}, C{asleep} or C{closing}.
+        C{method} is the mechanism of the login.  C{seconds} is the time since the connection, or
+        since the last logout.  C{messages} and C{messageOctets} count the messages sent so far, and
+        their octets.  C{octets} counts the octets of all replies, and C{deleted} counts the deleted
+        messages.  L{pop3svc.protocol.connection.POP3Connection.waitsFor} explains C{waitsFor}.
     """
     session = connection.session
     record = session.record

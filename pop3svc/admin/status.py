@@ -32,10 +32,10 @@ def partsOf(certificates: Any, service: Any) -> Callable[[], Mapping[str, Any]]:
     """
     @param certificates: L{pop3svc.service.certificates.Certificates}
     @param service: L{pop3svc.service.running.POP3Service}
-    @return: a function that returns a dictionary with these keys: C{listeners} (the addresses of
-        the ports), C{certificates} (for each one its C{path}, and its C{end} in seconds since the
-        epoch), C{servers} (for each one C{name}, C{isAvailable} and C{reason}) and C{queues} (for
-        each queue the amount of work that runs or waits).
+    @return: a function that returns a dictionary of facts.  C{listeners} has the addresses of the
+        ports.  C{certificates} has for each certificate its C{path}, and its C{end} in seconds
+        since the epoch.  C{servers} has for each server C{name}, C{isAvailable} and C{reason}.
+        C{queues} has for each queue the amount of work that runs or waits.
     """
 
     def parts() -> Mapping[str, Any]:

@@ -25,8 +25,8 @@ from pop3svc.transfer.report import Report
 
 __all__ = ["Fetcher", "Recorder"]
 
-# The most messages that are requested before the first of them has arrived.  Whenever half of this
-# number has arrived, as many messages are requested in one packet.
+# The most messages that are requested before the first of them has arrived.  Whenever half of them
+# have arrived, the same number of messages is requested in one packet.
 _AHEAD = 32
 # The most deletions that wait for their replies.
 _DELETING = 1000
@@ -331,8 +331,8 @@ class Fetcher:
             finally:
                 message.close()
             if digest is None:
-                # Record the message now.  If its rest is so long that the connection ends, the next
-                # attempt can go on after it.
+                # Record the message now.  If the rest of the message is so long that the connection
+                # ends, the next attempt can go on after this message.
                 await self._recorder.tooLarge(wanted.uniqueID, self._largest)
                 self._tooLarge(wanted)
                 return False

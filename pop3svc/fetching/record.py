@@ -19,7 +19,7 @@ from pop3svc.transfer.failures import NotPossible
 
 __all__ = ["FORGET_AFTER", "Entry", "FetchRecord", "Listing"]
 
-# For each version of the tables, the statements that lead to it from the version before.
+# For each version of the tables, the statements that change the tables of the previous version.
 _SCHEMAS = (
     """
 CREATE TABLE account (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -95,8 +95,8 @@ class FetchRecord:
         self._mutex = Lock()
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            # The locks of accounts are on a separate file.  On SQLite's file, the end of any
-            # descriptor would also end SQLite's own locks.
+            # The locks of accounts are on a separate file.  If they were on SQLite's file, the
+            # closing of any descriptor would also end SQLite's own locks.
             os.close(os.open(path, flags, 0o600))
             self._locks = os.open(f"{path}-accounts", flags, 0o600)
         except OSError as error:

@@ -195,9 +195,9 @@ class StoreTarget:
 class CommandTarget:
     """
     Passes each message to a command.  The line ends are LF, because mail servers also pass messages
-    to commands in this way.  Exit status 0 means that the message is stored, and 75
-    (C{EX_TEMPFAIL}) that a later attempt may succeed.  Any other status means that the command
-    refuses the message.
+    to commands in this way.  Exit status 0 means that the message is stored.  Exit status 75
+    (C{EX_TEMPFAIL}) means that a later attempt may succeed.  Any other status means that the
+    command refuses the message.
     """
 
     recognises = canLook = False
@@ -373,8 +373,8 @@ def _quit(client: smtplib.LMTP) -> None:
 def stuffed(content: BinaryIO) -> Iterator[bytes]:
     """
     Yield a message as SMTP sends it: with dot-stuffing (RFC 5321 section 4.5.2), and with CRLF at
-    its end.  A single CR or LF also becomes CRLF.  Otherwise a server might take it for a line end,
-    and might take the rest of the message for commands.  This function blocks.
+    its end.  A single CR or LF also becomes CRLF.  Otherwise a server might take the single
+    character for a line end, and the rest of the message for commands.  This function blocks.
     """
     content.seek(0)
     held, isStart = b"", True

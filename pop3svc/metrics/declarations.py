@@ -28,8 +28,8 @@ class Metric:
     @ivar help: a text that explains the metric to the operator.
     @ivar labels: the names of the labels.
     @ivar buckets: for a histogram, the upper bounds of the buckets in seconds.
-    @ivar together: how the numbers of several processes are combined: C{sum} adds them, C{least}
-        and C{most} take the least or the greatest number.
+    @ivar together: how the numbers of several processes are combined.  C{sum} adds them, C{least}
+        takes the least number, and C{most} takes the greatest.
     """
 
     name: str

@@ -137,7 +137,8 @@ class _CallHistogram(Histogram):
 
 class _Record(SessionRecord):
     """
-    The counters of a session.  At the end of the session they are added to those of the process.
+    The counters of a session.  At the end of the session, its counters are added to the counters of
+    the process.
     """
 
     __slots__ = ()
@@ -223,7 +224,7 @@ class _Calls(ProviderCalls):
 def _measured(run: Run, seconds: Callable[[], float], histogram: Histogram, count: int = 1) -> Run:
     """
     @param count: the number of runs for which each measured run counts.
-    @return: the body of a command.  It adds the time of each run to the histogram.
+    @return: the body of a command.  The body adds the time of each run to the histogram.
     """
 
     @wraps(run)
@@ -252,8 +253,8 @@ def _measured(run: Run, seconds: Callable[[], float], histogram: Histogram, coun
 
 def _sampled(run: Run, seconds: Callable[[], float], histogram: CommandHistogram) -> Run:
     """
-    @return: the body of a command.  It adds the time of each run, or of some runs, to the histogram
-        (see L{CommandHistogram}).
+    @return: the body of a command.  The body adds the time of each run, or of some runs, to the
+        histogram (see L{CommandHistogram}).
     """
     all = _measured(run, seconds, histogram)
     some = _measured(run, seconds, histogram, _SAMPLED)
@@ -313,9 +314,9 @@ class Meter:
     @ivar histograms: the times of each command.  C{calls} has the times of each method.
     @ivar hear: a function that is called for each event of a session; L{None} if nobody listens.
         Its arguments are a word, the L{pop3svc.interfaces.IPOP3ConnectionInfo}, the user, and a
-        detail.  The words are C{login} (the detail is the mechanism), C{refused} (a refused login:
-        the detail is the mechanism, and the user is L{None}), C{sleep}, C{wake} (the detail is the
-        code of the reply) and C{end} (the detail is the reason).
+        detail.  The words C{login} and C{refused} report a login, and the detail is its mechanism.
+        After C{refused} the user is L{None}.  The other words are C{sleep}, C{wake} (the detail is
+        the code of the reply) and C{end} (the detail is the reason).
     """
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -484,8 +485,8 @@ class Meter:
 
     def timer(self, clock: IReactorTime) -> TimerService:
         """
-        @return: a service that sets a timer for each second.  It measures how late the timer is,
-            and chooses how many runs of each command to measure.
+        @return: a service that sets a timer for each second.  The service measures how late the
+            timer is, and chooses how many runs of each command to measure.
         """
         last: list[float] = []
 

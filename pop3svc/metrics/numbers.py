@@ -208,8 +208,8 @@ class ServiceNumbers:
 
 def _isKept(each: str) -> bool:
     """
-    @return: whether the service keeps a number after the end of its worker.  It keeps every number
-        except those of gauges.
+    @return: whether the service keeps a number after the end of its worker.  The service keeps all
+        numbers except gauges.
     """
     metric = BY_NAME.get(each.partition("\t")[0])
     return metric is not None and metric.kind != "gauge"

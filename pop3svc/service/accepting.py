@@ -200,7 +200,8 @@ class SocketPort:
             log.failure("cannot serve a connection")
             connected.close()
             if protocol is not None:
-                # The factory may have counted the connection, and counts it out now.
+                # Tell the protocol that the connection is lost, because the factory may have
+                # counted the connection.
                 protocol.connectionLost(LOST)
 
 
@@ -245,8 +246,8 @@ class AcceptLimiter:
             limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         self._limit = limit
         self._inUse = inUse
-        # The number of descriptors that are in use for other things than connections.  The limiter
-        # counts them at the first connection, because the service opens files until then.
+        # The number of descriptors that are in use, except the descriptors of connections.  The
+        # limiter counts them at the first connection, because the service opens files until then.
         self._atFirst = -1
         self._refuses = False
         kept = min(self.KEPT, limit // self.SHARE)
@@ -282,7 +283,7 @@ class AcceptLimiter:
         @return: the number of connections that a port may accept now.
         """
         if not self.isPaused and self._isShort():
-            # Clients have logged in since the last check.
+            # Clients have logged in since the last check, so that few descriptors are free now.
             self.pause()
         return 0 if self.isPaused else self._burst
 
@@ -334,7 +335,7 @@ class AcceptLimiter:
 
     def accepted(self) -> None:
         """
-        Note an accepted connection, and check the free descriptors after some connections.
+        Count an accepted connection.  After a number of connections, check the free descriptors.
         """
         if self.isPaused:
             return

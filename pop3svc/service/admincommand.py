@@ -119,7 +119,7 @@ def _trace(arguments: Any, path: str) -> None:
             mark = "*" if each["from"] == "-" else f"{each['from']}:"
             print(escaped(f"{each['time']} {each['session']} {mark} {each['text']}"), flush=True)
     except KeyboardInterrupt:
-        # The operator has pressed Ctrl-C, as usual to end this command.
+        # The operator has ended the trace with Ctrl-C, which is the usual way.
         pass
 
 

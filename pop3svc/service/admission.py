@@ -106,7 +106,7 @@ class Admission:
         longest = self.unauthenticated.longestWaiting()
         if longest is None:
             return False
-        # Count it out now, because the connection ends one turn of the reactor later.
+        # Stop counting the old connection now, because it ends one turn of the reactor later.
         self.unauthenticated.discard(longest)
         longest.abort("made room for others")
         return True

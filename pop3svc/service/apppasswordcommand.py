@@ -27,7 +27,7 @@ from pop3svc.logs import escaped
 
 __all__ = ["addParser", "run"]
 
-# An application password expires after at most ten years, which are so many days.
+# The most days for which an application password is valid: ten years.
 _MOST_DAYS = 3650
 
 

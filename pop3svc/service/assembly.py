@@ -387,7 +387,8 @@ class Assembly:
         """
         Open the ports for LMTP.
         """
-        # The import of Twisted's SMTP asks the DNS for the name of this machine.
+        # This module is imported here, because its import of Twisted's SMTP asks the DNS for the
+        # name of this machine.
         from pop3svc.delivery.lmtp import LMTPFactory
 
         factory = LMTPFactory(recipients, self.settings.policy, clock=self._reactor)
@@ -608,10 +609,9 @@ def _throttleOf(
 
 def _shareOf(policy: Policy, shared: Shared | None) -> Policy:
     """
-    @return: the policy of this process.  A worker gets its share of the connections.  But each
-        worker has the whole limits for an address and for a user, because chance decides which
-        worker accepts a connection.  With divided limits, a worker could refuse clients that are
-        within the limits.
+    @return: the policy of this process.  A worker gets its share of the connections.  The limits
+        for an address and for a user are not divided, because chance decides which worker accepts a
+        connection.  With divided limits, a worker could refuse clients that are within the limits.
     """
     if shared is None:
         return policy

@@ -379,8 +379,8 @@ class CertificateSet:
             if found is None or found.context is connection.get_context():
                 return
             # The files of this certificate are checked before the next handshake.  A check now
-            # could change the certificate, but the client may resume a session that belongs to the
-            # present certificate.
+            # could replace the certificate, although the client may resume a session that belongs
+            # to it.
             self._asked.add(found)
             # Keep a reference to the first context, because OpenSSL may still call its callbacks.
             # If a client sends a second hello, the connection no longer has the first context, and

@@ -181,7 +181,8 @@ class DataDirectory:
             password = secrets.token_urlsafe(12)
             login = f"machine 127.0.0.1 login demo password {password}\n"
             writeWhole(self.demoLogin, login.encode("ascii"), owner)
-            # An earlier password file may have had a user of this name.
+            # Remove old application passwords, because an earlier password file may have had a user
+            # of this name.
             revokeAppPasswords(self.passwordFile, "demo")
             # Create the password file last, because it marks the first start as complete.
             addUser(self.passwordFile, "demo", password, owner)
@@ -209,7 +210,8 @@ class DataDirectory:
 
 
 def _selfSigned() -> tuple[bytes, bytes]:
-    # The import of these takes long, and only the first start needs them.
+    # These modules are imported here, because their import takes long, and only the first start
+    # needs them.
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec

@@ -164,7 +164,7 @@ def _holdSignals() -> None:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     except ValueError:
-        # A test may call this outside the main thread.
+        # A test may call this function outside the main thread, where no handler can be installed.
         pass
 
 
@@ -195,8 +195,8 @@ def makeParser() -> Parser:
         "user",
         metavar="USER",
         nargs="?",
-        help="name or address (default: RECIPIENT, LOCAL_PART and DOMAIN, USER or LOGNAME of the "
-        "environment)",
+        help="name or address (default: RECIPIENT of the environment, or LOCAL_PART and "
+        "DOMAIN, or USER, or LOGNAME)",
     )
     return parser
 

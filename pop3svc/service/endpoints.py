@@ -306,7 +306,7 @@ def tlsEndpoint(
     @param text: any endpoint string.
     @param wrap: see L{serverEndpoint}.
     @param loop: see L{serverEndpoint}.
-    @return: an endpoint with implicit TLS by the service's certificate.
+    @return: an endpoint with implicit TLS and the service's certificate.
     @raise ValueError: C{text} is not a valid endpoint string.
     """
     endpoint = _plainEndpoint(reactor, text, wrap is not None)

@@ -70,8 +70,8 @@ def main(argv: Sequence[str]) -> NoReturn:
 
 def prepare(arguments: Any) -> tuple[Settings, list[_Account]]:
     """
-    Read the settings, and ask for passwords.  Call this before the reactor runs, because a question
-    on the terminal would block it.
+    Read the settings, and ask for passwords.  Call this function before the reactor runs, because a
+    question on the terminal would block the reactor.
 
     @param arguments: the arguments of the command line.
     @raise SettingError: a setting cannot be used.

@@ -128,8 +128,8 @@ class Loop:
 
     def _failed(self) -> None:
         """
-        Log the present exception.  If the exception reached the reactor, the reactor would end this
-        object and all connections.
+        Log the exception that is being handled.  If the exception reached the reactor, the reactor
+        would end this object and all connections.
         """
         log.failure("a socket failed")
 

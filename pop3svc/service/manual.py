@@ -259,7 +259,7 @@ def _settings(settings: Iterable[Setting], areLimits: bool = False) -> Iterable[
             term += ", live"
         yield from _item(term, f"{each.help}  {each.reason}")
         if each.kind.words and "|" not in each.kind.name:
-            yield from _sentences(f"The allowed values are  {', '.join(each.kind.words)}.")
+            yield from _sentences(f"The allowed values are {', '.join(each.kind.words)}.")
 
 
 def _providers() -> Iterable[str]:

@@ -30,7 +30,7 @@ _SKEW = timedelta(minutes=5)
 @dataclass(frozen=True)
 class CertificateStatus:
     """
-    A response that has been checked.  It says that the certificate is good.
+    A response that has been checked, and that says that the certificate is good.
 
     @ivar data: the response (DER).
     @ivar begins: the time when the response was made, in seconds since the epoch.

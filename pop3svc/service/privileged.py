@@ -1,6 +1,6 @@
 """
 Open files for a service that has given up its privileges.  A separate process keeps the privileges.
-It opens only the files that it was told at its start.
+It opens only the files that were named at its start.
 
 A descriptor of the directory of such a file would not be enough.  The kernel checks the permissions
 of the directory at each lookup of a file, and not only when the directory is opened.
@@ -143,8 +143,8 @@ def changeableBy(path: str) -> str | None:
 
 def entriesFor(directory: str, names: Iterable[str]) -> list[str]:
     """
-    Describe to the privileged process that it may list a directory, and open some files in all
-    subdirectories of this directory.
+    Make the entries that allow the privileged process to list a directory, and to open some files
+    in all its subdirectories.
 
     @param names: the names of the files.
     @return: entries for the argument C{paths} of L{startOpener}.

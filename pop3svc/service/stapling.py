@@ -41,8 +41,8 @@ _LARGEST = 65_536
 _PATIENCE = 10.0
 # Seconds between two checks of the files and of the times of the responses.
 _LOOK_EVERY = 60.0
-# Seconds until a failed request is repeated.  They begin with the first number, and double with
-# each further failure up to the second number.
+# Seconds until a failed request is repeated: at the first failure, and at most.  Each further
+# failure doubles the time.
 _FIRST_WAIT, _LONGEST_WAIT = 60.0, 3600.0
 # The most requests at the same time.
 _AT_ONCE = 4

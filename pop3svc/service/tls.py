@@ -42,7 +42,8 @@ __all__ = [
     "RenewableCertificate",
 ]
 
-# A function that prepares a new context.  It gets the context and the chain of its certificate.
+# A function that prepares a new context.  The function gets the context and the chain of the
+# certificate.
 Prepare = Callable[[SSL.Context, Sequence[x509.Certificate]], object]
 
 log = Logger(namespace="pop3svc")
@@ -53,8 +54,8 @@ log = Logger(namespace="pop3svc")
 _SESSION_LIFE = 7200
 # Seconds for which a context is used, and with it the key of the tickets.  A thief of the key can
 # decrypt the TLS 1.2 sessions that were resumed with its tickets.  RFC 9325 section 3.4 therefore
-# requires a new key each week at least.  A new key each day costs each client one full handshake a
-# day.
+# requires a new key at least once a week.  A new key each day costs each client one full handshake
+# a day.
 _TICKET_KEY_LIFE = 86400
 
 # The most octets of a file with a certificate and its chain, or with a key.  Real files have a few
@@ -222,8 +223,8 @@ class RenewableCertificate:
     """
     Serves a certificate with its chain.  A renewed certificate is served from the next handshake
     on.  While only one of the two files has been replaced, the old certificate is still served.  A
-    client can resume a session for two hours.  A renewal of the certificate, or the daily change of
-    the ticket key, ends this time.
+    client can resume a session for two hours.  After a renewal of the certificate, or after the
+    daily change of the ticket key, a client cannot resume older sessions.
 
     Pass such an object to C{startTLS} or to L{twisted.protocols.tls.TLSMemoryBIOFactory}.
 

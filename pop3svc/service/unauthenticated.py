@@ -1,6 +1,6 @@
 """
-Count by network the connections on which nobody has logged in.  The counts prevent that one network
-with many connections uses up the places of other networks.
+Count by network the connections on which nobody has logged in.  With these counts, one network with
+many connections cannot use up the places of other networks.
 """
 
 from __future__ import annotations

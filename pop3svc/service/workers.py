@@ -61,10 +61,10 @@ log = Logger(namespace="pop3svc")
 
 # The kinds of lines.  EVENT is an event for the log whose values JSON preserves, and LOG is any
 # other event.  STRIKE is an attempt to log in that counts, and DELAY is a login that delays other
-# logins of its user.  UP says that the worker has begun to serve, and LEAVE that another worker has
-# replaced this worker.  ASK is a question of the operator to a worker, and ANSWER is a line of its
-# answer.  DRAIN is an order to admit no more logins and to end.  BEAT is a heartbeat with the
-# number of sessions.  COUNTS has the numbers that a worker has counted until its end.
+# logins of its user.  UP says that the worker has begun to serve, and LEAVE says that another
+# worker has replaced this worker.  ASK is a question of the operator to a worker, and ANSWER is a
+# line of its answer.  DRAIN is an order to admit no more logins and to end.  BEAT is a heartbeat
+# with the number of sessions.  COUNTS has the numbers that a worker has counted until its end.
 EVENT, LOG, STRIKE, DELAY, UP, LEAVE = b"E", b"L", b"S", b"D", b"U", b"R"
 ASK, ANSWER, DRAIN, BEAT, COUNTS = b"Q", b"A", b"N", b"B", b"C"
 
@@ -369,8 +369,8 @@ class Supervisor(Operated):
     @ivar whenServing: fires when the first worker serves.
     @ivar restarts: the number of restarts of workers that had failed.
     @ivar numbers: L{pop3svc.metrics.numbers.WorkersNumbers}; L{None} if nothing is counted.
-    @ivar joined: functions that are called with each worker that begins to serve.  They belong to
-        operations that last, and that concern all workers.
+    @ivar joined: functions that are called with each worker that begins to serve.  Operations that
+        last and that concern all workers add such functions.
     """
 
     def __init__(
@@ -737,7 +737,7 @@ class Supervisor(Operated):
 
     def tellStrike(self, event: str, clientIP: str | None, username: str, guess: str) -> None:
         """
-        Tell all workers about a ban, or the end of one, that the operator has ordered.
+        Tell all workers that the operator has ordered or lifted a ban.
         """
         self._sendAll(STRIKE, json.dumps([event, clientIP, username, guess]))
 

@@ -69,8 +69,8 @@ class MboxSource(Source):
         status = os.fstat(self._descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise NotPossible(f"{self.path} is not a regular file")
-        # Lock a second descriptor.  When it is closed, the lock ends, and the first descriptor
-        # stays open.
+        # Lock a second descriptor.  When the second descriptor is closed, the lock ends, and the
+        # first descriptor stays open.
         locked = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             self._lock(locked)

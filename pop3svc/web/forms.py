@@ -1,8 +1,8 @@
 """
 Read the fields of a form that a browser sends.
 
-The reader of twisted.web is not used.  If a field contains a message, it would read the parts of
-the message as parts of the form.
+The reader of twisted.web is not used.  That reader would take the parts of a message in a field for
+parts of the form.
 """
 
 from __future__ import annotations

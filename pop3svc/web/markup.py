@@ -29,8 +29,8 @@ Child = str | int | float | None
 def text(value: object) -> Markup:
     """
     @param value: any text, such as text from a client.
-    @return: the text as HTML.  Characters that are not printable become escape sequences, such as
-        marks that change the direction of writing.
+    @return: the text as HTML.  Characters that are not printable, such as marks that change the
+        direction of writing, become escape sequences.
     """
     return Markup(escape(escaped(str(value))))
 

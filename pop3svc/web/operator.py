@@ -51,9 +51,9 @@ log = Logger(namespace="pop3svc")
 _MOST = 100
 # The most events that the page shows.
 _EVENTS = 50
-# The least seconds between two updates of an open page.  After an update, the pause is also at
-# least _PAUSE times as long as the update took.  An open page therefore takes only a small part of
-# the time of a large service.
+# The least number of seconds between two updates of an open page.  After an update, the pause is
+# also at least _PAUSE times as long as the update took.  An open page therefore takes only a small
+# part of the time of a large service.
 _EVERY, _PAUSE = 0.5, 20
 # Seconds between two updates of the bans, because there may be tens of thousands of bans.
 _BANS_EVERY = 5.0

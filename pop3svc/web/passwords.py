@@ -96,8 +96,8 @@ class Passwords:
         self._throttle = throttle
         self._clock = clock
         self._proxies = proxies
-        # Requests wait for this lock.  Their number is limited, because the number of connections
-        # is.
+        # Requests wait for this lock.  Only few requests can wait, because the number of
+        # connections is limited.
         self._turn = DeferredLock()
         self._wrong = 0
 

@@ -118,7 +118,7 @@ class _Channel(HTTPChannel):
         """
         Let this connection stay open for a long time, because its answer takes so long.
 
-        @return: whether it may, because there are not too many such connections.
+        @return: whether the connection stays open.  It does not if too many others already do.
         """
         return bool(self.factory.letLast(self))
 

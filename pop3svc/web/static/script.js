@@ -10,8 +10,8 @@ function update(place, html) {
     }
 }
 
-// Find the version of a part's contents.  An answer with old contents may arrive after an event with
-// newer contents.
+// Find the version of a part's contents.  An answer with old contents may arrive after an event
+// with newer contents.
 function versionOf(place) {
     const found = place.querySelector("[data-version]");
     return found ? Number(found.dataset.version) : 0;
