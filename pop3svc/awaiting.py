@@ -1,6 +1,6 @@
 """
-Helpers for calling providers: treat values, Deferreds and coroutines alike, limit the wait,
-and shield calls from cancellation.
+Helpers for calling providers.  They treat values, Deferreds and coroutines alike, limit the wait
+for a result, and protect calls from cancellation.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ __all__ = [
 T = TypeVar("T")
 U = TypeVar("U")
 
-# The result of a function that returns a value if it can, and otherwise a Deferred.
+# The result of a function that returns a value if the value is known at once, and otherwise a
+# Deferred of the value.
 ValueOrDeferred = Union[T, "Deferred[T]"]
 
 
@@ -50,8 +51,8 @@ def isAwaitable(answer: object) -> TypeGuard[Awaitable[Any]]:
     @return: whether the result of a call is a Deferred or another awaitable instead of a
         value.
     """
-    # inspect.isawaitable and isinstance take more time, because they check against an abstract
-    # class.  Deferred is also an abstract class.
+    # inspect.isawaitable and isinstance(answer, Deferred) take more time, because Awaitable and
+    # Deferred are abstract classes.
     return hasattr(answer, "__await__")
 
 
@@ -75,10 +76,12 @@ def startNow(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
 
 def then(answer: ValueOrDeferred[T], use: Callable[[T], ValueOrDeferred[U]]) -> ValueOrDeferred[U]:
     """
-    Use the result of a function: at once if it is a value, otherwise when the Deferred fires.  If
-    all results are values, this takes a third of the time of a coroutine.
+    Pass the result of a function to C{use}.  This happens at once if the result is a value, and
+    otherwise when the Deferred fires.  If all results are values, this function takes a third of
+    the time that a coroutine takes.
 
-    @param answer: the result, or a Deferred of it, which belongs to this function.
+    @param answer: the result, or a Deferred of the result.  The caller must not use this Deferred
+        again.
     @param use: takes the result.
     @return: the result of C{use}, or a Deferred of it.
     """
@@ -95,8 +98,9 @@ def inTurn(answers: Iterator[ValueOrDeferred[object]]) -> ValueOrDeferred[None]:
     """
     Run steps one after the other, without a pause as long as no step has to wait.
 
-    @param answers: a generator, which yields the answer of each step.  It goes on when the answer
-        has arrived.  An error of a Deferred ends the work.
+    @param answers: a generator that runs the steps and yields the answer of each step.  The
+        generator is resumed when the answer has arrived.  If a Deferred fails, no further step
+        runs.
     @return: L{None}, or a Deferred that fires after the last step.
     """
     for answer in answers:
@@ -111,7 +115,7 @@ async def settled(answer: ValueOrDeferred[T]) -> T:
     """
     Wait for the result of a function that returns a L{ValueOrDeferred}.
 
-    @param answer: the result, or a Deferred of it.
+    @param answer: the result, or a Deferred of the result.
     @return: the result.
     """
     if isinstance(answer, Deferred):
@@ -122,9 +126,9 @@ async def settled(answer: ValueOrDeferred[T]) -> T:
 
 def _rest(coroutine: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
     """
-    Drive the rest of a coroutine that has begun.
+    Run a coroutine from its first wait to its end.
 
-    @param awaited: the object that the coroutine waits for.
+    @param awaited: the object for which the coroutine waits.
     """
     while True:
         try:
@@ -158,8 +162,8 @@ def _needsLoop(coroutine: Any) -> ProviderMistake:
 
 def _explained(error: RuntimeError, coroutine: Any) -> Exception:
     """
-    @return: another error instead of asyncio's error "no running event loop", because that error
-        does not say how to solve the problem; any other error unchanged.
+    @return: the same error, unless it is asyncio's error "no running event loop".  That error is
+        replaced, because its text does not say how to solve the problem.
     """
     return _needsLoop(coroutine) if str(error) == "no running event loop" else error
 
@@ -208,9 +212,9 @@ def ensureStarted(answer: Any) -> Any:
 
 def _isOurs(coroutine: CoroutineType[Any, Any, Any]) -> bool:
     """
-    @return: whether a coroutine belongs to this package.  This package's coroutines do not await
-        asyncio.  They rely on Twisted's cancellation: a call never has both a result and a
-        cancellation.
+    @return: whether a coroutine belongs to this package.  These coroutines do not await objects of
+        asyncio.  They rely on a rule of Twisted: a call that is cancelled never returns a result as
+        well.
     """
     frame = coroutine.cr_frame
     name = "" if frame is None else str(frame.f_globals.get("__name__"))
@@ -223,7 +227,7 @@ async def _awaited(answer: Any) -> Any:
 
 class _Steps:
     """
-    An awaitable that drives another one step by step.
+    An awaitable that runs another awaitable step by step.
     """
 
     def __init__(self, answer: Any, step: Callable[[Any], Generator[Any, Any, Any]]) -> None:
@@ -253,7 +257,7 @@ class _Steps:
 
 def _inTask(answer: Any, loop: asyncio.AbstractEventLoop) -> Deferred[Any]:
     """
-    Drive an awaitable in a task of its own, because much of asyncio requires a task.  The
+    Run an awaitable in a separate task, because many functions of asyncio work in a task only.  The
     awaitable may also await Deferreds.
     """
 
@@ -279,8 +283,8 @@ def _inTask(answer: Any, loop: asyncio.AbstractEventLoop) -> Deferred[Any]:
     task = loop.create_task(_awaited(_Steps(answer, step)))
 
     def translate(failure: Failure) -> Any:
-        # asyncio.CancelledError is no Exception, so handlers that release a mailbox would
-        # not catch it.
+        # asyncio.CancelledError is not a subclass of Exception.  Handlers that release a mailbox
+        # would therefore not catch it.
         failure.trap(asyncio.CancelledError)
         raise CancelledError()
 
@@ -289,7 +293,7 @@ def _inTask(answer: Any, loop: asyncio.AbstractEventLoop) -> Deferred[Any]:
 
 async def awaitWithTimeout(answer: Any, clock: IReactorTime, timeout: float) -> Any:
     """
-    Wait for the result of an awaitable; see L{callWithTimeout}.
+    Wait for the result of an awaitable for a limited time; see L{callWithTimeout}.
     """
     answer = ensureStarted(answer)
     if isinstance(answer, Deferred):

@@ -1,5 +1,5 @@
 """
-A dictionary with a bound.
+A dictionary with a limited number of entries.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ V = TypeVar("V")
 
 class BoundedDict(OrderedDict[K, V]):
     """
-    A dictionary that drops its oldest entries.  L{put} and C{move_to_end} make an entry the newest
-    one.
+    A dictionary that removes its oldest entry if it has too many.  L{put} and C{move_to_end} make
+    an entry the newest one.
     """
 
     def __init__(self, bound: int) -> None:
         """
-        @param bound: the number of entries that are kept.
+        @param bound: the largest number of entries.
         """
         super().__init__()
         self._bound = bound
 
     def put(self, key: K, value: V) -> K | None:
         """
-        Set an entry, as the newest one.
+        Set an entry, and make it the newest one.
 
-        @return: the key of the entry that was dropped, if any.
+        @return: the key of the entry that was removed; L{None} if none was removed.
         """
         self[key] = value
         self.move_to_end(key)

@@ -1,6 +1,6 @@
 """
-Credentials of twisted.cred for a login.  They contain the priority of the login, and a checker
-informs them when it compares the password.
+Credentials of twisted.cred for a login.  The credentials contain the priority of the login.  A
+checker calls a method of the credentials before it compares the password.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ __all__ = ["IBearerToken", "IPasswordAttempt", "PasswordAttempt", "asAttempt"]
 
 class IBearerToken(ICredentials):
     """
-    A bearer token.  A checker for tokens provides L{pop3svc.interfaces.IBearerAccounts}, whose
-    method is called instead of C{requestAvatarId}.
+    A bearer token.  A checker for tokens provides L{pop3svc.interfaces.IBearerAccounts}.  The
+    service calls the method of this interface, and not C{requestAvatarId}.
     """
 
 
 class IPasswordAttempt(IUsernamePassword):
     """
     Name and password of a login.  A checker that lists this interface among its
-    C{credentialInterfaces} promises to call C{comparing} before it compares the password,
-    and C{refused} if the password is wrong.
+    C{credentialInterfaces} must call C{comparing} before it compares the password, and C{refused}
+    if the password is wrong.
     """
 
     isFromKnownNetwork: bool = Attribute(
@@ -43,8 +43,8 @@ class IPasswordAttempt(IUsernamePassword):
 
     def comparing() -> None:
         """
-        Report that the comparison begins.  From now on the attempt counts as a guess, even
-        if the client does not wait for the answer.
+        Report that the comparison of the password begins.  After this call the attempt counts as a
+        guess, even if the client disconnects before the answer.
         """
 
     def refused() -> None:

@@ -1,10 +1,10 @@
 """
 Run transactions in threads, with a bounded queue and a limit on every wait.
 
-Each thread of L{twisted.enterprise.adbapi} has a connection.  A lost connection is replaced.  If a
-transaction conflicts with another one, the transaction runs again.  If a server does not answer,
-the service shuts the socket down, because no setting of the driver ends the wait for a frozen
-server.
+Each thread of L{twisted.enterprise.adbapi} has a connection to the database.  A thread replaces a
+lost connection.  If a transaction conflicts with another one, the transaction runs again.  If a
+server does not answer, the service shuts the socket of the connection down, because no setting of
+the driver limits the wait for a frozen server.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ T = TypeVar("T")
 
 class DatabaseUnavailable(Exception):
     """
-    The database cannot work now.  No change of the transaction is committed.  The text is one
-    sentence for the operator.
+    The database cannot work now.  No change of the transaction is committed.  The text of the
+    exception is one sentence for the operator.
     """
 
 
@@ -53,17 +53,17 @@ class DatabaseRefused(DatabaseUnavailable):
 
 class OutcomeUnknown(DatabaseUnavailable):
     """
-    The answer to COMMIT is missing.  Only the tables will show whether the transaction was
-    committed.
+    The answer to COMMIT is missing.  Whether the transaction was committed can be found out from
+    the tables only.
     """
 
 
 class Transaction:
     """
-    A transaction that runs in a thread.  A statement has named parameters, C{:name}, whose values
-    are bound.
+    A transaction that runs in a thread.  A statement has named parameters, such as C{:name}.  The
+    driver binds their values.
 
-    @ivar dialect: C{"sqlite"} or C{"postgresql"}, for statements that differ.
+    @ivar dialect: C{"sqlite"} or C{"postgresql"}, because some statements differ between the two.
     """
 
     def __init__(self, link: Link) -> None:
@@ -80,8 +80,8 @@ class Transaction:
 
     def executeBinary(self, statement: str, **values: Any) -> Any:
         """
-        Execute a query of large binary values; see L{execute}.  PostgreSQL's text form of such
-        values takes twice as long.
+        Execute a query of large binary values; see L{execute}.  In PostgreSQL's text format such
+        values take twice as long.
         """
         return self._link.execute(statement, values, True)
 
@@ -129,7 +129,7 @@ class _Job:
         self.isCommitting = False
         self.isCut = False
         self._link: Link | None = None
-        # With this lock, L{cut} cannot interrupt the next transaction of the same thread by
+        # Without this lock, L{cut} could interrupt the next transaction of the same thread by
         # mistake.
         self._lock = threading.Lock()
 
@@ -152,8 +152,8 @@ class _Job:
 
     def beginCommit(self) -> None:
         """
-        Record that COMMIT is sent next.  If the connection is cut after this, the outcome is
-        unknown.
+        Record that COMMIT is sent next.  If the connection is cut after this call, nobody knows
+        whether the transaction was committed.
         """
         with self._lock:
             if self.isCut:
@@ -164,7 +164,7 @@ class _Job:
         """
         Make the running statement fail, and start no further statement.
 
-        @return: whether the outcome is unknown.
+        @return: whether the outcome of the transaction is unknown.
         """
         with self._lock:
             self.isCut = True
@@ -198,8 +198,8 @@ class _Job:
 
 class _Access(adbapi.Connection):
     """
-    The object that adbapi passes to a call in a thread.  It connects when the call asks for a
-    connection.  The call itself begins and ends the transaction.
+    The object that adbapi passes to a function in a thread.  Its C{commit} and C{rollback} do
+    nothing, because the function itself begins and ends the transaction.
     """
 
     def __init__(self, pool: Any) -> None:
@@ -214,7 +214,7 @@ class _Access(adbapi.Connection):
 
 class _Pool(adbapi.ConnectionPool):
     """
-    The threads of a database.  Each has a connection.
+    The threads that use a database.  Each thread has its own connection.
     """
 
     connectionFactory = _Access
@@ -229,12 +229,13 @@ class _Pool(adbapi.ConnectionPool):
         # Make daemon threads, because a thread that hangs must not keep the process alive.
         threads: Any = self.threadpool
         threads.threadFactory = partial(threading.Thread, daemon=True)
-        # The database sets this, because the shutdown trigger of adbapi would wait for the threads.
+        # L{Database} sets this function.  Without it, the shutdown trigger of adbapi would wait for
+        # the threads.
         self.closing: Callable[[], Any] = lambda: None
 
     def finalClose(self) -> Any:
         """
-        Called when the reactor stops.
+        Close the database; adbapi calls this method when the reactor stops.
         """
         self.shutdownID = None
         return self.closing()
@@ -263,8 +264,8 @@ class _Pool(adbapi.ConnectionPool):
 
     def end(self, finished: Callable[[], object]) -> None:
         """
-        Wait for the threads, and close all connections, in another thread, because the reactor
-        must not wait.
+        Start a thread that waits for the threads of the pool and then closes all connections.  The
+        reactor's thread itself must not wait.
 
         @param finished: called in the reactor's thread at the end.
         """
@@ -293,20 +294,20 @@ class Database:
     """
     Runs transactions in a few threads.
 
-    Only L{check} blocks.  The first transaction starts the threads and connects, so an unused
-    object survives a fork.
+    No method except L{check} blocks.  The first transaction starts the threads and connects.  An
+    object that has run no transaction therefore survives a fork.
     """
 
     # Seconds that a transaction may take, including its wait in the queue.  This is shorter than
     # the time limit of a provider's call, so that the client gets an answer.
     LIMIT = 10.0
-    # Transactions that may wait.
+    # The most transactions that may wait.
     WAITING = 1000
-    # The number of attempts at a transaction that conflicts with others, and the longest first
-    # pause (seconds).  Each further pause may be twice as long.  Eight attempts were enough under
-    # stress.
+    # How often a transaction that conflicts with others is tried, and the longest pause (seconds)
+    # after the first try.  After each further try the longest pause is twice as long.  Eight tries
+    # were enough in a stress test.
     TRIES, PAUSE = 8, 0.02
-    # Seconds that running transactions have to end when the database is closed.
+    # Seconds for which L{close} lets running transactions go on.
     GRACE = 2.0
 
     def __init__(
@@ -321,15 +322,16 @@ class Database:
     ) -> None:
         """
         @param driver: see L{pop3svc.drivers.makeDriver}.
-        @param threads: number of transactions that run at once, and of connections.
-        @param waiting: number of transactions that may wait; further transactions are refused.
+        @param threads: the most transactions that run at once; each has a connection.
+        @param waiting: the most transactions that may wait; further transactions are refused.
         @param limit: how many seconds a transaction may take, including its wait.
-        @param health: may be shared with other databases on the same server.
-        @param clock: the reactor if not given.
-        @param pool: an object with C{runWithConnection}, for tests.
+        @param health: records whether the database works.  Several databases on one server may
+            share it.
+        @param clock: calls functions later; the reactor if not given.
+        @param pool: replaces the pool of adbapi in tests; it has the method C{runWithConnection}.
         """
         self.name = driver.name
-        # The file of a SQLite database.
+        # The path of a SQLite database; None for a server.
         self.path: str | None = getattr(driver, "path", None)
         self.health = Health(driver.name) if health is None else health
         self._driver = driver
@@ -359,20 +361,22 @@ class Database:
         abandoned: Callable[[T], object] | None = None,
     ) -> Deferred[T]:
         """
-        Run C{work} in a thread, in a transaction, and commit.  If the transaction conflicts with
-        another one, or the connection is lost before COMMIT, C{work} runs again from its beginning.
-        C{work} must therefore have no effects outside the transaction.
+        Run C{work} in a transaction in a thread, and commit the transaction.  C{work} runs again
+        from its beginning if the transaction conflicts with another one.  It also runs again if the
+        connection is lost before COMMIT.  C{work} must therefore have no effects outside the
+        transaction.
 
         @param work: gets a L{Transaction} and C{arguments}.
-        @param isReading: whether C{work} only reads; the database refuses changes.
-        @param mayRepeat: whether C{work} may safely run twice, like a deletion.  If the connection
-            is lost during COMMIT, C{work} then runs again once.
-        @param abandoned: called in the reactor's thread with the result of C{work} if the Deferred
-            was cancelled or timed out.  It undoes the committed changes.
-        @return: a Deferred with the result of C{work}; or with the exception of C{work} or of the
-            driver, after a rollback; or with L{DatabaseUnavailable} or L{OutcomeUnknown}.
-            If the Deferred is cancelled, work that has not begun is skipped, and other work goes
-            on.
+        @param isReading: whether the transaction is read-only.  The database then refuses changes.
+        @param mayRepeat: whether C{work} may run a second time after its first run was committed,
+            as a deletion may.  If the connection is lost during COMMIT, C{work} then runs once
+            more.
+        @param abandoned: called in the reactor's thread with the result of C{work} if the
+            transaction was committed after the Deferred had been cancelled or had timed out.  This
+            function undoes the committed changes.
+        @return: a Deferred with the result of C{work}.  It fails with L{DatabaseUnavailable}, with
+            L{OutcomeUnknown}, or, after a rollback, with the exception of C{work} or of the driver.
+            Cancelling the Deferred skips work that has not begun.  Work that has begun goes on.
         """
         if self._isClosed:
             return fail(DatabaseUnavailable(f"{self.name}: closed"))
@@ -389,8 +393,8 @@ class Database:
 
     def check(self, work: Callable[..., T], *arguments: Any, isReading: bool = True) -> T:
         """
-        Connect, run C{work} in a transaction, and disconnect, without the reactor.  Blocks, for a
-        limited time.
+        Connect, run C{work} in a transaction, and disconnect.  This method does not use the
+        reactor.  It blocks for a limited time.
 
         @param work: as for L{run}.
         @raise DatabaseRefused: a setting has to be changed.
@@ -420,7 +424,8 @@ class Database:
         Close the connections.  Waiting transactions fail.  Running transactions are cut after
         L{GRACE} seconds.
 
-        @return: a Deferred that fires when the threads have ended, or after twice that time.
+        @return: a Deferred that fires when the threads have ended, but at the latest after 2 *
+            L{GRACE} seconds.
         """
         if self._closing is not None:
             return self._closing
@@ -463,7 +468,8 @@ class Database:
 
     def _startNext(self) -> None:
         if self._isStarting:
-            # The loop below may have just started this work, which may have already ended.
+            # The loop below has called this method again, because a job that it has started has
+            # already ended.
             return
         self._isStarting = True
         try:
@@ -540,7 +546,7 @@ class Database:
 
     def _again(self, job: _Job) -> None:
         del self._pausing[job]
-        # The transaction has already waited, so it goes first.
+        # The transaction has already waited, so it goes to the front of the queue.
         self._waiting = {job: None} | self._waiting
         self._startNext()
 
@@ -548,7 +554,8 @@ class Database:
 
     def _perform(self, access: Any, job: _Job) -> Any:
         """
-        Run a transaction.  If its connection was lost while the connection was idle, run it again.
+        Run a transaction.  If the connection turns out to have been lost while no transaction used
+        it, run the transaction again on a new connection.
         """
         pool = access.pool
         isFirst = True
@@ -583,7 +590,7 @@ class Database:
 
     def _explained(self, error: BaseException, job: _Job) -> BaseException:
         """
-        @return: the error for the caller.
+        @return: the error that the caller of L{Database.run} gets.
         """
         explained: BaseException = error
         if isinstance(error, OutcomeUnknown):

@@ -1,5 +1,5 @@
 """
-Connections to SQLite and PostgreSQL with one interface.
+Connections to SQLite and to PostgreSQL.  Both kinds have the same interface.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ __all__ = [
 
 # --- statements ---------------------------------------------------------------
 
-# A named parameter is ":name" outside of texts, quoted names and comments.  "::" is a cast of
-# PostgreSQL, and not a parameter.
+# A named parameter is ":name", unless it is inside a text, a quoted name or a comment.  "::" is
+# PostgreSQL's operator for a cast, and does not begin a parameter.
 _TOKEN = re.compile(
     r"""
     (?<!\w)[eE]'(?:[^'\\]|\\.|'')*'      # E'text' of PostgreSQL, with backslashes
@@ -58,7 +58,7 @@ def parametersOf(statement: str) -> set[str]:
 @lru_cache(maxsize=512)
 def placeholders(statement: str) -> str:
     """
-    Translate named parameters to those of psycopg.
+    Translate the named parameters of a statement to the form that psycopg requires.
 
     @param statement: with parameters C{:name}.
     @return: the statement with parameters C{%(name)s}.
@@ -73,20 +73,21 @@ def placeholders(statement: str) -> str:
 
 # --- errors ---------------------------------------------------------------------
 
-# PostgreSQL: serialization failure, deadlock, no lock in time.
+# SQLSTATEs of PostgreSQL: serialization failure, deadlock, no lock in time.
 _RETRYABLE = ("40001", "40P01", "55P03")
-# Nothing is committed if COMMIT fails with one of these classes: wrong data, a violated constraint,
-# a serialization failure (but not 40003, "completion unknown"), a wrong state, a lock.
+# Classes of SQLSTATEs.  If COMMIT fails with one of them, nothing is committed: wrong data, a
+# violated constraint, a serialization failure, a wrong state, a lock.  40003, "completion unknown",
+# is an exception.
 _REFUSED_COMMIT = ("22", "23", "25", "40", "55", "P0")
-# The server cannot work now, because of: the connection, resources, an operator, the system, a
-# timeout.
+# Classes of SQLSTATEs that say that the server cannot work now.  The reasons are the connection,
+# resources, an operator, the system, a timeout.
 _UNAVAILABLE = ("08", "53", "57", "58")
 _IDLE_TIMEOUT, _READ_ONLY = "25P03", "25006"
-# Texts of answers after which a later attempt would not help.
+# Texts of errors after which a later attempt would fail as well.
 _WRONG_SETTINGS = re.compile(
     r"authentication failed|no password supplied|no pg_hba\.conf entry|does not exist|certificate"
     r"|invalid \S+ value|invalid port|invalid integer|does not support SSL"
-    # The end of the connection is not an answer.
+    # "unexpected eof" reports a lost connection, and no wrong setting.
     r"|SSL error(?!: unexpected eof)"
     r"|permission denied for database|not permitted to log in"
 )
@@ -113,8 +114,8 @@ def _isFromPostgreSQL(error: BaseException) -> bool:
 
 def isRetryable(error: BaseException) -> bool:
     """
-    @return: whether the transaction conflicts with another one, so that it may succeed if all of it
-        is repeated after a pause.
+    @return: whether the error means that the transaction conflicts with another one.  Such a
+        transaction may succeed if it is repeated from its beginning after a pause.
     """
     if isinstance(error, sqlite3.Error):
         return _codeOf(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
@@ -138,7 +139,7 @@ _AWAY = (
 
 def isUnavailable(error: BaseException) -> bool:
     """
-    @return: whether an error of a driver means that the database cannot work now, and not that a
+    @return: whether an error of a driver means that the database cannot work now.  Otherwise the
         statement is wrong.
     """
     if isinstance(error, sqlite3.Error):
@@ -147,14 +148,15 @@ def isUnavailable(error: BaseException) -> bool:
         return False
     state = _stateOf(error)
     if state is None:
-        # The server has not answered, because psycopg has no SQLSTATE for a lost connection.
+        # Without a SQLSTATE the error is no answer of the server: the connection is lost.
         return "OperationalError" in [each.__name__ for each in type(error).__mro__]
     return state[:2] in _UNAVAILABLE or state in (*_RETRYABLE, _IDLE_TIMEOUT, _READ_ONLY)
 
 
 def isUnencodable(error: BaseException) -> bool:
     """
-    @return: whether a value has a character that the database's encoding does not have.
+    @return: whether the error means that a value has a character that the encoding of the database
+        cannot represent.
     """
     return _stateOf(error) in ("22021", "22P05")
 
@@ -164,7 +166,7 @@ def isUnencodable(error: BaseException) -> bool:
 
 class Link(ABC):
     """
-    A connection.  One thread uses it at a time.
+    A connection to a database.  No two threads use it at the same time.
     """
 
     dialect: str
@@ -181,7 +183,7 @@ class Link(ABC):
         """
         Begin a transaction.
 
-        @param isReading: whether the transaction changes nothing.
+        @param isReading: whether the transaction is read-only.
         """
 
     @abstractmethod
@@ -189,7 +191,7 @@ class Link(ABC):
         """
         Commit the transaction.
 
-        @return: whether the commit is as durable as the database promises.
+        @return: whether the commit is as durable as the settings of the database require.
         """
 
     @abstractmethod
@@ -207,7 +209,8 @@ class Link(ABC):
     @abstractmethod
     def cut(self) -> None:
         """
-        Make the running statement fail.  Any thread may call this method, and it does not block.
+        Make the running statement fail.  This method may be called from any thread.  It does not
+        block.
         """
 
     @abstractmethod
@@ -236,9 +239,9 @@ class Link(ABC):
 
 class Driver(ABC):
     """
-    Makes connections to one database.
+    Connects to one database.
 
-    @ivar name: the database, for the operator, without user and password.
+    @ivar name: the database, in a form for the operator that contains no user and no password.
     @ivar module: the DB-API module.
     """
 
@@ -271,7 +274,7 @@ class _SQLiteLink(Link):
         self._path = path
         self._connection = sqlite3.connect(
             f"file:{quote(path)}?mode=rw",
-            # Seconds to wait for another writer, which may be frozen.
+            # Limit the wait for another writer, because the other process may be frozen.
             patience,
             isolation_level=None,
             check_same_thread=False,
@@ -286,7 +289,8 @@ class _SQLiteLink(Link):
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 # A commit survives a power failure.
                 self._connection.execute("PRAGMA synchronous = FULL")
-            # Read from the file now, because the statements above may not have read the file.
+            # Read from the file now, so that an error is raised here.  The statements above may not
+            # read the file.
             self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             self._file = self._identity()
         except BaseException:
@@ -306,8 +310,9 @@ class _SQLiteLink(Link):
         return self._isClosed or self._identity() != self._file
 
     def begin(self, isReading: bool) -> None:
-        # Lock for writing at the beginning.  A transaction that first reads and then writes would
-        # fail at once, regardless of the timeout, if another transaction has written in between.
+        # Take the write lock at the beginning.  Otherwise another transaction could write after the
+        # first read of this transaction.  The first write of this transaction would then fail at
+        # once, regardless of the timeout.
         self._connection.execute("BEGIN" if isReading else "BEGIN IMMEDIATE")
 
     def commit(self) -> bool:
@@ -347,8 +352,8 @@ class SQLite(Driver):
     """
 
     module = "sqlite3"
-    # Seconds that a transaction waits for another writer.  This is at most half of the work's time
-    # limit, because nothing can interrupt the wait.
+    # Seconds that a transaction waits for another writer.  The wait is also limited to half of the
+    # time limit of the transaction, because nothing can interrupt this wait.
     PATIENCE = 5.0
 
     def __init__(
@@ -359,8 +364,8 @@ class SQLite(Driver):
         owner: tuple[int, int] | None = None,
     ) -> None:
         """
-        @param isReadOnly: whether the database must not be changed.  In this case the journal mode
-            does not change either, because the database belongs to another program.
+        @param isReadOnly: whether the database must not be changed.  The journal mode then stays as
+            it is, because the database belongs to another program.
         @param mayCreate: whether to create the file if it does not exist.
         @param owner: user and group of a new file.
         """
@@ -404,8 +409,9 @@ class SQLite(Driver):
 
 # --- PostgreSQL -----------------------------------------------------------------
 
-# Default settings of a connection: the time to connect (seconds), and the times after which a cut
-# network is noticed (milliseconds; seconds).
+# Default settings of a connection.  The time to connect is limited by connect_timeout (seconds).
+# The time until a broken network is noticed is limited by tcp_user_timeout (milliseconds) and by
+# the other settings (seconds).
 _CLIENT = {
     "application_name": "pop3svc",
     "connect_timeout": 3,
@@ -414,7 +420,8 @@ _CLIENT = {
     "keepalives_interval": 1,
     "keepalives_count": 3,
 }
-# The same limits on the server, so that the server frees the locks if the network is cut.
+# The same limits on the server.  If the network is broken, the server then frees the locks of the
+# transaction.
 _SERVER = {
     "tcp_user_timeout": "5000",
     "tcp_keepalives_idle": "2",
@@ -430,8 +437,8 @@ class _PostgreSQLLink(Link):
 
     def __init__(self, connection: Any, limit: float, prepares: bool) -> None:
         self._connection = connection
-        # Duplicate the descriptor, because libpq closes its own, and the number of a closed
-        # descriptor may then belong to another file.
+        # Duplicate the descriptor, because libpq may close its own at any time.  Another file could
+        # then get the same number.
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         self._warnings: list[str] = []
         self._isReading = False
@@ -447,7 +454,7 @@ class _PostgreSQLLink(Link):
 
     def _set(self, limit: float) -> None:
         """
-        Set the limits on the server.  Skip a limit that the engine does not know.
+        Set the limits on the server.  Skip a limit that the server does not know.
         """
         import psycopg
 
@@ -473,7 +480,7 @@ class _PostgreSQLLink(Link):
         return bool(self._connection.closed) or self._isUseless
 
     def begin(self, isReading: bool) -> None:
-        # psycopg sends BEGIN with the first statement.
+        # Send nothing now, because psycopg sends BEGIN together with the first statement.
         if isReading != self._isReading:
             self._connection.read_only = isReading
             self._isReading = isReading
@@ -501,13 +508,12 @@ class _PostgreSQLLink(Link):
             pass
 
     def close(self) -> None:
-        # Closing sends a last message, and does not wait for an answer.
+        # close() sends a last message and does not wait for an answer.
         with closing(self._socket):
             self._connection.close()
 
     def _checked(self, error: BaseException) -> None:
-        # After a failover the old leader accepts no writes, and a new connection finds the new
-        # leader.
+        # After a failover the old leader accepts no writes.  A new connection finds the new leader.
         self._isUseless = _stateOf(error) == _READ_ONLY and not self._isReading
 
     def execute(self, statement: str, values: Mapping[str, Any], isBinary: bool) -> Any:
@@ -530,7 +536,7 @@ class _PostgreSQLLink(Link):
 
 class PostgreSQL(Driver):
     """
-    A server of PostgreSQL, or of an engine that speaks its protocol.
+    A PostgreSQL server, or another server with the protocol of PostgreSQL.
     """
 
     module = "psycopg"
@@ -539,9 +545,9 @@ class PostgreSQL(Driver):
         """
         @param dsn: a connection URI of libpq.
         @param prepares: whether to prepare statements on the server.  Some connection poolers do
-            not support this.
-        @raise ValueError: the URI is wrong, or the driver is missing; a sentence without the
-            password.
+            not support prepared statements.
+        @raise ValueError: the URI is wrong, or the driver is missing.  The text is a sentence that
+            does not contain the password.
         """
         try:
             import psycopg
@@ -556,11 +562,11 @@ class PostgreSQL(Driver):
         try:
             given: dict[str, Any] = dict(conninfo_to_dict(dsn))
         except psycopg.Error:
-            # The text of the error may have a part of the password.
+            # Do not show the text of the error, because it may contain a part of the password.
             raise ValueError("postgresql: the DSN is not a connection URI")
         if "@" in str(given.get("host", "")):
             raise ValueError('postgresql: a "@" in the user or the password is written %40')
-        # Show the values of the DSN, and not those of the process's environment.
+        # Show only values from the DSN, and no values from the environment of the process.
         host, port = given.get("host") or "", given.get("port")
         place = f"{host}:{port}" if port and "," not in host else host
         self.name = f"postgresql://{place}/{given.get('dbname') or ''}"
@@ -599,9 +605,10 @@ def makeDriver(
     Make the driver for a DSN.
 
     @param dsn: C{sqlite:PATH} or C{postgresql://USER:PASSWORD@HOST:PORT/DATABASE?PARAMETERS}.
-    @param isReadOnly: like C{mayCreate} and C{owner}, an argument of L{SQLite}.
+    @param isReadOnly: see L{SQLite}, which also has C{mayCreate} and C{owner}.
     @param prepares: see L{PostgreSQL}.
-    @raise ValueError: the DSN is wrong, or the driver is missing; a sentence without the password.
+    @raise ValueError: the DSN is wrong, or the driver is missing.  The text is a sentence that does
+        not contain the password.
     """
     scheme, colon, rest = dsn.partition(":")
     if colon and scheme == "sqlite":

@@ -1,5 +1,6 @@
 """
-The exceptions whose texts are for a client, for the author of a provider, or for a sender of mail.
+Exceptions with a text for somebody else: for a client, for the author of a provider, or for a
+sender of mail.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ __all__ = [
     "StoreUnavailable",
 ]
 
-# A first line holds 512 octets (RFC 2449 section 4).  "-ERR [", "] " and CRLF take ten of them.
+# A first line holds 512 octets (RFC 2449 section 4).  "-ERR [", "] " and CRLF take ten of these
+# octets.
 _MAX_TEXT = 400
 _MAX_CODE = 100
 _TEXT = re.compile(r"[ -Z\\^-~]+")
-# resp-code of RFC 2449 section 3, without the opening bracket.
+# The rule resp-code of RFC 2449 section 3, without the opening bracket.
 _CODE = re.compile(r"[!-.0-Z\\^-~]+(?:/[!-.0-Z\\^-~]+)*")
 
 
@@ -66,9 +68,8 @@ class BadArguments(POP3ResponseError):
 
 class ProviderMistake(Exception):
     """
-    A provider breaks its contract.  The text is one sentence for the log.  It names the
-    author's class and method, and explains the correction.  It contains no part of a
-    message.
+    A provider breaks its contract.  The text is one sentence for the log.  It names the provider's
+    class and method, and says what to correct.  It contains no part of a message.
     """
 
 

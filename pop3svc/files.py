@@ -1,6 +1,6 @@
 """
-Read local files without following links that other users may have made, and without
-blocking the reactor's thread on a disk.
+Read local files.  The functions do not follow links that other users may have made, and they do not
+block the reactor's thread while a disk reads.
 """
 
 from __future__ import annotations
@@ -46,33 +46,33 @@ __all__ = [
     "writeWhole",
 ]
 
-# The octets of a block.  The time for each block must be negligible, and the blocks of many clients
-# must fit into memory.
+# The size of a block.  It is large enough that the time per block does not matter, and small enough
+# that the blocks of many clients fit into memory.
 _BLOCK = 131072
-# The most octets that one sendfile() sends.
+# The most octets that one call of sendfile() sends.
 _REGION = 1048576
-# Before sendfile(), the service tests one octet in each block of this many octets, to find out
-# whether these octets are in the page cache.  The kernel reads ahead by more octets than a block
-# has.
+# Before it calls sendfile(), the service finds out whether the octets are in the page cache.  It
+# tests one octet of every 16,384 octets.  This is enough, because the kernel always reads more
+# octets than this at a time.
 _PROBE = 16384
 _COUNTING_BLOCK = 1048576
-# Octets at the end of a message that sendfile() does not send.
+# The number of octets at the end of a message that are not sent by sendfile().
 _LAST = 4096
 
 _TICK_NS = 20_000_000
 _SECOND_NS = 1_000_000_000
 
-# Flag of preadv() to read only from the page cache; Linux.
+# A flag of preadv() on Linux: read from the page cache, and never from the disk.
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 _NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
-# The queue may be long, because each connection has at most one read, and there is a limit of
-# connections.
+# The queue may be long, because the number of connections is limited, and each connection has at
+# most one job in the queue.
 _disk: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
     "pop3svc-disk", threads=8, waiting=100_000
 )
 # Work that may take minutes has its own threads, so that short work always finds a free thread.
-# Two threads are enough, because more threads are not faster.
+# More than two threads would not be faster.
 _longWork: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
     "pop3svc-long", threads=2, waiting=10_000
 )
@@ -80,8 +80,8 @@ _longWork: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
 
 def useNoThreads() -> None:
     """
-    From now on read and write files in the calling thread, for a program without a reactor.  Call
-    this function before a store is made.
+    Make all reads and writes of files run in the calling thread, for a program without a reactor.
+    Call this function before a store is made.
     """
     global _disk, _longWork
     _disk = _longWork = InlineExecutor()
@@ -96,15 +96,16 @@ def disk() -> BoundedThreadPool | InlineExecutor:
 
 def longWork() -> BoundedThreadPool | InlineExecutor:
     """
-    @return: the threads for work that may take long, such as counting a large mailbox.
+    @return: the threads for work that may take minutes, such as counting the octets of a large
+        mailbox.
     """
     return _longWork
 
 
 def closeQuietly(descriptor: int) -> None:
     """
-    Close a descriptor that was only read, or whose data is already durable, and ignore errors.  The
-    descriptor is closed even after an error.
+    Close a descriptor, and ignore an error.  Even if there is an error, the descriptor is closed.
+    Call this function if the file was only read, or if the written data is already durable.
     """
     try:
         os.close(descriptor)
@@ -125,16 +126,16 @@ def openRegular(name: str, directory: int | None = None) -> int:
 
 def openFile(name: str, directory: int | None = None) -> tuple[int, os.stat_result]:
     """
-    Open a file like L{openRegular}.
+    Open a regular file for reading, as L{openRegular} does, and read its status.
 
-    @return: a descriptor, and its status.
+    @return: a descriptor, and the status of the file.
     """
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=directory)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENODEV):
-            # The file is a link, a socket or a device.
+            # The name belongs to a link, a socket or a device.
             raise OSError(errno.ENOENT, "not a regular file")
         raise
     try:
@@ -158,27 +159,28 @@ def openDirectory(name: str, directory: int | None = None) -> int:
     return os.open(name, flags, dir_fd=directory)
 
 
-# Inode, size, time of modification and time of change of a file or directory.  The time of
-# change cannot be set back.
+# Inode, size, time of modification (mtime) and time of change (ctime) of a file or directory.  No
+# program can set the time of change back.
 FileStamp = tuple[int, int, int, int]
 
 # The stamps of several directories, and whether they are old enough to be trusted; see
 # L{areStampsTrustworthy}.
 FolderTimes = tuple[tuple[FileStamp, ...], bool]
 
-# The most octets of a file that is read as a whole; enough for a password file of two million
-# users.
+# The most octets of a file that is read as a whole.  A password file of two million users is
+# smaller.
 _LARGEST = 268_435_456
-# Opens files that the service itself may not open after giving up its privileges.
+# The function that opens files which the service may not open itself after it has given up its
+# privileges.
 _privileged: Callable[[str], int] | None = None
 
 
 def setPrivileged(opener: Callable[[str], int] | None) -> None:
     """
-    Set the function that opens, for reading, the files that the service itself may not open after
-    giving up its privileges.
+    Set the function that opens files for reading which the service may not open itself after it has
+    given up its privileges.
 
-    @param opener: takes a path, returns a descriptor, raises L{OSError}.
+    @param opener: takes a path and returns a descriptor, or raises L{OSError}.
     """
     global _privileged
     _privileged = opener
@@ -187,8 +189,9 @@ def setPrivileged(opener: Callable[[str], int] | None) -> None:
 
 def openReplaceable(path: str) -> int:
     """
-    Open a file for reading that other programs may replace at any time: a certificate, its
-    key, a password file.  Follow links, because certbot makes links.  Do not wait for a FIFO.
+    Open a file for reading that other programs may replace at any time.  Examples are a
+    certificate, a private key and a password file.  Follow links, because certbot makes links.  Do
+    not wait for a FIFO.
 
     @return: a descriptor of a regular file.
     @raise OSError: the file cannot be opened, or is not a regular file.
@@ -221,13 +224,13 @@ def readReplaceable(path: str, most: int = _LARGEST) -> bytes:
     """
     Read a whole file that other programs may replace at any time; see L{openReplaceable}.  Blocks.
 
-    @param most: largest size, octets.
+    @param most: the largest allowed size in octets.
     @raise OSError: the file cannot be read, is not a regular file, or is larger than C{most}.
     """
     descriptor = openReplaceable(path)
     with open(descriptor, "rb", buffering=0) as file:
-        # Limit the octets that are read, and not the size of the file, because the file may grow
-        # meanwhile.
+        # Limit the number of octets that are read.  The size of the file is no safe limit, because
+        # the file may grow meanwhile.
         data = bytearray()
         while block := file.read(min(_COUNTING_BLOCK, most + 1 - len(data))):
             data += block
@@ -238,10 +241,10 @@ def readReplaceable(path: str, most: int = _LARGEST) -> bytes:
 
 def listReplaceable(path: str, most: int) -> list[str]:
     """
-    List a directory in which other programs may add and remove files at any time.
+    List a directory while other programs may add and remove files.
 
     @param most: read no more than this number of names.
-    @return: the names in it.
+    @return: the names in the directory.
     @raise OSError: the directory cannot be listed.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -250,7 +253,8 @@ def listReplaceable(path: str, most: int) -> list[str]:
     except PermissionError:
         if _privileged is None:
             raise
-        # Reading an open directory needs no permission.
+        # The privileged process only opens the directory.  This process needs no permission to read
+        # a directory that is open.
         descriptor = _privileged(path)
     try:
         with os.scandir(descriptor) as entries:
@@ -283,7 +287,7 @@ def stampFrom(status: os.stat_result) -> FileStamp:
 
 
 # Seconds for which a stamp from the privileged process is cached.  Without the cache, each login
-# would ask that process.
+# would ask the privileged process.
 _STAMP_LIFE = 0.1
 _stamps: dict[str, tuple[float, FileStamp | None]] = {}
 
@@ -301,7 +305,8 @@ def _stampOfPrivileged(path: str, opener: Callable[[str], int]) -> FileStamp | N
                 stamp = stampFrom(os.fstat(descriptor))
             finally:
                 closeQuietly(descriptor)
-        # The cache is small: only configured files and certificates have an entry.
+        # The cache needs no limit, because it has entries for configured files and certificates
+        # only.
         _stamps[path] = now, stamp
     return stamp
 
@@ -319,8 +324,8 @@ def areStampsTrustworthy(stamps: Iterable[FileStamp]) -> bool:
             latest = modified
         if changed > latest:
             latest = changed
-    # The clock of most file systems advances in ticks; that of some, in steps of one or two
-    # seconds.
+    # The clock of most file systems advances in ticks of some milliseconds.  The clock of the
+    # others advances in steps of one or two seconds, and their times have no fractions of a second.
     tick = _TICK_NS if latest % _SECOND_NS else 2 * _SECOND_NS + _TICK_NS
     # Also trust a time in the future, because a change would set the file's time to the present.
     return abs(time.time_ns() - latest) > tick
@@ -332,11 +337,12 @@ def writeWhole(
     """
     Write a file atomically and durably.  Blocks.
 
-    @param owner: user and group of the file.
-    @param mode: the permissions of the file, private if not given.
+    @param owner: the user and the group who will own the file.
+    @param mode: the permissions of the file.  By default no other user may read it.
     @raise OSError: nothing was written.
     """
-    # Write to a new file, because another user may have created a file of that name.
+    # Write to a new file with an unpredictable name, because another user could have created a file
+    # with a known name.
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".pop3svc-")
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -366,10 +372,10 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes, bool]:
     """
     Read a file and count its octets on the wire.  Blocks; call it in a thread.
 
-    @param size: size of the file, octets.
-    @return: the size on the wire, whether the file is sent unchanged, the first 1,024 octets, and
-        whether all octets are ASCII.  A file is sent unchanged if all lines end with CRLF and no
-        line begins with a dot.
+    @param size: the size of the file in octets.
+    @return: four values: the size on the wire, whether the file can be sent unchanged, the first
+        1,024 octets, and whether all octets are ASCII.  A file can be sent unchanged if all lines
+        end with CRLF and no line begins with a dot.
     @raise OSError: the work was cancelled, or the file cannot be read.
     """
     if mustStop():
@@ -385,7 +391,7 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes, bool]:
     while offset < size:
         if mustStop():
             raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
-        # A hole in a sparse file consists of NULs, so the hole need not be read.
+        # A hole in a sparse file need not be read, because it consists of NULs.
         data = _nextData(descriptor, offset, size)
         count.skip(data - offset)
         block = os.pread(descriptor, min(_COUNTING_BLOCK, size - data), data)
@@ -404,7 +410,7 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes, bool]:
 
 def _measureWhole(whole: bytes) -> tuple[int, bool]:
     """
-    @return: the same as L{measure}, for a message in memory.
+    @return: the first two values that L{measure} returns, for a message in memory.
     """
     octets = len(whole) + countBareLF(whole)
     if not whole.endswith(b"\n") and whole:
@@ -423,7 +429,8 @@ def peek(descriptor: int, size: int) -> bytes | None:
     try:
         read = os.preadv(descriptor, [buffer], 0, _NOWAIT)
     except OSError:
-        # The caller reads in a thread, and gets the error there.
+        # Ignore the error, because the caller will read the file in a thread and get the error
+        # again.
         return None
     return bytes(buffer[:read])
 
@@ -439,21 +446,22 @@ def _nextData(descriptor: int, offset: int, size: int) -> int:
 
 class FileRegion:
     """
-    The octets of an open file that are still to be sent.  L{FileBlocks} reads them, and an
-    outlet (L{pop3svc.protocol.outlets}) may send some of them without reading them.  This class
-    reads and sends only octets that are in the page cache, so that it never blocks.
+    The octets of an open file that have not been sent yet.  L{FileBlocks} reads these octets.  An
+    outlet (L{pop3svc.protocol.outlets}) may call L{sendTo} instead, which sends octets without
+    reading them into memory.  The methods of this class use octets only if they are in the page
+    cache.  They therefore never block.
 
     @ivar descriptor: a descriptor of the file.
-    @ivar offset: offset of the next octet.
-    @ivar left: octets after the offset.
+    @ivar offset: the offset of the next octet in the file.
+    @ivar left: the number of octets that have not been sent.
     """
 
     __slots__ = ("descriptor", "left", "offset")
 
     def __init__(self, descriptor: int, offset: int, length: int) -> None:
         """
-        @param offset: offset of the first octet.
-        @param length: octets of the region.
+        @param offset: the offset of the first octet in the file.
+        @param length: the number of octets.
         """
         self.descriptor = descriptor
         self.offset = offset
@@ -463,7 +471,7 @@ class FileRegion:
         """
         Move the offset past octets that were read or sent.
 
-        @param octets: their number.
+        @param octets: the number of octets that were read or sent.
         @raise EOFError: the number of octets is 0, because the file has become shorter.
         """
         if not octets:
@@ -475,8 +483,8 @@ class FileRegion:
         """
         Read the next octets if they are in the page cache.
 
-        @param size: octets to read at most.
-        @return: the octets; L{None} if they have to be read in a thread.
+        @param size: the most octets to read.
+        @return: the octets; L{None} if a thread has to read them from the disk.
         @raise OSError: the file cannot be read.
         """
         if _NOWAIT is None:
@@ -489,7 +497,8 @@ class FileRegion:
                 raise
             return None
         if not read:
-            # Some kernels return 0 before the end of the file; in this case read in a thread.
+            # Some kernels return 0 before the end of the file is reached.  The caller then reads in
+            # a thread.
             return None
         self.offset += read
         self.left -= read
@@ -497,15 +506,17 @@ class FileRegion:
 
     def sendTo(self, socket: int) -> int:
         """
-        Send to a socket, unchanged, those of the next octets that are in the page cache.
+        Send the next octets to a socket, as far as they are in the page cache.  The octets are sent
+        unchanged.
 
         @param socket: a descriptor.
-        @return: the number of octets sent; 0 if they have to be read.
+        @return: the number of octets sent; 0 if the caller has to read the octets and write them to
+            the socket.
         @raise BlockingIOError: the socket's buffer is full.
         @raise ConnectionError: the client is gone.
         @raise OSError: the file cannot be read.
         """
-        # Keep back the last octets, so that they share a packet with the end of the reply.
+        # Do not send the last octets, so that they share a packet with the end of the reply.
         size = min(_REGION, self.left - _LAST)
         size = self._cached(size) if size > 0 else 0
         if not size:
@@ -515,9 +526,9 @@ class FileRegion:
         except (BlockingIOError, ConnectionError):
             raise
         except OSError:
-            # Either the file system does not support sendfile(), or the file or the socket has an
-            # error.  The caller then reads and writes without sendfile(), and an error will appear
-            # again.
+            # Perhaps the file system does not support sendfile(), or the file or the socket has an
+            # error.  Ignore the error, because the caller then reads and writes without sendfile()
+            # and gets a real error again.
             return 0
         self.advance(sent)
         return sent
@@ -564,9 +575,9 @@ class FileBlocks:
         """
         @param descriptor: a descriptor of the file.
         @param closing: called once, when the descriptor is no longer read.
-        @param offset: offset of the first octet.
-        @param length: octets to read; L{None} for all octets up to the present end of the file.  If
-            the file becomes shorter, reading fails.
+        @param offset: the offset of the first octet in the file.
+        @param length: the number of octets to read; L{None} for all octets up to the present end of
+            the file.  If the file becomes shorter, reading fails.
         @param form: the form of the content.
         @param group: see L{Executor.run}.
         """
@@ -614,9 +625,9 @@ class FileBlocks:
 
     def close(self) -> None:
         """
-        See L{IChunkedContent.close}.  If a read is running, the descriptor stays open until the
-        read has ended.  Otherwise another file could get the same descriptor, and the read would
-        read that file.
+        See L{IChunkedContent.close}.  If a thread is reading, the descriptor stays open until the
+        thread has finished.  Otherwise another file could get the same descriptor, and the thread
+        would read the other file.
         """
         if not self._closed:
             self._closed = True

@@ -2,10 +2,11 @@
 Use files with the rights of another user, in one thread (Linux).
 
 The file rights of a thread are its user (C{setfsuid}), its group (C{setfsgid}) and its
-supplementary groups.  The wrapper of the C library changes the groups of all threads, so this
-module calls the kernel.  It needs the capabilities CAP_SETUID and CAP_SETGID.  With other
-capabilities, such as CAP_DAC_OVERRIDE, there would be no protection, because a thread loses them
-only if the process is root's.
+supplementary groups.  The function setgroups() of the C library would change the groups of all
+threads.  This module therefore calls the kernel directly.  The process needs the capabilities
+CAP_SETUID and CAP_SETGID.  If it had other capabilities, such as CAP_DAC_OVERRIDE, there would be
+no protection.  A thread would keep those capabilities with the rights of the user, unless the
+process belongs to root.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ __all__ = [
 
 log = Logger(namespace="pop3svc")
 
-# The number of the system call setgroups, by the machine and the octets of a pointer.  On 32-bit
-# machines it is the number of setgroups32.
+# The number of the system call setgroups.  The keys are the type of the machine and the octets of a
+# pointer.  For 32-bit machines, the value is the number of setgroups32.
 _SETGROUPS = {
     ("x86_64", 8): 116,
     ("aarch64", 8): 159,
@@ -45,7 +46,7 @@ _SETGROUPS = {
     ("i686", 4): 206,
     ("armv7l", 4): 206,
 }
-# With this argument setfsuid() and setfsgid() change nothing, and return the present value.
+# With this argument, setfsuid() and setfsgid() return the present value and change nothing.
 _PRESENT = 0xFFFFFFFF
 # CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER and CAP_MKNOD, as bits.
 _FILE_CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 27
@@ -61,7 +62,7 @@ class FileUser:
     The rights with which a thread uses files.
 
     @ivar uid: the user.
-    @ivar gid: the group, which new files get.
+    @ivar gid: the group to which new files belong.
     @ivar groups: the supplementary groups.
     """
 
@@ -79,7 +80,7 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
-# The rights of the process, from the first change of rights on.
+# The rights of the process; None until a thread changes its rights for the first time.
 _process: FileUser | None = None
 
 
@@ -108,7 +109,8 @@ class _Kernel:
         number = _SETGROUPS.get((platform.machine(), struct.calcsize("P")))
         if not sys.platform.startswith("linux") or number is None:
             raise OSError(errno.ENOSYS, "this system cannot change the rights of one thread")
-        # PyDLL keeps the interpreter's lock, because these calls take less time than the release.
+        # PyDLL does not release the interpreter's lock during a call, because the release would
+        # take more time than these calls.
         library = ctypes.PyDLL(None, use_errno=True)
         self._number = ctypes.c_long(number)
         self._call: Any = library.syscall
@@ -132,7 +134,7 @@ class _Kernel:
         @raise OSError: the group was not changed.
         """
         self._setfsgid(gid)
-        # The call reports no failure.
+        # setfsgid() does not report a failure, so read the group again.
         if self._setfsgid(_PRESENT) != gid:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -161,7 +163,7 @@ def _rightsOfProcess() -> FileUser:
 
 def _enter(user: FileUser) -> None:
     """
-    Take the rights of a user in this thread.  Before the call, the thread has the rights of the
+    Give this thread the rights of a user.  Before the call, the thread must have the rights of the
     process.
 
     @raise OSError: the thread still has the rights of the process.
@@ -182,8 +184,8 @@ def _enter(user: FileUser) -> None:
 
 def _leave() -> None:
     """
-    Give this thread the rights of the process again.  If this is not possible, end the process,
-    because otherwise the thread would do other users' work with the wrong rights.
+    Give this thread the rights of the process again.  If this is not possible, end the process.
+    Otherwise the thread would do work for other users with the wrong rights.
     """
     kernel, process = _calls(), _process
     assert process is not None
@@ -193,7 +195,8 @@ def _leave() -> None:
         try:
             kernel.setGroups(process.groups)
         except OSError:
-            # Without the capability the groups have never been changed.
+            # The call fails without CAP_SETGID.  This is no problem if the groups are those of the
+            # process.
             if tuple(os.getgroups()) != process.groups:
                 raise
     except BaseException as error:
@@ -244,8 +247,8 @@ class asUser:
 
 class asService:
     """
-    A context in which this thread has the rights of the process, whichever rights it had before.
-    Use the context for work on the service's own files.
+    A context in which this thread has the rights of the process, even if it had the rights of a
+    user before.  Use the context for work on files that belong to the service.
     """
 
     __slots__ = ("_before",)
@@ -260,19 +263,23 @@ class asService:
             try:
                 _enter(self._before)
             except OSError as failure:
-                # The rest of the work must not run with the rights of the service.
+                # End the process, because the rest of the user's work must not run with the rights
+                # of the service.
                 _end(failure)
 
 
 def checkMayChangeUser(uid: int) -> None:
     """
-    Check that this process can take the rights of users, and that it then has no other rights.
+    Check that a thread of this process can take the rights of a user, and that it has no further
+    rights then.
 
     @param uid: any user other than root.
-    @raise ValueError: the process does not have these abilities; a sentence for the operator.
+    @raise ValueError: the thread cannot take the rights, or keeps further rights.  The text is a
+        sentence for the operator.
     """
     global _process
-    # Another part of the process may have changed its user since the last check.
+    # Read the rights of the process again, because the process may have changed its user since the
+    # last check.
     _process = None
     try:
         with asUser(FileUser(uid, uid)):

@@ -16,16 +16,16 @@ log = Logger(namespace="pop3svc")
 
 class Health:
     """
-    Whether a server or a database works.  The log says when it stops working, and when it works
-    again.  Several users of one server may share a L{Health}.
+    Records whether a server or a database works.  The log says when the server or the database
+    stops working, and when it works again.  All objects that use one server may share a L{Health}.
 
     @ivar name: the name of the server or the database.
-    @ivar reason: why it does not work; empty while it works.
+    @ivar reason: why the server or the database does not work; empty while it works.
     @ivar faults: the number of failures.
     """
 
-    # Seconds after a failure from which C{/readyz} is positive again, because only a use of the
-    # server can show that it works.
+    # Seconds after a failure until C{/readyz} reports success again.  It must not wait for a
+    # success, because without requests the service does not use the server.
     RECENT = 30.0
     # All servers and databases that this process uses, for the operator.
     _all: WeakSet[Health] = WeakSet()
@@ -50,7 +50,7 @@ class Health:
     @property
     def isAvailable(self) -> bool:
         """
-        Whether it works.
+        Whether the server or the database works.
         """
         return not self.reason
 

@@ -1,8 +1,8 @@
 """
-The texts of replies in other languages than English (RFC 6856 section 3).
+Translate the texts of replies (RFC 6856 section 3).
 
 The code makes every reply in English.  If a session has chosen another language, the text is
-translated when the reply becomes octets.  A session in English therefore needs no catalogue.
+translated when the reply becomes octets.  English therefore needs no catalogue.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ LANGUAGES: Mapping[str, str] = {
     "de": "Deutsch",
     "fr": "Français",
 }
-# The texts with a number, a unique-id or a tag.  Each placeholder stands for a word without spaces.
+# The texts that contain a number, a unique-id or a tag of a language.  Each placeholder stands for
+# one word.
 TEMPLATES = (
     "{count} messages",
     "Asleep, {count} deleted.",
@@ -35,7 +36,7 @@ TEMPLATES = (
 )
 
 _PLACEHOLDER = re.compile(r"\\\{([A-Za-z]+)\\\}")
-# language-range of RFC 4647 section 2.1, without "*".
+# The rule language-range of RFC 4647 section 2.1, without "*".
 _RANGE = re.compile(r"[A-Za-z]{1,8}(?:-[A-Za-z0-9]{1,8})*")
 
 
@@ -53,15 +54,15 @@ class Language:
 
     def __init__(self, catalogue: gettext.NullTranslations) -> None:
         """
-        @param catalogue: the translations by their English text.
+        @param catalogue: maps each English text to its translation.
         """
         self._catalogue = catalogue
 
     def translated(self, text: str) -> str:
         """
         @param text: the text of a reply, in English; not empty.
-        @return: the text in this language; the same text if the catalogue does not have it, because
-            the text comes from another package.
+        @return: the text in this language.  If the catalogue does not have the text, it is returned
+            unchanged.  For example, a provider in another package may have made the text.
         """
         found = self._catalogue.gettext(text)
         if found != text:
@@ -76,7 +77,7 @@ class Language:
 @lru_cache(1)
 def languages() -> Mapping[str, Language | None]:
     """
-    Read the catalogues.  Blocks at the first call, so a service calls it when it starts.
+    Read the catalogues.  The first call blocks, so a service makes it when it starts.
 
     @return: each language by its tag; L{None} for English, which needs no translation.
     """

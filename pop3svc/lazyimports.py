@@ -13,11 +13,11 @@ __all__ = ["onDemand"]
 
 def onDemand(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
     """
-    Make a C{__getattr__} that imports names lazily.  In an environment with this package, every run
-    of pytest imports the pytest plugin of this package, and the packages that contain the plugin.
-    These imports must not import Twisted.
+    Make a C{__getattr__} that imports names lazily.  This package contains a plugin for pytest.
+    Wherever the package is installed, every run of pytest imports the plugin and the packages
+    around it.  These packages must not import Twisted.
 
-    @param package: name of the package.
+    @param package: the name of the package.
     @param places: the module of each name.
     @return: the package's C{__getattr__} (PEP 562).
     """

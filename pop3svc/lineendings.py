@@ -1,6 +1,6 @@
 """
-The forms in which a message may be stored: convert line ends to CRLF, and count the octets on
-the wire.
+Convert the line ends of stored messages to CRLF, and count the octets that a message has on the
+wire.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _LINE_END = re.compile(rb"(?<!\r)\r\n")
 
 class WireForm(Enum):
     """
-    The form of stored octets.  It decides how the encoder must change them for the body of a
-    multi-line reply.
+    The form of the stored octets of a message.  The form says which changes the encoder has to make
+    for the body of a multi-line reply.
     """
 
     # Line ends may be LF, the last line may have none, and lines may begin with a dot.
     RAW = "raw"
-    # Whole lines that all end with CRLF; lines may begin with a dot.
+    # All lines end with CRLF.  Lines may begin with a dot.
     LINES = "lines"
-    # Whole lines that all end with CRLF and do not begin with a dot, sent unchanged.
+    # All lines end with CRLF, and no line begins with a dot.  The octets are sent unchanged.
     READY = "ready"
 
 
@@ -42,7 +42,7 @@ def countBareLF(data: bytes) -> int:
     """
     @return: the number of line feeds without a carriage return before them.
     """
-    # The octets of every message are counted here, and bytes.count() would take twice as long.
+    # bytes.count() would take twice as long, and this function reads every message.
     feeds = len(data) - len(data.replace(b"\n", b""))
     returns = len(data) - len(data.replace(b"\r", b""))
     if not feeds or not returns:
@@ -67,13 +67,13 @@ class CRLFNormalizer:
     def feed(self, data: bytes) -> bytes:
         """
         @param data: the next octets of the stored message.
-        @return: octets to send; possibly none yet.
+        @return: the next octets to send; they may be empty.
         """
         if self._heldCR:
             data = b"\r" + data
             self._heldCR = False
         if data.endswith(b"\r"):
-            # The next block will show whether this CR is half a line end.
+            # Only the next block shows whether an LF follows this CR.
             self._heldCR = True
             data = data[:-1]
         if not data:
@@ -89,7 +89,7 @@ class CRLFNormalizer:
 
     def finish(self) -> bytes:
         """
-        @return: octets to send after the last block.
+        @return: the octets to send after the last block.
         """
         if self._heldCR:
             return b"\r\r\n"
@@ -100,14 +100,14 @@ class LFNormalizer:
     """
     Converts the line ends of one message to LF, block by block, for a file of a Maildir.
 
-    From the result, L{CRLFNormalizer} makes the same octets as from the message itself.  A line
+    L{CRLFNormalizer} makes the same octets from the result as from the original message.  A line
     that ends with several carriage returns therefore does not change.  A last line without a line
     end gets LF.  Blocks may be cut anywhere.
     """
 
     def __init__(self) -> None:
-        # Whether the input ended with a carriage return, which may be half a line end; and whether
-        # there is another carriage return before it.
+        # Whether the last octet of the input was a carriage return, after which an LF may follow.
+        # And whether there was another carriage return before that one.
         self._held = b""
         self._isAfterCR = False
         self._atLineStart = True
@@ -115,7 +115,7 @@ class LFNormalizer:
     def feed(self, data: bytes) -> bytes:
         """
         @param data: the next octets of the message.
-        @return: octets to store; possibly none yet.
+        @return: the next octets to store; they may be empty.
         """
         data = self._held + data
         self._held = b""
@@ -132,17 +132,17 @@ class LFNormalizer:
 
     def finish(self) -> bytes:
         """
-        @return: octets to store after the last block.
+        @return: the octets to store after the last block.
         """
         if self._held:
-            # These octets belong to a line without a line end.
+            # The last line has no line end, and these octets are its end.
             return self._held + b"\r\n"
         return b"" if self._atLineStart else b"\n"
 
 
 class WireSizeCounter:
     """
-    Counts the octets that L{CRLFNormalizer} would return, without building them.
+    Counts the octets that L{CRLFNormalizer} would return, without making them.
     """
 
     def __init__(self) -> None:
@@ -162,7 +162,7 @@ class WireSizeCounter:
 
     def skip(self, octets: int) -> None:
         """
-        Count NULs, such as a hole in a sparse file.
+        Count NULs that are not read, such as those of a hole in a sparse file.
 
         @param octets: the number of NULs.
         """
@@ -172,6 +172,6 @@ class WireSizeCounter:
 
     def total(self) -> int:
         """
-        @return: octets of the whole message on the wire, without dot-stuffing.
+        @return: the number of octets that the whole message has on the wire, without dot-stuffing.
         """
         return self._octets if self._last == b"\n" else self._octets + 2

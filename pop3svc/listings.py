@@ -21,11 +21,12 @@ __all__ = [
 
 T = TypeVar("T")
 
-# See RFC 1939 section 7.  A lone "_" would look like the mark of a multi-line reply.
+# See RFC 1939 section 7.  The unique-id "_" is not allowed, because a client could take it for the
+# mark of the extension MULTI-LINE-IND.
 _LONGEST = 70
 _UNIQUE_ID = re.compile(r"(?!_\Z)[!-~]{1,70}")
 _DERIVED = re.compile(r"H-[0-9a-f]{64}")
-# The number of lines that are formatted at a time.  They take some tens of KiB.
+# How many lines of a reply are formatted at a time.  So many lines take some tens of KiB.
 _LINES = 1000
 
 
@@ -37,21 +38,21 @@ class BadListing(Exception):
 
 def isUniqueID(text: object) -> bool:
     """
-    @return: whether this is a well-formed unique-id (RFC 1939 section 7).
+    @return: whether a value is a well-formed unique-id (RFC 1939 section 7).
     """
     return isinstance(text, str) and _UNIQUE_ID.fullmatch(text) is not None
 
 
 def isDerived(uniqueID: str) -> bool:
     """
-    @return: whether a unique-id has the form that this service derives from the name of a
-        file if the name itself cannot be used.
+    @return: whether a unique-id has the form of a derived one.  The service derives a unique-id
+        from the name of a file if the name itself is no well-formed unique-id.
     """
     return uniqueID.startswith("H-") and _DERIVED.fullmatch(uniqueID) is not None
 
 
-# The number of unique-ids that one call processes, so that it holds the interpreter lock only for
-# some milliseconds.
+# How many unique-ids one call processes.  The call holds the interpreter's lock, so it must end
+# after some milliseconds.
 _SLICE = 20_000
 
 
@@ -66,8 +67,8 @@ def slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def areUniqueIDs(texts: Sequence[str]) -> bool:
     """
-    @return: whether all texts are well-formed.  This is faster than a call of L{isUniqueID} for
-        each.
+    @return: whether all texts are well-formed unique-ids.  This is faster than a call of
+        L{isUniqueID} for each.
     """
     return all(map(_areUniqueIDs, slices(texts)))
 
@@ -133,7 +134,7 @@ class UniqueIDList:
     def ofChecked(cls, uniqueIDs: list[str]) -> UniqueIDList:
         """
         @param uniqueIDs: unique-ids that are well-formed and different; they must not be changed.
-        @return: the list, without another check.
+        @return: a list of the unique-ids, which are not checked again.
         """
         made = cls(())
         made.uniqueIDs = uniqueIDs
@@ -147,13 +148,14 @@ class UniqueIDList:
 
     def number(self, uniqueID: str) -> int | None:
         """
-        @return: the number of a message, L{None} if it was not listed.
+        @return: the message number of a unique-id; L{None} if the list does not contain the
+            unique-id.
         """
         return (self._numbers or self.numbers()).get(uniqueID)
 
     def numbers(self) -> Mapping[str, int]:
         """
-        @return: the number of each message.
+        @return: the message number of each unique-id.
         """
         if self._numbers is None:
             self._numbers = dict(zip(self.uniqueIDs, range(1, len(self) + 1), strict=True))
@@ -172,8 +174,8 @@ class UniqueIDList:
 
     def prepare(self) -> None:
         """
-        Compute the data that sessions need.  For very many messages this takes long, so call it in
-        a thread.
+        Compute the data that sessions need.  This takes long if there are very many messages, so
+        call it in a thread.
         """
         if len(self) > _SLICE:
             self.hashes()

@@ -27,21 +27,22 @@ __all__ = ["JOURNAL", "JournalLog", "isJournal", "journalRecord", "jsonLine"]
 
 # The socket of the journal of systemd.
 JOURNAL = "/run/systemd/journal/socket"
-# The most characters of a field and of a traceback.  A longer value is a bug, or an attempt to fill
-# the disk.  The largest datagram of a UNIX socket has some 200,000 octets.
+# The most characters of a field and of a traceback.  A longer value comes from a bug or from an
+# attempt to fill the disk.  A record must also fit into a datagram of a UNIX socket, which has at
+# most some 200,000 octets.
 _LONGEST_FIELD, _LONGEST_TRACEBACK = 1000, 40_000
-# Fields of an event of the service that are left out, because the record has the same facts
-# elsewhere.
+# Fields of the service's events that are not copied, because the record has their values under
+# other names.
 _TOLD = frozenset(["pop3Event", "summary", "worker"])
-# Octets that are not UTF-8 ("surrogateescape").
+# Surrogates, which stand for octets that are not UTF-8 (the error handler "surrogateescape").
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _UPPER = re.compile("(?<=[a-z0-9])(?=[A-Z])")
 
 
 def _clean(text: str) -> str:
     """
-    @return: the text without surrogates.  Many programs refuse surrogates, because they are not
-        characters.
+    @return: the text with escape sequences instead of surrogates.  Surrogates are not characters,
+        and many programs refuse them.
     """
     if text.isascii():
         return text
@@ -54,7 +55,8 @@ def _bounded(text: str, longest: int = _LONGEST_FIELD) -> str:
 
 def _fieldsOf(event: LogEvent) -> Iterator[tuple[str, Any]]:
     """
-    @return: names and values of the plain fields of an event of the service (docs/events).
+    @return: names and values of the fields of an event that the service itself has logged (see
+        docs/events).  Only texts, numbers, booleans and L{None} are returned.
     """
     if "pop3Event" not in event:
         return
@@ -64,7 +66,7 @@ def _fieldsOf(event: LogEvent) -> Iterator[tuple[str, Any]]:
         if isinstance(value, str):
             yield key, _bounded(value)
         elif isinstance(value, float) and not math.isfinite(value):
-            # JSON cannot contain such a number.
+            # JSON has no infinity and no NaN.
             yield key, str(value)
         elif value is None or isinstance(value, int | float):
             yield key, value
@@ -80,9 +82,10 @@ def _timeOf(event: LogEvent) -> str:
 
 def jsonLine(event: LogEvent) -> list[bytes]:
     """
-    Make one JSON object of an event, in ASCII: C{time}, C{level}, C{namespace}, C{event},
-    C{worker}, C{text}, the plain fields of an event of the service, C{traceback}.  Keys without a
-    value are left out, except for fields of the event.  The first keys always have this order.
+    Make a JSON object of an event, in ASCII.  Its keys are C{time}, C{level}, C{namespace},
+    C{event}, C{worker} and C{text} in this order, then the result of L{_fieldsOf}, then
+    C{traceback}.  If an event has no value for a key, the key is missing.  A field of the event may
+    also have the value C{null}.
 
     @return: one line; empty if the event has neither a text nor a name nor a traceback.
     """
@@ -113,8 +116,8 @@ def jsonLine(event: LogEvent) -> list[bytes]:
 
 def isJournal(descriptor: int, environment: Mapping[str, str] = os.environ) -> bool:
     """
-    @return: whether a descriptor is the stream to the journal that systemd has opened
-        (JOURNAL_STREAM in systemd.exec(5)).
+    @return: whether a descriptor is the connection to the journal that systemd has opened for this
+        process (JOURNAL_STREAM in systemd.exec(5)).
     """
     device, _, inode = environment.get("JOURNAL_STREAM", "").partition(":")
     try:
@@ -129,8 +132,8 @@ def isJournal(descriptor: int, environment: Mapping[str, str] = os.environ) -> b
 
 def _entry(name: str, value: str) -> bytes:
     """
-    @return: a field in the form of the journal's native protocol.  A value with a line end has its
-        length in front.
+    @return: a field in the form that the native protocol of the journal requires.  If the value
+        contains a line end, the length comes before the value.
     """
     data = value.encode("utf-8", "backslashreplace")
     if b"\n" in data:
@@ -140,7 +143,7 @@ def _entry(name: str, value: str) -> bytes:
 
 def _nameOf(key: str) -> str:
     """
-    @return: the journal's name of a field: C{clientIP} is C{POP3SVC_CLIENT_IP}.
+    @return: the name of a field in the journal, such as C{POP3SVC_CLIENT_IP} for C{clientIP}.
     """
     name = re.sub("[^A-Z0-9_]", "_", _UPPER.sub("_", key).upper())
     return f"POP3SVC_{name}"[:64]
@@ -148,10 +151,10 @@ def _nameOf(key: str) -> str:
 
 def journalRecord(event: LogEvent) -> bytes:
     """
-    Make a record of the journal's native protocol.  C{MESSAGE} is the line of the text format
-    without its time, so that the same filters match it.
+    Make a record of the journal's native protocol.  C{MESSAGE} is the first line of the text
+    format, but without the time.  A filter for the text format therefore also matches C{MESSAGE}.
 
-    @return: the datagram; empty if the event must not be written.
+    @return: the datagram; empty if the event has nothing to write.
     """
     lines = eventText(event)
     fields = list(_fieldsOf(event))
@@ -195,7 +198,7 @@ class JournalLog:
         self._otherwise = otherwise
         self._path = path
         self._socket: socket.socket | None = None
-        # Events come from all threads.
+        # The lock is necessary because every thread may log an event.
         self._lock = Lock()
 
     def __call__(self, event: LogEvent) -> None:
@@ -232,7 +235,8 @@ class JournalLog:
 
     def reopen(self) -> None:
         """
-        Connect to the journal again, and reopen the other log.
+        Close the connection to the journal, so that the next record makes a new one.  Reopen the
+        other log.
 
         @raise OSError: the other log cannot be opened; see L{pop3svc.logs.Sink.reopen}.
         """

@@ -1,5 +1,6 @@
 """
-Write log events as single lines, escape their text, and never block on the log.
+Write log events as lines.  The text of an event is escaped, so that it cannot begin a new line.  No
+method waits until the output accepts a line.
 """
 
 from __future__ import annotations
@@ -36,21 +37,24 @@ __all__ = [
     "tracebackOf",
 ]
 
-# The most characters of a line.  A longer line is a bug, or an attempt to fill the disk.
+# The most characters of a line.  A longer line comes from a bug or from an attempt to fill the
+# disk.
 _LONGEST = 8000
 # The most octets of a syslog datagram. rsyslog accepts 8 KiB by default.
 _DATAGRAM = 8000
 # The priorities of the levels (RFC 5424 section 6.2.1).
 _PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
-# Octets that a write to a pipe writes completely or not at all (POSIX: at least 512).
+# If a write to a pipe has at most this many octets, the system writes all of them or none.  POSIX
+# guarantees this for 512 octets.
 _AT_ONCE = 512
-# The same number for the pipes of this system.
+# The limit of this system.
 _PIPE = select.PIPE_BUF
 # The most octets of one write to a file or to a stream socket.  A write of this size takes less
 # than a millisecond.
 _TOGETHER = 65_536
-# Events of these levels may wait for further events.  Events of other levels are written at once,
-# because the process may be about to end.
+# The lines of events with these levels may wait, so that several lines are written together.
+# Events with other levels are written at once, because they may be the last ones before the process
+# ends.
 _PATIENT = frozenset([LogLevel.debug, LogLevel.info, LogLevel.warn])
 
 
@@ -60,7 +64,7 @@ def escaped(text: str) -> str:
     become escape sequences of Python: control characters, line ends, marks that change the
     direction of writing, and octets that are not UTF-8.
 
-    @return: printable text that can be encoded in any encoding of Unicode.
+    @return: printable text without surrogates, so that it can be encoded in UTF-8.
     """
     if text.isprintable():
         return text
@@ -69,7 +73,8 @@ def escaped(text: str) -> str:
 
 def cut(text: str) -> str:
     """
-    @return: the text, cut to the length of a line of the log.
+    @return: the text.  If it is too long for a line of the log, its end is replaced by the number
+        of missing characters.
     """
     if len(text) > _LONGEST:
         return f"{text[:_LONGEST]} ({len(text) - _LONGEST} more characters)"
@@ -79,7 +84,7 @@ def cut(text: str) -> str:
 def _escape(character: str) -> str:
     number = ord(character)
     if 0xDC80 <= number <= 0xDCFF:
-        # An octet that is not UTF-8 ("surrogateescape").
+        # The character stands for an octet that is not UTF-8 (the error handler "surrogateescape").
         return f"\\x{number - 0xDC00:02x}"
     return repr(character)[1:-1]
 
@@ -92,7 +97,7 @@ def _system(event: LogEvent) -> str:
     return _defaultSystem(str(event.get("log_namespace", "-")), level)
 
 
-# Some dozens of packages log events.
+# A cache of 128 results is enough, because only some dozens of packages log events.
 @lru_cache(128)
 def _defaultSystem(namespace: str, level: str) -> str:
     return escaped(f"{namespace}#{level}")
@@ -103,8 +108,8 @@ def eventText(event: LogEvent) -> list[str]:
     Format an event.
 
     @return: the lines of the event; empty if the event has no text.  The first line is C{[system]
-        text}.  Lines of a traceback begin with a tab and a bar, so that no such line looks like the
-        first line of an event.
+        text}.  Each line of a traceback begins with a tab and a vertical bar, so that it does not
+        look like the first line of an event.
     """
     text = textOf(event)
     failure = event.get("log_failure")
@@ -136,7 +141,8 @@ def priorityOf(event: LogEvent) -> int:
     return _PRIORITIES.get(getattr(event.get("log_level"), "name", ""), 6)
 
 
-# Makes the lines of an event, each with its LF.  An event that must not be written has no lines.
+# Functions that make the lines of an event.  Each line ends with LF.  There are no lines if the
+# event has nothing to write.
 Form = Callable[[LogEvent], list[bytes]]
 
 
@@ -148,12 +154,12 @@ class TextForm:
     def __init__(self, hasTime: bool = True, hasPriority: bool = False) -> None:
         """
         @param hasTime: whether the first line of each event begins with the time.
-        @param hasPriority: whether each line begins with a priority such as C{<6>}, which the
-            journal of systemd takes from the line (sd-daemon(3)).
+        @param hasPriority: whether each line begins with a priority such as C{<6>}.  The journal of
+            systemd reads the priority and removes it from the line (sd-daemon(3)).
         """
         self._hasTime = hasTime
         self._hasPriority = hasPriority
-        # The second of the last event, and its text.
+        # The time of the last event in whole seconds, and the text of this time.
         self._last = -1, ""
 
     def __call__(self, event: LogEvent) -> list[bytes]:
@@ -166,14 +172,14 @@ class TextForm:
         if self._hasTime:
             lines[0] = f"{self._timeOf(event)} {lines[0]}"
         if len(lines) == 1 and not self._hasPriority:
-            # The usual case.
+            # Handle the most frequent case without the list comprehension below.
             return [(lines[0] + "\n").encode("utf-8", "backslashreplace")]
         head = b"<%d>" % priorityOf(event) if self._hasPriority else b""
         return [head + each.encode("utf-8", "backslashreplace") + b"\n" for each in lines]
 
     def _timeOf(self, event: LogEvent) -> str:
         second = int(event.get("log_time") or time.time())
-        # Use a single assignment, because events come from all threads.
+        # Assign both values at once, because several threads may call this method at the same time.
         before, text = self._last
         if second != before:
             text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(second))
@@ -183,12 +189,12 @@ class TextForm:
 
 class Sink(Protocol):
     """
-    Output of a log.
+    An output for the lines of a log.
     """
 
     # Whether each event begins with its time.
     hasTime: bool
-    # The most octets of several lines in one write; 0 if each line needs a separate write.
+    # The most octets of a write that contains several lines; 0 if each line needs a separate write.
     together: int
 
     def write(self, data: bytes) -> int:
@@ -209,8 +215,8 @@ class Sink(Protocol):
 
 class FileSink:
     """
-    A log file.  It is open in append mode, because logrotate may copy and truncate it, and the
-    next write must then begin at the start of the file.
+    A log file.  The file is opened in append mode, because logrotate may copy the file and truncate
+    it.  The next write must then begin at the start of the file.
     """
 
     hasTime = True
@@ -260,8 +266,8 @@ class StreamSink:
         mode = os.fstat(descriptor).st_mode
         self._socket: socket.socket | None = None
         self._waits = False
-        # Other processes may write to the same pipe, and their lines must not end up inside a line
-        # of this process.
+        # Other processes may write to the same pipe.  If a write were longer than _PIPE, their
+        # lines could end up inside a line of this process.
         self.together = _TOGETHER if stat.S_ISREG(mode) else _PIPE
         if stat.S_ISSOCK(mode):
             self._socket = socket.socket(fileno=os.dup(descriptor))
@@ -269,8 +275,8 @@ class StreamSink:
             isStream = self._socket.type == socket.SOCK_STREAM
             self.together = _TOGETHER if isStream else 0
             return
-        # Open the descriptor's file again.  O_NONBLOCK on the descriptor itself would affect all
-        # processes that share it.
+        # Open the file of the descriptor a second time.  If O_NONBLOCK were set on the descriptor
+        # itself, it would affect all processes that share the descriptor.
         flags = os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
         try:
             self._descriptor = os.open(f"/proc/self/fd/{descriptor}", flags)
@@ -295,7 +301,8 @@ class StreamSink:
 
     def reopen(self) -> None:
         """
-        See L{Sink.reopen}.  A descriptor has no path, so this does nothing.
+        See L{Sink.reopen}.  Do nothing, because a descriptor has no path that could be opened
+        again.
         """
 
 
@@ -370,38 +377,41 @@ def _lossOf(count: int) -> LogEvent:
 @implementer(ILogObserver)
 class Log:
     """
-    An observer that writes events as lines.  If lines cannot be written at once (a pipe
-    that nobody reads, a full disk), it buffers a bounded number of them.  It drops further lines,
-    and writes a line with their number instead.
+    An observer that writes events as lines.  Lines wait in a buffer while they cannot be written,
+    for example because nobody reads a pipe or a disk is full.  If the buffer is full, the observer
+    drops further lines, and later writes a line with the number of dropped lines.
 
-    After L{gather}, the lines of a short time share one write.
+    After a call of L{gather}, lines that are logged within a short time are written together.
     """
 
-    # The most octets that are buffered: some thousand lines, or a hundred tracebacks.
+    # The size of the buffer in octets, enough for some thousand lines or for a hundred tracebacks.
     BOUND = 1_048_576
-    # The most octets that are gathered for one write: the lines of two hundred sessions.
+    # If so many octets wait, they are written without a further delay.  The lines of two hundred
+    # sessions have this size.
     GATHERED = 32_768
-    # Seconds until the next attempt to write, if no event triggers one before.
+    # Seconds after a failed write until the next attempt, unless an event triggers an attempt
+    # earlier.
     AGAIN = 1.0
 
     def __init__(self, sink: Sink, reactor: Any = None, form: Form | None = None) -> None:
         """
         @param reactor: schedules attempts to write the buffer.  Without a reactor, only the next
             event triggers an attempt.
-        @param form: makes the lines of an event; text if not given.
+        @param form: makes the lines of an event; L{TextForm} if not given.
         """
         self._sink = sink
         self._form: Form = TextForm(sink.hasTime) if form is None else form
         self._reactor = reactor
-        # Events come from all threads.  Python's garbage collector may log an event while this
-        # thread has the lock, so the thread must be able to take the lock again.
+        # The lock is necessary because every thread may log an event.  The same thread must be able
+        # to take the lock twice, because Python's garbage collector may log an event while this
+        # thread holds the lock.
         self._lock = RLock()
         self._waiting: deque[bytes] = deque()
         # The octets that the sink has to write next, and the number of all waiting octets.
         self._piece = b""
         self._held = 0
         self._dropped = 0
-        # Whether the output has not accepted everything.
+        # Whether the output has refused a part of the last write.
         self._isStuck = False
         self._isWriting = False
         self._tries = False
@@ -412,21 +422,23 @@ class Log:
 
     def gather(self, delay: float) -> None:
         """
-        From now on gather the lines of this thread, which must be the reactor's thread.  Errors,
-        and lines of other threads, are still written at once, after all waiting lines.
+        After this call, gather the lines of the calling thread, which must be the reactor's thread,
+        and write several lines together.  Errors and the lines of other threads are still written
+        at once, after the lines that wait already.
 
-        @param delay: seconds that a line waits at most, if the reactor is not busy.  0 changes
-            nothing.
+        @param delay: the longest time in seconds that a line waits.  A busy reactor may write the
+            line later.  If the value is 0, this call changes nothing.
         """
         if delay > 0 and self._sink.together:
             self._delay = delay
             self._gathers = get_ident()
-            # This is for a process whose reactor does not stop in order.
+            # Write the waiting lines at the latest when the interpreter exits, because the reactor
+            # may not have stopped in order.
             atexit.register(self.writeAtOnce)
 
     def writeAtOnce(self) -> None:
         """
-        Write the waiting lines, and from now on write each line at once.
+        Write the waiting lines.  After this call, write each line at once.
         """
         atexit.unregister(self.writeAtOnce)
         with self._lock:
@@ -474,7 +486,8 @@ class Log:
         Write all waiting lines, or as many as possible without blocking.
         """
         if self._isWriting:
-            # This event comes from within this method.  The loop below also writes its line.
+            # An event was logged while this method was writing.  The running loop of _wroteAll also
+            # writes the line of this event.
             return
         self._isWriting = True
         try:
@@ -505,7 +518,7 @@ class Log:
 
     def _nextPiece(self) -> bytes:
         """
-        Take the first waiting lines, as many as the sink can write together.
+        Remove lines from the front of the buffer, as many as the sink can write together.
         """
         waiting, together = self._waiting, self._sink.together
         lines = [waiting.popleft()]
@@ -519,7 +532,7 @@ class Log:
         if self._reactor is None or self._tries:
             return
         self._tries = True
-        # callLater may be called only in the reactor's thread.
+        # callLater may not be called in other threads than the reactor's.
         self._reactor.callFromThread(self._reactor.callLater, self.AGAIN, self._again)
 
     def _again(self) -> None:

@@ -12,7 +12,7 @@ __all__ = ["LOOPBACK", "addressOf", "isLoopback", "networkOf"]
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
-# Cached, because the same clients connect again and again.
+# Cache the results, because the same clients connect again and again.
 @lru_cache(4096)
 def addressOf(clientIP: str) -> IPv4Address | IPv6Address:
     """
@@ -27,7 +27,8 @@ def addressOf(clientIP: str) -> IPv4Address | IPv6Address:
 def isLoopback(clientIP: str | None) -> bool:
     """
     @param clientIP: L{None} for a UNIX socket, which has no address.
-    @return: whether a client connects from this machine.
+    @return: whether the address is one of this machine's loopback interface, or the client uses a
+        UNIX socket.
     """
     return clientIP is None or addressOf(clientIP).is_loopback
 
@@ -35,9 +36,9 @@ def isLoopback(clientIP: str | None) -> bool:
 @lru_cache(4096)
 def networkOf(clientIP: str | None, v4: int = 32, v6: int = 64) -> str:
     """
-    @param v4: prefix length for IPv4.
-    @param v6: prefix length for IPv6.
-    @return: the network that an address belongs to; C{""} if there is no address.
+    @param v4: the prefix length of the network for an IPv4 address.
+    @param v6: the prefix length of the network for an IPv6 address.
+    @return: the network to which an address belongs; C{""} if there is no address.
     """
     if not clientIP:
         return ""

@@ -1,5 +1,6 @@
 """
-Remember logged messages, so that each is logged only once, and not at every poll.
+Remember which messages have been logged, so that a problem is not logged again each time that it is
+found.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ class Once:
 
     def __init__(self, bound: int = 10_000) -> None:
         """
-        @param bound: number of keys that are remembered; some 100 octets each.
+        @param bound: the most keys that are remembered.  A key takes some 100 octets.
         """
         self._seen: BoundedDict[Hashable, None] = BoundedDict(bound)
         self._lock = Lock()
@@ -40,7 +41,7 @@ class Once:
 
     def forget(self, key: Hashable) -> bool:
         """
-        Forget a key, so that it is new the next time.
+        Forget a key, so that L{isFirst} treats it as new the next time.
 
         @return: whether the key was remembered.
         """

@@ -10,15 +10,17 @@ from typing import Any
 
 __all__ = ["LONGEST_NAME", "LONGEST_PASSWORD", "prepareName", "preparePassword"]
 
-# The most octets of a name, and of a password that is not ASCII.  With some characters the time
-# grows with the square of the length: 256 octets take at most 4 ms, and 1,024 octets take 66 ms.
+# The most octets of a name, and the most octets of a password that is not ASCII.  With some
+# characters, the time of a preparation grows with the square of the length.  The longest time is 4
+# ms for 256 octets, and 66 ms for 1,024 octets.
 LONGEST_NAME = 255
 LONGEST_PASSWORD = 256
 
 
 @lru_cache
 def _profile(name: str) -> Any:
-    # Imported late, because the import takes 40 ms, and most services need only ASCII.
+    # Import the library only when it is needed, because the import takes 40 ms.  Most services have
+    # only names and passwords in ASCII.
     from precis_i18n import get_profile
 
     return get_profile(name)
@@ -28,7 +30,7 @@ def _enforced(profile: str, text: str, longest: int) -> str | None:
     """
     @return: the prepared text; L{None} if the profile does not allow the text.
     """
-    # Each character has at least one octet, so this check also limits the time for encoding.
+    # Check the number of characters first, because it limits the time that the encoding takes.
     if len(text) > longest:
         return None
     try:
@@ -36,23 +38,27 @@ def _enforced(profile: str, text: str, longest: int) -> str | None:
             return None
         found: str = _profile(profile).enforce(text)
     except UnicodeEncodeError:
-        # precis_i18n raises this error, and the encoding raises it for octets that were not UTF-8.
+        # precis_i18n raises a UnicodeError if the profile does not allow the text.  The encoding
+        # raises it if the text contains surrogates.
         return None
     return found
 
 
 def prepareName(name: str, isCaseMapped: bool = False) -> str:
     """
-    Prepare a user name by the profile UsernameCasePreserved or UsernameCaseMapped (RFC 8265
+    Prepare a user name with the profile UsernameCasePreserved or UsernameCaseMapped (RFC 8265
     section 3).
 
-    @param name: octets that are not UTF-8 are surrogate escapes.
-    @param isCaseMapped: whether C{Alice} and C{alice} are the same user.
-    @return: the prepared name.  Preparing it again does not change it.
-    @raise ValueError: the profile does not allow the name; a sentence for the operator.
+    @param name: the user name.  Octets that are not UTF-8 must be surrogates (the error handler
+        C{surrogateescape}).
+    @param isCaseMapped: whether the case of letters is ignored, so that C{Alice} and C{alice} are
+        the same user.
+    @return: the prepared name.  A further preparation does not change the result.
+    @raise ValueError: the profile does not allow the name.  The text is a sentence for the
+        operator.
     """
-    # Printable ASCII without spaces needs no library, because the profiles allow these characters
-    # and change only their case.
+    # For printable ASCII without spaces the library is not needed, because the profiles allow these
+    # characters and change at most their case.
     if name.isascii() and name.isprintable() and " " not in name:
         return name.lower() if isCaseMapped else name
     profile = "UsernameCaseMapped" if isCaseMapped else "UsernameCasePreserved"
@@ -67,13 +73,16 @@ def prepareName(name: str, isCaseMapped: bool = False) -> str:
 
 def preparePassword(password: str) -> str:
     """
-    Prepare a password by the profile OpaqueString (RFC 8265 section 4).
+    Prepare a password with the profile OpaqueString (RFC 8265 section 4).
 
-    @param password: octets that are not UTF-8 are surrogate escapes.
+    @param password: the password.  Octets that are not UTF-8 must be surrogates (the error handler
+        C{surrogateescape}).
     @return: the prepared password.
-    @raise ValueError: the profile does not allow the password; a sentence for the operator.
+    @raise ValueError: the profile does not allow the password.  The text is a sentence for the
+        operator.
     """
-    # The profile does not change printable ASCII.
+    # For printable ASCII the library is not needed, because the profile does not change these
+    # characters.
     if password.isascii() and password.isprintable():
         return password
     prepared = _enforced("OpaqueString", password, LONGEST_PASSWORD)

@@ -1,5 +1,5 @@
 """
-Keep data that survives a restart in one SQLite file of the data directory.
+Keep data in an SQLite file in the data directory, so that the data survives a restart.
 """
 
 from __future__ import annotations
@@ -40,20 +40,23 @@ _STEPS = (
     ) WITHOUT ROWID;
     """,
 )
-# Seconds that one process waits while another one writes.
+# Seconds that a process waits for another process that writes to the file.
 _PATIENCE = 5.0
 
 
 def migrate(database: sqlite3.Connection, steps: Sequence[str]) -> None:
     """
-    Create the tables of a file, or change those that an earlier version has created.  Blocks.
+    Create the tables of a file, or change tables that an earlier version of the service has
+    created.  Blocks.
 
-    @param database: a connection that begins no transactions by itself (C{isolation_level=None}).
-    @param steps: for each version of the schema the statements that migrate it to the next version,
-        separated by semicolons.
-    @raise ValueError: a later version has written the file.  The text is not a whole sentence.
+    @param database: a connection in autocommit mode (C{isolation_level=None}).
+    @param steps: for each version of the schema, the statements that migrate the schema to the next
+        version.  Semicolons separate the statements.
+    @raise ValueError: a later version of the service has written the file.  The text of the error
+        is the end of a sentence.
     """
-    # If several processes start at once, one creates the tables, and the others wait.
+    # Take the write lock first.  If several processes start at once, one process creates the tables
+    # while the others wait.
     database.execute("BEGIN IMMEDIATE")
     try:
         (version,) = database.execute("PRAGMA user_version").fetchone()
@@ -73,16 +76,16 @@ def migrate(database: sqlite3.Connection, steps: Sequence[str]) -> None:
 
 class State:
     """
-    Database of the networks from which users have logged in, of the mailboxes that have existed,
-    and of secrets.  Several processes may share one file.  The methods block; call them in a
-    thread.  Without a path the database is only in memory.
+    A database with the networks from which users have logged in, the mailboxes that have existed,
+    and secrets.  Several processes may share one file.  The methods block; call them in a thread.
+    Without a path, the database is in memory and does not survive a restart.
     """
 
     def __init__(self, path: str | None = None, owner: tuple[int, int] | None = None) -> None:
         """
         @param path: the file; it is created if it does not exist.
         @param owner: user and group of a new file.
-        @raise ValueError: the file cannot be used; a sentence for the operator.
+        @raise ValueError: the file cannot be used.  The text is a sentence for the operator.
         """
         self.path = path
         self._lock = Lock()
@@ -98,8 +101,8 @@ class State:
             log.error("{path} is damaged; moved to {aside}, starting empty", path=path, aside=aside)
             self._database = self._opened(owner)
         if path is not None:
-            # Close the file until it is used.  Before that, twistd forks and gives up its
-            # privileges, and a connection of SQLite does not survive a fork.
+            # Close the file until it is used the first time.  The process may fork in the meantime
+            # (twistd does), and a connection of SQLite does not survive a fork.
             self.close()
 
     def _connection(self) -> sqlite3.Connection:
@@ -130,7 +133,8 @@ class State:
             path or ":memory:", _PATIENCE, isolation_level=None, check_same_thread=False
         )
         try:
-            # A power failure may lose the last changes, but does not damage the file.
+            # With this setting a power failure may lose the last changes.  It does not damage the
+            # file.
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             try:
@@ -162,8 +166,8 @@ class State:
         @return: the rows; L{None} if the file cannot be read.  A failure is logged.
         """
         try:
-            # Use the rights of the service for its own file, even if this thread has the rights of
-            # a user.
+            # Use the rights of the service, because the file belongs to the service and this thread
+            # may have the rights of a user.
             with asService(), self._lock:
                 return self._connection().execute(statement, arguments).fetchall()
         except sqlite3.Error as error:
@@ -194,8 +198,8 @@ class State:
 
     def secret(self, name: str) -> bytes:
         """
-        @return: octets that stay the same for this name.  If the file cannot be used, each call
-            returns different ones.
+        @return: the secret octets of this name, which never change.  If the file cannot be used,
+            each call returns other octets.
         """
         made = secrets.token_bytes(32)
         self.write("INSERT OR IGNORE INTO secret (name, value) VALUES (?, ?)", [(name, made)])

@@ -1,5 +1,5 @@
 """
-Look up the users of the system (NSS: C{/etc/passwd}, LDAP and others).
+Look up the users of the operating system.  The source is NSS, such as C{/etc/passwd} or LDAP.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pop3svc.threadpool import BoundedThreadPool, Executor, InlineExecutor
 
 __all__ = ["SystemUser", "SystemUsers", "lookUp"]
 
-# There are several threads, so that a server that does not answer one look-up does not stop all
-# others.  A look-up in files takes some microseconds.
+# Use several threads, because a server may not answer.  A look-up that waits for the server then
+# does not stop all others.  A look-up in files takes some microseconds.
 _lookups = BoundedThreadPool("pop3svc-users", threads=4, waiting=1000)
 
 
@@ -29,7 +29,8 @@ class SystemUser(NamedTuple):
 
     @ivar home: the path of the home directory.
     @ivar groups: the groups of the user, including the primary one.
-    @ivar name: the name of the user.  Some systems ignore case when they look up a name.
+    @ivar name: the name of the user.  It may differ in case from the name that was looked up,
+        because some systems ignore case.
     """
 
     uid: int
@@ -44,7 +45,7 @@ def lookUp(username: str) -> SystemUser | None:
     Look up a user.  Blocks.
 
     @return: the user; L{None} if the system knows no such user.
-    @raise OSError: the system cannot answer now.
+    @raise OSError: the look-up failed, and a later one may succeed.
     """
     try:
         entry = pwd.getpwnam(username)
@@ -62,10 +63,10 @@ class SystemUsers:
 
     # Seconds that a look-up may take, because a login waits for it.
     TIMEOUT = 10.0
-    # Seconds for which a user is remembered; and seconds for which it is remembered that a user
-    # does not exist.  The second time is short, because an operator tries a new user at once.
+    # How many seconds the result of a look-up is remembered.  LIFE applies if the user exists, and
+    # ABSENT if not.  ABSENT is short, because an operator tries a new user at once.
     LIFE, ABSENT = 60.0, 5.0
-    # The most users that are remembered, some 300 octets each.
+    # The most users that are remembered.  Each takes some 300 octets.
     BOUND = 10_000
 
     def __init__(
@@ -76,11 +77,11 @@ class SystemUsers:
     ) -> None:
         """
         @param executor: runs look-ups.
-        @param clock: limits the wait; the reactor if not given.
+        @param clock: used for the time limit of a look-up; the reactor if not given.
         @param look: looks up a user; blocks.
         """
         if executor is None:
-            # A program without threads looks up at once.
+            # In a program without a reactor, the look-up runs at once in this thread.
             executor = disk() if isinstance(disk(), InlineExecutor) else _lookups
         self._executor = executor
         self._clock = clock

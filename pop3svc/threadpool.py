@@ -45,16 +45,17 @@ class Executor(Protocol):
         """
         Run C{work}.
 
-        @param abandoned: called in the reactor's thread with the result of C{work} if the
-            Deferred was cancelled, to release that result.
+        @param abandoned: called in the reactor's thread with the result of C{work} if the Deferred
+            was cancelled.  The function releases the result.
         @param ended: called in the reactor's thread when C{work} has ended or will never begin.
-            This is before the Deferred fires, or possibly long after it was cancelled.
-        @param group: the name of the object on which C{work} works, such as a mailbox.  If the name
-            is a tuple, its first element names the resource that contains the object, such as a
-            file system.  Each resource has its own limit.
+            The call comes before the Deferred fires.  If the Deferred was cancelled, the call may
+            come much later.
+        @param group: the name of the object that C{work} uses, such as a mailbox.  If the name is a
+            tuple, its first element is the name of a resource that contains the object, such as a
+            file system.  The number of threads that may hang is limited for each resource.
         @return: a Deferred that fires with the result of C{work}.
-        @raise POP3ResponseError: C{SYS/TEMP} if too much work is waiting, or a thread hangs
-            in earlier work of the same group.
+        @raise POP3ResponseError: C{SYS/TEMP} if too much work is waiting, or if a thread hangs in
+            earlier work of the same group.
         """
 
     def isLost(self, group: Hashable) -> bool:
@@ -68,8 +69,8 @@ _running = threading.local()
 
 def isCancelled() -> bool:
     """
-    Check for cancellation.  Long work in a thread of a L{BoundedThreadPool} calls this
-    regularly.
+    Find out whether the work of this thread was cancelled.  Long work in a thread of a
+    L{BoundedThreadPool} calls this function regularly.
 
     @return: whether the work was cancelled.
     """
@@ -79,7 +80,8 @@ def isCancelled() -> bool:
 
 def reportProgress() -> None:
     """
-    Report progress.  Long work in a thread of a L{BoundedThreadPool} calls this regularly.
+    Report that the work of this thread goes on.  Long work in a thread of a L{BoundedThreadPool}
+    calls this function regularly, because otherwise the thread counts as lost.
     """
     job: _Job | None = getattr(_running, "job", None)
     if job is not None:
@@ -88,8 +90,8 @@ def reportProgress() -> None:
 
 def mustStop() -> bool:
     """
-    Report progress and check for cancellation in one step, for work that calls this for each of
-    many messages.
+    Report progress, and find out whether the work was cancelled.  One function does both for work
+    that calls it for each of many messages.
 
     @return: whether the work was cancelled.
     """
@@ -188,7 +190,7 @@ class _Job:
 
     def reportProgress(self) -> None:
         """
-        Report progress to the reactor's thread, at most four times a second.
+        Record that the work goes on, and inform the reactor's thread at most four times a second.
         """
         now = time.monotonic()
         if now - self.lastReport >= 0.25:
@@ -201,7 +203,7 @@ class _Job:
 
     def perform(self) -> Any:
         """
-        Do the work, in a thread.
+        Do the work in a thread of the pool.
 
         @return: the result of the work, a L{Failure}, or L{_Skipped}.
         """
@@ -222,27 +224,29 @@ class BoundedThreadPool:
     A few threads for blocking work, with a bounded queue.
 
     A thread that hangs in cancelled work is I{lost}.  Another thread takes the place of a lost one,
-    so that one dead disk does not stop all other work.  While a group has a lost thread, the pool
-    refuses further work of this group.
+    so that one dead disk does not stop all other work.  While a thread is lost in the work of a
+    group (see L{Executor.run}), the pool refuses further work of this group.
     """
 
-    # First: seconds within which cancelled work ends, because it checks isCancelled().  Second:
-    # seconds within which other work ends or reports progress, longer than the limit of any call.
+    # A thread is lost if its work was cancelled and has not ended GRACE seconds later, because
+    # cancelled work ends soon if it calls isCancelled().  A thread is also lost if its work has
+    # neither ended nor reported progress for LATE seconds.  No call of the service has a longer
+    # time limit than LATE.
     GRACE, LATE = 1.0, 150.0
-    # The most threads that one file system may lose.
+    # The most threads that may be lost in work on one file system.
     EACH = 16
 
-    # The most lost threads of all file systems together.  Each takes some 100 KiB and no processor
-    # time.
+    # The most lost threads of all file systems together.  A lost thread takes some 100 KiB of
+    # memory and no processor time.
     LOST = 32
-    # Seconds that L{stop} waits for running work.  All sessions have ended before, with their own
-    # time limits, and the process must end.
+    # Seconds that L{stop} waits for running work.  It does not wait longer, because all sessions
+    # have ended already and the process must end.
     PATIENCE = 5.0
 
     def __init__(self, name: str, threads: int, waiting: int, reactor: Any = None) -> None:
         """
-        @param threads: number of threads.
-        @param waiting: bound of the queue.
+        @param threads: the number of threads that may run work, without lost threads.
+        @param waiting: the most jobs that may wait for a thread.
         """
         self._name = name
         self._most = threads
@@ -252,11 +256,11 @@ class BoundedThreadPool:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads = 0
         self._hasTrigger = False
-        # The work that runs in threads; the threads change this set.  And the cancelled work that
-        # still runs, with the time of its cancellation (seconds).
+        # The jobs that run in threads; the threads change this set.  And the cancelled jobs that
+        # still run, with the time of the cancellation (seconds).
         self._begun: dict[_Job, None] = {}
         self._cancelled: dict[_Job, float] = {}
-        # Notified when a piece of work has ended, for stop().
+        # stop() waits for this condition.  A thread notifies it when a job has ended.
         self._over = threading.Condition()
         self._active = 0
 
@@ -292,12 +296,13 @@ class BoundedThreadPool:
             self._reactor.addSystemEventTrigger("after", "shutdown", self.stop)
         name = f"{self._name}-{self._threads + 1}"
         try:
-            # A new thread inherits the file rights of this one.
+            # Start the thread with the rights of the process, because a new thread inherits the
+            # file rights of the thread that starts it.
             with asService():
                 # Make a daemon thread, because a thread that hangs must not keep the process alive.
                 threading.Thread(target=self._serve, name=name, daemon=True).start()
         except RuntimeError:
-            # The system refuses another thread.  The existing ones do the work later.
+            # The system allows no further thread.  The existing threads will do the work later.
             if self._threads <= lost:
                 raise POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
             return
@@ -316,15 +321,15 @@ class BoundedThreadPool:
                 self._active -= 1
                 self._over.notify_all()
             reactor.callFromThread(self._ended, job, outcome)
-            # Delete the references, because the result may be large.
+            # Delete the references before the thread waits again, because the result may be large.
             del job, outcome
         with self._over:
             self._over.notify_all()
 
     def stop(self) -> None:
         """
-        Wait for running work, but at most L{PATIENCE} seconds, and not for lost threads.  Then end
-        the threads.
+        Wait until running work has ended, but at most L{PATIENCE} seconds.  Do not wait for lost
+        threads.  Then end the threads.
         """
         for _ in range(self._threads):
             self._jobs.put(None)
@@ -340,12 +345,12 @@ class BoundedThreadPool:
 
     def _lost(self) -> list[_Job]:
         """
-        @return: the work whose threads are lost.
+        @return: the jobs whose threads are lost.
         """
         now = time.monotonic()
         lost = [job for job, since in self._cancelled.items() if now - since > self.GRACE]
         if self._underWay >= self._most:
-            # Work that is never cancelled, such as a deletion, may also hang.
+            # A job that is never cancelled, such as a deletion, may also hang.
             lost += [
                 job
                 for job in list(self._begun)
@@ -379,7 +384,8 @@ class BoundedThreadPool:
         """
         Run C{work} in a thread; see L{Executor.run}.
 
-        @return: a Deferred.  Cancelling it skips work that has not begun.
+        @return: a Deferred with the result of C{work}.  If it is cancelled before C{work} has
+            begun, C{work} is skipped.
         """
         lost = self._lost() if self._cancelled or self._underWay >= self._most else []
         if self._underWay - len(lost) >= self._bound:

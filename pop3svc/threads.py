@@ -34,8 +34,8 @@ __all__ = ["InThreads"]
 _PIECE = 65536
 
 
-# Optional interfaces of a provider or a store.  The wrapper provides those that the wrapped object
-# has.
+# Optional interfaces of a provider or a store.  The wrapper provides one of these interfaces if the
+# wrapped object provides it.
 _ABILITIES = (
     IPOP3MailboxProvider,
     IMailboxStore,
@@ -48,10 +48,10 @@ _ABILITIES = (
 
 class InThreads:
     """
-    Wraps a provider or a store whose methods block, such as one that uses a database driver
-    or a library that reads the network.  Its methods return values, not Deferreds.  No two
-    methods of one mailbox run at the same time.  Threads also read the
-    content of messages.
+    Wraps a provider or a store whose methods block, such as one that uses a database driver or a
+    library that reads the network.  The methods of the wrapped object return values and not
+    Deferreds.  Of each mailbox at most one method runs at a time.  The content of messages is read
+    in threads as well.
     """
 
     def __init__(
@@ -60,9 +60,9 @@ class InThreads:
         """
         @param provider: an L{IPOP3MailboxProvider} or L{IMailboxStore}.  The wrapper
             provides the same interfaces.
-        @param threads: number of calls that run at once.
-        @param waiting: number of further calls that may wait.  Calls beyond this number are refused
-            with C{[SYS/TEMP]}.
+        @param threads: the number of calls that run at once.
+        @param waiting: the number of further calls that may wait.  Calls beyond this number are
+            refused with C{[SYS/TEMP]}.
         @raise TypeError: the provider provides neither interface.
         """
         abilities = [each for each in _ABILITIES if each.providedBy(provider)]
@@ -111,13 +111,14 @@ class _Mailbox:
 
     def __init__(self, mailbox: Any, runner: Executor, group: tuple[str, str]) -> None:
         """
-        @param group: see L{Executor.run}.  While a call for a user hangs, further calls for
-            that user are refused.
+        @param group: see L{Executor.run}.  The group contains the name of the user: while a call
+            for this user hangs, further calls for the user are refused.
         """
         self._mailbox = mailbox
         self._runner = runner
         self._group = group
-        # A cancelled call may still be running when the next call begins.
+        # The lock is necessary because a cancelled call may still be running when the next call
+        # begins.
         self._guard = Lock()
         directlyProvides(self, providedBy(mailbox) - INewMailNotifier)
 
@@ -126,7 +127,8 @@ class _Mailbox:
             with self._guard:
                 return call(*arguments)
 
-        # Calls that release resources are never refused.
+        # Call these methods without a group, because calls that release resources must never be
+        # refused.
         isLast = getattr(call, "__name__", "") in ("unlock", "logout", "close")
         group = None if isLast else self._group
         return self._runner.run(alone, abandoned=abandoned, group=group)
@@ -140,7 +142,8 @@ class _Mailbox:
 
     def needsUTF8(self, info: IPOP3ConnectionInfo, uniqueID: str) -> None:
         """
-        Return L{None} for "not known", because the wrapped mailbox may block.
+        Return L{None}, which means "not known".  The wrapped mailbox cannot be asked here, because
+        its method may block.
         """
 
     def __getattr__(self, name: str) -> Any:

@@ -1,5 +1,5 @@
 """
-The authorities that may sign the certificates of other servers.
+Read the certificates of the authorities that may sign the certificates of other servers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ _LARGEST = 16_777_216
 
 def trustRootOf(authorities: str | None) -> Any:
     """
-    @param authorities: a PEM file of certificates to trust; L{None} for those of the system.
+    @param authorities: the path of a PEM file with the certificates of the authorities; L{None} for
+        the authorities of the system.
     @return: a trust root for L{twisted.internet.ssl.optionsForClientTLS}.
-    @raise ValueError: the file cannot be used; a sentence for the operator.
+    @raise ValueError: the file cannot be used.  The text is a sentence for the operator.
     """
     if authorities is None:
         return platformTrust()
