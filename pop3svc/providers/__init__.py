@@ -1,3 +1,3 @@
 """
-Mailbox stores and providers.
+The stores and providers that the service contains.
 """

@@ -56,7 +56,7 @@ class _FolderFormat:
     def sizesInNames(self, names: Sequence[str]) -> list[int | None]:
         """
         See L{Format.sizesInNames<pop3svc.providers.files.snapshot.Format.sizesInNames>}.  The names
-        give no sizes.
+        of the files do not contain the sizes.
         """
         return [None] * len(names)
 
@@ -69,8 +69,8 @@ class _FolderFormat:
 @implementer(IMailboxStore)
 class FolderStore:
     """
-    A store that opens the same folder for every user.  It provides
-    L{IDelivery<pop3svc.interfaces.IDelivery>} unless it is read-only.
+    A store that opens the same folder for every user.  A store that is not read-only also provides
+    L{IDelivery<pop3svc.interfaces.IDelivery>}.
     """
 
     name = "pop3svc"
@@ -84,10 +84,10 @@ class FolderStore:
         clock: Any = None,
     ) -> None:
         """
-        @param path: the folder.
-        @param readOnly: delete, lock and write nothing.
-        @param manners: what a session does when a mailbox is locked.
-        @raise ValueError: a sentence for the operator.
+        @param path: the path of the folder.
+        @param readOnly: whether the store deletes, locks and writes nothing.
+        @param manners: the behaviour of a session if another session has locked the mailbox.
+        @raise ValueError: the folder does not exist.  The text is a sentence for the operator.
         """
         if not os.path.isdir(path):
             raise ValueError(f"{path or 'the path'} is not a directory")
@@ -97,7 +97,8 @@ class FolderStore:
             alsoProvides(self, IDelivery)
         self._maker = MailboxMaker(
             _FolderFormat(),
-            # People edit files, and an edit does not change the times of the folder.
+            # Compare the files each time, because people edit files, and an edit does not change
+            # the times of the folder.
             Caches(NoListingCache(), SizeCache(UnsavedSizes), Inotify(isOff=True)),
             *(readOnly, False, runner, manners, clock),
         )
@@ -110,7 +111,7 @@ class FolderStore:
 
     def hasMailbox(self, username: str) -> bool:
         """
-        See L{IDelivery.hasMailbox}.  All users share the folder.
+        See L{IDelivery.hasMailbox}.  The result is always true, because all users share the folder.
         """
         return True
 
@@ -118,8 +119,8 @@ class FolderStore:
         self, copies: Sequence[DeliveryCopy], content: BinaryIO
     ) -> list[DeliveryError | None]:
         """
-        See L{IDelivery.deliver}.  If the message already has a unique-id, the file gets this
-        unique-id as its name, if it is a possible name.
+        See L{IDelivery.deliver}.  If the message already has a unique-id, the name of the file is
+        made from this unique-id.
         """
         results: list[DeliveryError | None] = []
         for copy in copies:
@@ -147,7 +148,8 @@ class FolderStore:
         if root is None:
             raise FileNotFoundError
         try:
-            # Sessions list only names with this end.
+            # Give the file the final name only now, because sessions list all files whose name ends
+            # with ".eml".
             hidden = f".{name}.new"
             writeMessage(root, hidden, copy.header, content)
             publish(root, hidden, root, newName, mayExist=copy.uniqueID is not None)

@@ -1,5 +1,5 @@
 """
-What a session does when another session has locked its mailbox.
+Settings for the behaviour of a session if another session has locked the mailbox.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ class LockPolicy:
     """
     The behaviour of a login when another session has locked the mailbox.
 
-    @ivar takeover: ask the other session to release its lock.
-    @ivar wait: seconds to wait for the lock.
+    @ivar takeover: whether to ask the other session to release its lock.
+    @ivar wait: the number of seconds to wait for the lock.
     """
 
     takeover: bool = True
@@ -27,7 +27,7 @@ class LockPolicy:
 
 def pause(clock: Any, seconds: float) -> Deferred[None]:
     """
-    @return: a Deferred that fires after some seconds.
+    @return: a Deferred that fires after C{seconds}.
     """
     pause: Deferred[None] = Deferred(lambda _: timer.cancel())
     timer = clock.callLater(seconds, pause.callback, None)

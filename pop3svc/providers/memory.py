@@ -27,10 +27,11 @@ __all__ = ["MemoryMailbox", "MemoryMaildrop", "MemoryProvider", "MemoryStore"]
 
 class MemoryMaildrop:
     """
-    Messages and lock of one user, shared by the user's sessions.
+    The messages and the lock of one user.  All sessions of the user share this object.
 
-    @ivar holder: C{requestRelease} of the session that holds the lock, or L{None}.
-    @ivar messages: contents by unique-id, in order of arrival.
+    @ivar holder: the function C{requestRelease} of the session that holds the lock; L{None} if no
+        session holds the lock.
+    @ivar messages: the messages by their unique-ids, in order of arrival.
     """
 
     def __init__(self, messages: Sequence[bytes] = ()) -> None:
@@ -73,7 +74,7 @@ class MemoryMaildrop:
 @implementer(IPOP3Mailbox, IExclusiveMailbox, ISurrogates)
 class MemoryMailbox:
     """
-    A session's view of a L{MemoryMaildrop}.
+    A L{MemoryMaildrop} as one session uses it.
     """
 
     hasSurrogates = True
@@ -83,7 +84,7 @@ class MemoryMailbox:
 
     def lock(self, info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> None:
         holder = self._maildrop.holder
-        # A session that agrees to release the lock has released it before it returns.
+        # If the other session agrees, it releases the lock before its function returns.
         if holder is not None and not (holder() and not self._maildrop.isHeld):
             raise POP3ResponseError("Mailbox is locked by another session.", "IN-USE")
         self._maildrop.holder = requestRelease
@@ -105,7 +106,7 @@ class MemoryMailbox:
 
     def needsUTF8(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool | None:
         message = self._maildrop.messages.get(uniqueID, b"")
-        # Tests also put objects other than bytes into the maildrop.
+        # The message may be another object than bytes in tests.
         return False if isinstance(message, bytes) and message.isascii() else None
 
     def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bytes:
@@ -165,7 +166,7 @@ class MemoryStore:
 @implementer(IPOP3MailboxProvider)
 class MemoryProvider:
     """
-    A provider of users with passwords, each with a maildrop.
+    A provider with some users.  Each user has a password and a maildrop.
     """
 
     name = "pop3svc memory"

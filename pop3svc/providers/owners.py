@@ -23,9 +23,10 @@ __all__ = ["FIRST_UID", "Owned", "Owners", "UserExecutor", "executorFor"]
 
 log = Logger(namespace="pop3svc")
 
-# The lowest uid of a person, as in Dovecot (first_valid_uid).  Lower uids belong to programs.
+# The lowest uid of a person.  Lower uids belong to programs.  The value is Dovecot's default for
+# first_valid_uid.
 FIRST_UID = 500
-# The highest uid.  The kernel uses the next number for "no user".
+# The highest possible uid.  The kernel uses the next higher number to say "no user".
 _LAST_UID = 0xFFFFFFFE
 
 T = TypeVar("T")
@@ -33,10 +34,11 @@ T = TypeVar("T")
 
 class Owned(NamedTuple):
     """
-    A user's mail.
+    The place of a user's mail, and the user for access to the files.
 
-    @ivar place: the directory.
-    @ivar user: the user whose rights the work needs; L{None} for the service's own rights.
+    @ivar place: the directory of the mail.
+    @ivar user: the user whose rights are necessary for the files; L{None} if they are opened with
+        the rights of the service.
     """
 
     place: Root
@@ -80,7 +82,8 @@ class UserExecutor:
 
 def executorFor(executor: Executor, user: FileUser | None) -> Executor:
     """
-    @return: an executor that runs work with the rights of a user; the same executor without a user.
+    @return: an executor that runs work with the rights of C{user}.  If C{user} is L{None}, it is
+        C{executor} itself.
     """
     return executor if user is None else UserExecutor(executor, user)
 
@@ -89,8 +92,8 @@ class Owners:
     """
     Finds the mail of the users of one store.
 
-    @ivar areUsers: whether files are used with the rights of each user.
-    @ivar isDirect: whether the directory and the rights depend only on the name.
+    @ivar areUsers: whether the files of a user are opened with the rights of this user.
+    @ivar isDirect: whether the name of a user is enough to find the directory and the rights.
     """
 
     def __init__(
@@ -101,8 +104,9 @@ class Owners:
         systemUsers: SystemUsers | None = None,
     ) -> None:
         """
-        @param firstUID: the lowest uid whose mail is served.
-        @param systemUsers: finds the facts that the accounts do not have.
+        @param firstUID: the lowest uid of a user whose mail is served.
+        @param systemUsers: finds the home directory and the ids of a user if the accounts do not
+            have them.
         """
         self.areUsers = areUsers
         self.isDirect = not (areUsers or template.needsHome)
@@ -110,7 +114,8 @@ class Owners:
         self._firstUID = firstUID
         self._system = SystemUsers() if systemUsers is None else systemUsers
         self._source: Any = None
-        # The users whose refusal is in the log, each with the reason.
+        # Pairs of a user and a reason.  The log already says that the user was refused for this
+        # reason.
         self._refused = Once(10_000)
 
     def useFacts(self, source: Any) -> None:
@@ -121,22 +126,23 @@ class Owners:
 
     def placeFor(self, username: str) -> Root | None:
         """
-        @return: the directory, if C{isDirect}; L{None} for a name that is refused.
+        @return: the directory of a user's mail; L{None} if the name is not allowed in a path.  Call
+            this method only if C{isDirect} is true.
         """
         return self._template.placeFor(username)
 
     async def find(self, username: str, isUser: bool = False) -> Owned | None:
         """
-        @param isUser: whether a user of this name is known to exist.
+        @param isUser: whether the caller knows that a user with this name exists.
         @return: the user's mail.  L{None} if the name cannot be used in a path, if the user has no
-            home directory, or if the uid or gid is not allowed.  If the user exists, the log has
-            the reason.
-        @raise POP3ResponseError: C{SYS/TEMP}: the facts of the user are not available now.
+            home directory, or if the uid or gid is not allowed.  If the user exists, the reason is
+            logged.
+        @raise POP3ResponseError: C{SYS/TEMP}: the accounts or the system cannot answer now.
         """
         if self.isDirect:
             place = self._template.placeFor(username)
             return None if place is None else Owned(place, None)
-        # No other name is looked up in the accounts or the system.
+        # Do not look up a name in the accounts or in the system if it is not allowed in a path.
         if self._template.placeFor(username, "/") is None:
             return None
         facts = UserFacts()
@@ -177,20 +183,21 @@ class Owners:
         """
         Find the mail of a user who has logged in.
 
-        @return: the user's mail; L{None} for a name that cannot be used in a path.
+        @return: the user's mail; L{None} if the name cannot be used in a path.
         @raise POP3ResponseError: C{SYS/PERM}: the user has no mailbox here.  C{SYS/TEMP}: see
             L{find}.
         """
         found = await self.find(username, isUser=True)
         if found is None and self._template.placeFor(username, "/") is not None:
-            # Do not return None, because None would count as a wrong password.
+            # Raise an error, because the result None would count as a wrong password.
             raise POP3ResponseError("This user has no mailbox here.", "SYS/PERM")
         return found
 
 
 def _faultOf(user: FileUser | None, firstUID: int) -> str:
     """
-    @return: why the service cannot take the rights of this user, for the log; empty if it can.
+    @return: the reason why the service does not use files with the rights of this user, as a text
+        for the log; empty if it does.
     """
     if user is None:
         return "neither the accounts nor the system know a uid and a gid"
@@ -203,7 +210,8 @@ def _faultOf(user: FileUser | None, firstUID: int) -> str:
 
 def _isHome(home: str) -> bool:
     """
-    @return: whether a path can be a home directory: absolute, not the root, and without C{..}.
+    @return: whether a path can be a home directory.  It must be absolute, have no part C{..}, and
+        not be the root directory.
     """
     parts = home.split("/")
     return home.startswith("/") and any(parts) and ".." not in parts and "\0" not in home

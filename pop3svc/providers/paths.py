@@ -30,8 +30,9 @@ _LINKS = 10
 
 def isSafeName(name: str) -> bool:
     """
-    @return: whether a name may be the name of a directory in a path.  It must be printable without
-        spaces, contain no separator, not begin with a dot, and not be too long.
+    @return: whether a name may be the name of a directory in a path.  The name must be printable,
+        and must not be empty or too long.  It must not begin with C{.}, C{-} or C{~}.  It must not
+        contain a space, C{/}, C{:} or a backslash.
     """
     if not name.isprintable() or _UNSAFE.search(name):
         return False
@@ -40,11 +41,12 @@ def isSafeName(name: str) -> bool:
 
 def uniqueIDFor(name: str, more: str = "") -> str:
     """
-    Derive a unique-id from the name of a message's file: the name itself if it is a legal
-    unique-id (RFC 1939 section 7), otherwise a hash of the name.  Different names give different
-    unique-ids, and the same name always gives the same unique-id.
+    Make a unique-id from the name of a message's file.  If the name is a legal unique-id (RFC 1939
+    section 7), the result is the name itself.  Otherwise it is a hash of the name.  Different names
+    give different unique-ids, and the same name always gives the same unique-id.
 
-    @param more: a text that distinguishes the message from others of the same name.
+    @param more: a text that distinguishes the message from other messages whose files have or had
+        the same name.
     """
     if not more and not isDerived(name) and _LEGAL.fullmatch(name):
         return name
@@ -53,8 +55,9 @@ def uniqueIDFor(name: str, more: str = "") -> str:
 
 class PathTemplate:
     """
-    A path with the placeholders C{{user}}, C{{local}} and C{{domain}}, or a directory that holds a
-    directory for each user.  The path may also begin with C{{home}}, the user's home directory.
+    The rule that makes the path of a user's mail.  It is a path with the placeholders C{{user}},
+    C{{local}} and C{{domain}}, or the path of a directory that contains a directory for each user.
+    The path may also begin with C{{home}}, which stands for the home directory of the user.
 
     @ivar base: the directory above the first placeholder; empty if the path begins with
         C{{home}}.
@@ -64,7 +67,7 @@ class PathTemplate:
     def __init__(self, template: str, mayHaveHome: bool = False) -> None:
         """
         @param mayHaveHome: whether the caller knows the home directories of users.
-        @raise ValueError: a sentence for the operator.
+        @raise ValueError: C{template} cannot be used.  The text is a sentence for the operator.
         """
         if not template:
             raise ValueError("a path is needed")
@@ -107,16 +110,16 @@ class PathTemplate:
     @property
     def hasParts(self) -> bool:
         """
-        Whether the path has a part after C{{home}}.
+        Whether the path has further parts after C{{home}}.
         """
         return bool(self._parts)
 
     def hasAny(self) -> bool:
         """
-        @return: whether the base holds any directory.  Blocks.
+        @return: whether the directory C{base} contains at least one directory.  Blocks.
         """
         if self.needsHome:
-            # The home directories of the users are not known here.
+            # Assume that it does, because the home directories of the users are not known here.
             return True
         try:
             with os.scandir(self.base) as entries:
@@ -126,9 +129,11 @@ class PathTemplate:
 
     def requireUsers(self) -> None:
         """
-        Check that the path of a mailbox shows whose mailbox it is; see L{mailboxes}.
+        Check that the name of a user can be found from the path of the user's mailbox.
+        L{mailboxes} needs this.
 
-        @raise ValueError: the path does not show it; a sentence for the operator.
+        @raise ValueError: the path is not enough to find the name.  The text is a sentence for the
+            operator.
         """
         if self.needsHome:
             raise ValueError(
@@ -144,11 +149,12 @@ class PathTemplate:
 
     def mailboxes(self, failed: Callable[[Root, OSError], object]) -> Iterator[tuple[str, Root]]:
         """
-        Yield the users whose directories may exist, each with the directory.  Directories that
-        cannot belong to a user are left out.  Blocks.
+        Read the directories below C{base}, and yield pairs of a user and the directory of the
+        user's mail.  Skip directories that cannot belong to a user.  Blocks.
 
-        @param failed: called with a directory below the base that cannot be listed.
-        @raise OSError: the base cannot be listed.
+        @param failed: called with a directory below C{base} that cannot be listed, and with the
+            error.
+        @raise OSError: the directory C{base} cannot be listed.
         """
         return self._mailboxesBelow(Root(self.base), {}, failed)
 
@@ -156,12 +162,12 @@ class PathTemplate:
         self, above: Root, values: Mapping[str, str], failed: Callable[[Root, OSError], object]
     ) -> Iterator[tuple[str, Root]]:
         """
-        @param values: the values of the placeholders in the path so far.
+        @param values: the values of the placeholders in the path of C{above}.
         """
         if len(above.parts) == len(self._parts):
             user = values.get("user")
             username = f"{values['local']}@{values['domain']}" if user is None else user
-            # Check that a session of this user would use the same directory.
+            # Skip the directory if a session of this user would use another one.
             if self.placeFor(username) == above:
                 yield username, above
             return
@@ -185,8 +191,8 @@ class PathTemplate:
 
     def placeFor(self, username: str, home: str = "") -> Root | None:
         """
-        @param home: the user's home directory.  Links in its path are followed, because the
-            operator trusts them.
+        @param home: the home directory of the user.  Links in the path of this directory are
+            followed, because the operator trusts them.
         @return: the directory of a user's mail; L{None} if the name is not allowed.
         """
         if not isSafeName(username):
@@ -208,11 +214,11 @@ class PathTemplate:
 @dataclass(frozen=True, slots=True)
 class Root:
     """
-    A directory.  Its path consists of a part that the operator configured, and of names below,
-    which users may have created.
+    A directory.  The first part of its path is configured by the operator.  The other parts are
+    names of directories that users may have created.
 
-    @ivar base: the operator's path, in which all links are followed.
-    @ivar parts: the names below C{base}, each a directory in the previous one.
+    @ivar base: the path that the operator has configured.  All links in it are followed.
+    @ivar parts: the names of the directories below C{base}, from the outermost to the innermost.
     """
 
     base: str
@@ -221,7 +227,7 @@ class Root:
     @property
     def path(self) -> str:
         """
-        The path, for messages to the operator.
+        The path of the directory, for messages to the operator.
         """
         return "/".join([self.base.rstrip("/"), *self.parts]) or "/"
 
@@ -235,7 +241,7 @@ class Root:
         """
         Read the directory, and yield the names of the directories and links in it.  Blocks.
 
-        @raise OSError: it cannot be listed.
+        @raise OSError: the directory cannot be listed.
         """
         directory = self.open()
         if directory is None:
@@ -250,14 +256,15 @@ class Root:
 
     def open(self) -> int | None:
         """
-        Open the directory.  Below the base, a link is followed only if nobody but the operator
-        could have created it.  The same applies to each link in the path to which the link points.
+        Open the directory.  Below C{base}, a link is followed only if nobody but the operator could
+        have created the link.  A link may point to a path with further links.  These are followed
+        under the same condition.
 
-        @return: a descriptor, or L{None} if the directory does not exist.
+        @return: a descriptor; L{None} if the directory does not exist.
         @raise OSError: the directory exists, but cannot be opened.
         """
         if len(self.parts) == 1:
-            # The usual case needs only one call.
+            # Try to open the whole path with one call, because usually it exists and has no links.
             try:
                 return openDirectory(f"{self.base}/{self.parts[0]}")
             except FileNotFoundError:
@@ -273,9 +280,9 @@ class Root:
 
     def make(self) -> int:
         """
-        Open the directory.  If this directory, or one above it, does not exist, create it with mode
-        0700.  If the process runs as root, a new directory gets the owner of the directory that
-        contains it.  Blocks.
+        Open the directory.  If it does not exist, create it and all missing directories above it
+        with mode 0700.  If the process runs as root, a new directory gets the owner of the
+        directory that contains it.  Blocks.
 
         @return: a descriptor.
         @raise OSError: the directory cannot be opened or created.
@@ -292,8 +299,8 @@ class Root:
 
 def openOrMake(name: str, directory: int) -> int:
     """
-    Open a directory in another one like L{openBelow}, and create it if it does not exist; see
-    L{Root.make}.  Blocks.
+    Open a directory inside another one under the conditions of L{openBelow}.  If it does not exist,
+    create it as L{Root.make} does.  Blocks.
 
     @return: a descriptor.
     @raise OSError: the directory cannot be opened or created.
@@ -305,7 +312,8 @@ def openOrMake(name: str, directory: int) -> int:
     try:
         os.mkdir(name, 0o700, dir_fd=directory)
     except FileExistsError:
-        # Another delivery has made the directory, or the name is a link to a missing directory.
+        # Either another delivery has just made the directory, or the name is a link to a directory
+        # that does not exist.
         return openBelow(name, directory)
     below = openDirectory(name, directory)
     try:
@@ -321,12 +329,12 @@ def openOrMake(name: str, directory: int) -> int:
 
 def openBelow(name: str, directory: int) -> int:
     """
-    Open a directory that users may have created in another one.  A link is followed only if nobody
-    but the operator could have created it.
+    Open a directory inside another one in which users may create directories.  A link is followed
+    only if nobody but the operator could have created the link.
 
     @return: a descriptor.
-    @raise OSError: the directory does not exist or cannot be opened.  If a link is not
-        followed, the text contains its name and the reason.
+    @raise OSError: the directory does not exist or cannot be opened.  If a link is not followed,
+        the text of the error contains the name of the link and the reason.
     """
     try:
         return openDirectory(name, directory)
@@ -340,7 +348,8 @@ def _walk(directory: int, parts: Sequence[str]) -> int:
     """
     Open nested directories one after the other.
 
-    @param directory: a descriptor of the first directory; it is closed.
+    @param directory: a descriptor of the directory that contains the first part.  This function
+        closes the descriptor.
     """
     names = list(reversed(parts))
     links = 0
@@ -367,8 +376,8 @@ def _walk(directory: int, parts: Sequence[str]) -> int:
 
 def _refuseUntrustedLink(name: str, directory: int) -> None:
     """
-    @raise OSError: a user other than root and the user of the service could have created the
-        link.
+    @raise OSError: the link could have been created by a user other than root and the user of the
+        service.
     """
     link = os.lstat(name, dir_fd=directory)
     around = os.fstat(directory)

@@ -3,13 +3,14 @@ Adapt mailboxes of twisted.mail.pop3 and realms of twisted.cred.
 
 An L{IMailboxPOP3} has these limits:
 
-  - It does not know how many octets RETR sends, so each message is read to count its size.
-  - It deletes by marks and C{sync()}.  Only if C{sync()} and C{undeleteMessages()} work in this
-    way, a deletion deletes all messages or none.
+  - It does not know how many octets RETR sends.  The service therefore reads each message to count
+    its octets.
+  - It marks messages for deletion, and C{sync()} deletes them.  A deletion deletes all messages or
+    none only if C{sync()} and C{undeleteMessages()} do so.
   - It has no lock.
   - The index of a message must not change between two listings.
-  - A message of size 0 is considered deleted, because C{listMessages} reports deleted messages with
-    that size.
+  - A message with size 0 is considered deleted, because C{listMessages} reports deleted messages
+    with size 0.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ __all__ = ["PortalProvider", "TwistedMailbox"]
 @implementer(IPOP3Mailbox)
 class TwistedMailbox:
     """
-    An L{IMailboxPOP3} as an L{IPOP3Mailbox}.  It is registered as an adapter.
+    An L{IPOP3Mailbox} that uses an L{IMailboxPOP3}.  The class is registered as an adapter.
     """
 
     def __init__(self, mailbox: Any) -> None:
@@ -47,13 +48,13 @@ class TwistedMailbox:
 
     async def _indexed(self) -> dict[str, int]:
         """
-        @return: the present 0-based indexes by unique-id.
+        @return: the indexes of the present messages by their unique-ids.  The first index is 0.
         """
         if self._indexes is None:
             sizes = await maybeAwait(self._mailbox.listMessages)
             indexes: dict[str, int] = {}
             for index, size in enumerate(sizes):
-                # A deleted message keeps its index, with size 0.
+                # A message with size 0 was deleted but still has an index.
                 if size:
                     uniqueID = await maybeAwait(self._mailbox.getUidl, index)
                     if isinstance(uniqueID, bytes):
@@ -106,7 +107,7 @@ registerAdapter(TwistedMailbox, IMailboxPOP3, IPOP3Mailbox)
 
 class _Avatar:
     """
-    A mailbox with the logout function of its avatar.
+    A mailbox, together with the logout function that the realm returned with it.
     """
 
     def __init__(self, mailbox: Any, logout: Any) -> None:
@@ -124,13 +125,13 @@ class PortalProvider:
     A provider for a twisted.cred realm whose avatars are L{IPOP3Mailbox}es or
     L{IMailboxPOP3}s.
 
-    The checkers of the portal get a L{PasswordAttempt}.  It contains the client's address, and
-    whether the connection uses TLS.
+    The checkers of the portal get a L{PasswordAttempt}.  It contains the address of the client, and
+    says whether the connection uses TLS.
     """
 
     def __init__(self, portal: Portal, name: str = "pop3svc") -> None:
         """
-        @param portal: its checkers may answer with a Deferred.
+        @param portal: the portal.  Its checkers may return a Deferred.
         @param name: see L{IPOP3MailboxProvider}.
         """
         self._portal = portal

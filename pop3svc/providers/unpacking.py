@@ -24,30 +24,30 @@ from pop3svc.threadpool import Executor, isCancelled
 __all__ = ["CannotUnpack", "PackedBlocks", "countUnpacked", "packedAs", "unpacked"]
 
 _READ = 65536
-# Octets of an unpacked piece.
+# The number of octets of an unpacked piece.
 _PIECE = 131072
-# The most octets of an unpacked message.  The limit is needed because anybody can send a small file
-# that unpacks to gigabytes.  Real mail is smaller than this limit.
+# The most octets of an unpacked message.  Anybody can send a small message that unpacks to
+# gigabytes, so there must be a limit.  Real mail is smaller than this limit.
 LARGEST = 536_870_912
 
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
 _ZSTD, _LZ4, _ENCRYPTED = b"\x28\xb5\x2f\xfd", b"Dovecot-LZ4\x0d\x2a\x9b\xc5", b"CRYPTED\x03\x07"
 _MAGIC = (_GZIP, _BZIP2, _XZ, _ZSTD, _LZ4, _ENCRYPTED)
-# Largest chunk of Dovecot's LZ4, octets; Dovecot writes 64 KiB.
+# The most octets of a chunk in Dovecot's LZ4 format.  Dovecot itself writes chunks of 64 KiB.
 _CHUNK = 1_048_576
 
 
 class CannotUnpack(Exception):
     """
-    A compressed message that is damaged, or for which a library is missing.  The text
-    is for the operator.
+    A compressed message is damaged, or a library for its compression is missing.  The text of the
+    exception is for the operator.
     """
 
 
 def packedAs(first: bytes) -> bytes | None:
     """
     @param first: at least the first 16 octets of a file.
-    @return: the magic number of the compression, or L{None}.
+    @return: the magic number of the compression; L{None} if the file is not compressed.
     """
     if not first.startswith(_MAGIC):
         return None
@@ -59,7 +59,8 @@ def packedAs(first: bytes) -> bytes | None:
 
 def _library(name: str) -> Any:
     try:
-        # A user may not be able to read the library's files.
+        # Import with the rights of the service, because a user may not be allowed to read the files
+        # of the library.
         with asService():
             return __import__(name, fromlist=["*"])
     except ImportError:
@@ -68,7 +69,7 @@ def _library(name: str) -> Any:
 
 class _Zlib:
     """
-    zlib's decompressor, with the interface of the decompressors of bz2 and lzma.
+    The decompressor of zlib.  It has the same interface as the decompressors of bz2 and lzma.
     """
 
     def __init__(self) -> None:
@@ -102,9 +103,11 @@ def unpacked(descriptor: int, kind: bytes) -> Iterator[bytes]:
     Unpack a file.  Blocks.
 
     @param kind: the result of L{packedAs}.
-    @return: pieces of bounded size.
-    @raise CannotUnpack: (from the iterator) the message is damaged, or a library is missing.
-    @raise OSError: (from the iterator) the file cannot be read, or the work was cancelled.
+    @return: the unpacked octets, in pieces of bounded size.
+    @raise CannotUnpack: the message is damaged, or a library is missing.  The iterator raises this
+        error, not the function.
+    @raise OSError: the file cannot be read, or the work was cancelled.  The iterator raises this
+        error as well.
     """
     octets = 0
     try:
@@ -118,7 +121,7 @@ def unpacked(descriptor: int, kind: bytes) -> Iterator[bytes]:
     except (zlib.error, lzma.LZMAError, EOFError, ValueError, MemoryError) as error:
         raise CannotUnpack(f"is damaged: {error or type(error).__name__}")
     except OSError as error:
-        # bz2 raises OSError for damaged data, without an errno.
+        # An OSError without an errno comes from bz2 and means that the data is damaged.
         if error.errno is not None:
             raise
         raise CannotUnpack(f"is damaged: {error}")
@@ -153,14 +156,14 @@ def _streams(descriptor: int, make: Callable[[], Any]) -> Iterator[bytes]:
                 offset += len(data)
             if not data:
                 return
-            # Another member follows.
+            # Another compressed stream follows in the same file.
             stream = make()
 
 
 class _Pread:
     """
-    A file object for a descriptor, because some libraries need a file object.  It does not read
-    ahead, so it never reads from a closed descriptor.
+    A file object that reads from a descriptor, because some libraries need a file object.  It does
+    not read ahead and does not own the descriptor.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -169,7 +172,7 @@ class _Pread:
 
     def read(self, size: int) -> bytes:
         """
-        @return: the next octets, at most C{size}.
+        @return: the next octets, at most C{size} of them.
         """
         block = os.pread(self._descriptor, size, self._offset)
         self._offset += len(block)
@@ -264,9 +267,9 @@ class PackedBlocks:
 
     def close(self) -> None:
         """
-        See L{IChunkedContent.close}.  If a read is running, the descriptor stays open until the
-        read has ended.  Otherwise another file could get the same descriptor, and the read would
-        read that file.
+        See L{IChunkedContent.close}.  If a thread is reading, the descriptor stays open until the
+        thread has finished.  Otherwise another file could get the same descriptor, and the thread
+        would read the other file.
         """
         if not self._isClosed:
             self._isClosed = True

@@ -21,8 +21,9 @@ __all__ = ["MboxContent"]
 @implementer(IChunkedContent)
 class MboxContent:
     """
-    A part of an mbox that is read while other programs may change the file.  At the end, the digest
-    of the octets shows whether they were the listed message.
+    The content of a message.  It is read from the mbox while other programs may change the file.
+    After the last octet, the digest of all octets shows whether they were those of the listed
+    message.
     """
 
     def __init__(
@@ -37,7 +38,7 @@ class MboxContent:
     ) -> None:
         """
         @param closing: closes the descriptor.
-        @param envelope: the message's envelope line.
+        @param envelope: the envelope line of the message.
         """
         length = stored.end - stored.content
         self._blocks = FileBlocks(descriptor, closing, runner, stored.content, length, group=group)
@@ -50,7 +51,8 @@ class MboxContent:
         """
         See L{IChunkedContent.nextChunk}.
 
-        @raise EOFError: another program has changed the message, so the final dot must not be sent.
+        @raise EOFError: another program has changed the message.  The final dot must then not be
+            sent.
         """
         if self._isOver:
             return None

@@ -32,10 +32,10 @@ _OWN_FIELD = re.compile(rb"Content-Length:", re.I)
 
 def addCopy(mbox: LockedMbox, format: MboxFormat, copy: DeliveryCopy, content: BinaryIO) -> None:
     """
-    Add a message for one user, durably.  Blocks.
+    Add a message for one user.  The message is durable after the call.  Blocks.
 
     @param content: the message; it is read twice.
-    @raise DeliveryError: the unique-id cannot be kept.
+    @raise DeliveryError: the message has a unique-id that the mbox cannot store.
     @raise OSError: nothing was added.
     """
     header = copy.header
@@ -62,10 +62,10 @@ def addCopy(mbox: LockedMbox, format: MboxFormat, copy: DeliveryCopy, content: B
 
 def storedText(envelope: bytes, header: bytes, content: BinaryIO, variant: str) -> Iterator[bytes]:
     """
-    Make the text of a message in an mbox, with the empty line after it.  Blocks.
+    Make the text of a message as an mbox contains it, with the empty line after it.  Blocks.
 
     @param envelope: the envelope line.
-    @param header: complete lines to put before the message.
+    @param header: header fields to add before the message, as complete lines.
     @param content: the message; see L{pop3svc.interfaces.IDelivery.deliver}.
     @param variant: one of L{VARIANTS<pop3svc.providers.mbox.text.VARIANTS>}.
     @return: pieces of bounded size.
@@ -80,8 +80,9 @@ def storedText(envelope: bytes, header: bytes, content: BinaryIO, variant: str) 
 
 def _lines(content: BinaryIO) -> Iterator[tuple[bytes, bool]]:
     """
-    @return: pieces of lines with LF, and for each piece whether it begins a line.  Only a long line
-        has several pieces.  The last line also has a line end.
+    @return: pairs.  The first value of each pair is a line that ends with LF, or a piece of a long
+        line.  The second value says whether the piece is the beginning of a line.  The last line
+        gets a line end if it has none.
     """
     content.seek(0)
     isStart, end = True, b""
@@ -91,7 +92,8 @@ def _lines(content: BinaryIO) -> Iterator[tuple[bytes, bool]]:
         wasStart, isStart = isStart, line.endswith(b"\n")
         if line.endswith(b"\r\n") and not line.endswith(b"\r\r\n"):
             line = line[:-2] + b"\n"
-        # A CR before the line end belongs to the text, and must not become a part of the line end.
+        # Write CRLF after a CR that is part of the text.  Otherwise the CR would become a part of
+        # the line end.
         end = b"\r\n" if line.endswith(b"\r") else b"\n"
         yield line, wasStart
     if not isStart:
@@ -100,7 +102,7 @@ def _lines(content: BinaryIO) -> Iterator[tuple[bytes, bool]]:
 
 def _bodyLength(content: BinaryIO) -> int:
     """
-    @return: octets of the body with LF as line ends.
+    @return: the number of octets of the body, with LF as line ends.
     """
     octets, isBody = 0, False
     for line, isStart in _lines(content):
@@ -148,8 +150,8 @@ def _needsQuote(line: bytes, content: BinaryIO, variant: str) -> bool:
         return rest.startswith(_FROM)
     if rest:
         return (rest + _peek(content, len(_FROM))).startswith(_FROM)
-    # The line begins with more ">" than a piece holds.  Look ahead at the text after these, and
-    # then go back.
+    # The piece contains nothing but ">".  Read ahead until another character comes, and then go
+    # back.
     offset = content.tell()
     try:
         while block := content.read(_LINE):
@@ -171,7 +173,8 @@ def _peek(content: BinaryIO, octets: int) -> bytes:
 
 def _joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
     """
-    @return: larger pieces, made of the given ones, so that fewer calls write them.
+    @return: the same octets in larger pieces, so that fewer system calls are necessary to write
+        them.
     """
     parts: list[bytes] = []
     octets = 0
@@ -195,11 +198,12 @@ def createMbox(name: str, directory: int) -> int:
     try:
         descriptor = os.open(name, flags, 0o600, dir_fd=directory)
     except FileExistsError:
-        # Another program has just created the file.  The next attempt opens this file.
+        # Another program has just created the file.  The next attempt will open it.
         raise MboxBusy
     try:
         if not fileUID():
-            # An mbox in a user's directory has to belong to the user.
+            # Give the file to the owner of the directory, because an mbox in the directory of a
+            # user has to belong to this user.
             status = os.fstat(directory)
             os.fchown(descriptor, status.st_uid, status.st_gid)
         os.fsync(directory)

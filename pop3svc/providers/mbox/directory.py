@@ -1,5 +1,5 @@
 """
-Lock an mbox for one session, and for each access to the file.
+Lock an mbox for one session, and lock the file itself during each access.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["MboxDirectory", "retryWhileBusy"]
 
 T = TypeVar("T")
 
-# Seconds for which an access waits for another program's lock, and seconds between two attempts.  A
-# delivery agent holds its lock for a fraction of a second.
+# Seconds for which an access to an mbox waits while another program has locked it, and seconds
+# between two attempts.  A delivery agent holds its lock for a fraction of a second.
 LOCK_WAIT = 10.0
 LOCK_POLL = 0.1
 
@@ -52,9 +52,9 @@ async def retryWhileBusy(clock: Any, attempt: Callable[[], Deferred[T]]) -> T:
 
 class MboxDirectory(SlowExclusiveDirectory):
     """
-    An mbox that one session at a time can lock.  The session locks the service's directory beside
-    the mbox.  Other programs do not know this lock.  Therefore L{locked} also locks the mbox itself
-    during each access.
+    An mbox that no two sessions can lock at the same time.  A session locks a directory that the
+    service keeps beside the mbox.  Other programs do not know this lock.  L{locked} therefore also
+    locks the mbox itself during each access.
     """
 
     def __init__(
@@ -73,7 +73,8 @@ class MboxDirectory(SlowExclusiveDirectory):
         """
         super().__init__(mbox.own, (), executor, longExecutor, presence, registry, policy)
         self.mbox = mbox
-        # In messages to the operator the name of the mailbox is the path of the mbox.
+        # Show the path of the mbox, and not the path of the service's directory, in messages to the
+        # operator.
         self.path = mbox.path
 
     def _tryLock(
@@ -86,7 +87,7 @@ class MboxDirectory(SlowExclusiveDirectory):
                     if mbox is not None:
                         checkOwner(mbox)
         except MboxBusy:
-            # The first listing waits for the other program.
+            # Ignore the lock of the other program here.  The first listing waits for it.
             pass
         except OSError as error:
             raise self.fault("lock", error)
@@ -96,16 +97,16 @@ class MboxDirectory(SlowExclusiveDirectory):
         self, work: Callable[[LockedMbox | None], T], action: str, isLong: bool = False
     ) -> T:
         """
-        Do work on the locked mbox in a thread.
+        Lock the mbox and call C{work} in a thread.
 
-        @param work: gets the locked mbox, or L{None} if the mbox does not exist.
-        @param action: the words after "cannot" in the log.
+        @param work: a function that gets the locked mbox, or L{None} if the mbox does not exist.
+        @param action: describes the work in the log; it follows the word "cannot".
         @param isLong: whether the work may take minutes.
         @raise POP3ResponseError: C{IN-USE} if another program did not release its lock.
         """
 
         def perform() -> T:
-            # If the session has no lock, the mailbox did not exist at the login.
+            # The session has no lock if the mbox did not exist at the login.
             if self._held is None:
                 return work(None)
             try:

@@ -16,14 +16,15 @@ from pop3svc.providers.mbox.scan import readExactly
 
 __all__ = ["NEW", "Gone", "loadGone", "writeGone"]
 
-# The prefix of a file that replaces the mbox; see L{rewriting}.
+# The first characters in the name of a file that will replace the mbox; see L{rewriting}.
 NEW = "new-"
 _FILE = "gone"
 _MAGIC = "pop3svc-mbox-1"
-# The most unique-ids that are kept.  A limit is safe.  Only a new message with the same octets, and
-# with the same time of arrival in its envelope line, could get a forgotten unique-id again.
+# The most unique-ids that are remembered.  Older ones are forgotten.  This does no harm, because a
+# unique-id is a digest of a message.  A new message could get a forgotten unique-id only if it had
+# the same octets and the same envelope line.
 BOUND = 20_000
-# The most octets of a file that is read.
+# The most octets of the file with the unique-ids.  A larger file is considered damaged.
 _LARGEST = 8_388_608
 
 
@@ -32,8 +33,8 @@ class Gone:
     """
     The unique-ids of deleted messages.
 
-    @ivar uniqueIDs: the unique-ids, the latest last.
-    @ivar latest: the number of unique-ids that the latest rewriting has deleted.
+    @ivar uniqueIDs: the unique-ids in the order of the deletions.
+    @ivar latest: the number of unique-ids that the latest rewriting of the mbox has added.
     @ivar inode: the inode of the file that the latest rewriting made.
     """
 
@@ -45,9 +46,9 @@ class Gone:
         """
         @param uniqueIDs: the unique-ids of the messages to delete.
         @param inode: the inode of the new file.
-        @param keep: digests of the messages in the file.  Unique-ids made from these digests are
-            never forgotten.
-        @return: all unique-ids to remember.
+        @param keep: the digests of the messages that stay in the mbox.  Unique-ids that begin with
+            one of these digests are never forgotten.
+        @return: the unique-ids to remember after the deletion.
         """
         before = list(self.uniqueIDs)
         excess = len(before) + len(uniqueIDs) - BOUND
@@ -59,7 +60,7 @@ class Gone:
 
     def withoutLatest(self) -> Gone:
         """
-        @return: the unique-ids before the latest rewriting.
+        @return: the unique-ids that were remembered before the latest rewriting.
         """
         return Gone(self.uniqueIDs[: len(self.uniqueIDs) - self.latest])
 
@@ -68,9 +69,9 @@ def loadGone(own: int, inode: int) -> Gone:
     """
     Read the unique-ids.  Blocks.
 
-    @param own: a descriptor of the service's directory.
+    @param own: a descriptor of the directory that the service keeps beside the mbox.
     @param inode: the inode of the mbox.
-    @raise OSError: the file cannot be read, or is damaged.
+    @raise OSError: the file with the unique-ids cannot be read, or is damaged.
     """
     try:
         descriptor, status = openFile(_FILE, own)
@@ -107,7 +108,7 @@ def _parsed(data: bytes) -> Gone:
 
 def _isUnused(own: int, inode: int) -> bool:
     """
-    @return: whether the file of the latest rewriting still exists and is unused.
+    @return: whether the file that the latest rewriting made was not put in the place of the mbox.
     """
     for name in os.listdir(own):
         if name.startswith(NEW):
@@ -119,7 +120,7 @@ def _isUnused(own: int, inode: int) -> bool:
 
 def writeGone(own: int, gone: Gone) -> None:
     """
-    Replace the file, atomically and durably.  Blocks.
+    Replace the file with the unique-ids.  The replacement is atomic and durable.  Blocks.
 
     @raise OSError: nothing was written.
     """

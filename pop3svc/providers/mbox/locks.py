@@ -1,5 +1,5 @@
 """
-Lock mbox files as Debian's policy requires: fcntl() first, then a dot-lock.
+Lock mbox files.  The order is that of Debian's policy: first a lock by fcntl(), then a dot-lock.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ __all__ = [
     "lockFile",
 ]
 
-# Seconds from which a dot-lock without a process id is stale, as for lockfile_create(3).
+# A dot-lock without a process id is stale if it is at least this number of seconds old.
+# lockfile_create(3) has the same limit.
 _STALE = 300
-# Octets of a dot-lock that are read; a process id has at most ten digits.
+# The number of octets that are read from a dot-lock.  A process id has at most ten digits.
 _CONTENT = 64
-# Locks that belong to a descriptor.  A lock by F_SETLK would belong to the process, and the process
-# would lose it by closing any descriptor of the file.  A lock of either kind excludes a lock of the
-# other kind.
+# The command of fcntl() for a lock that belongs to a descriptor.  A lock by F_SETLK would belong to
+# the process.  The process would lose that lock as soon as it closes any descriptor of the file.
+# Locks by F_OFD_SETLK and by F_SETLK exclude each other.
 _SET_LOCK: int | None = getattr(fcntl, "F_OFD_SETLK", None)
-# struct flock of Linux: type, whence, start, length, process id.
+# The fields of struct flock on Linux: type, whence, start, length, process id.
 _FLOCK = "@hhqqi0q"
-# The signal that the kernel sends when another program opens a leased file.  It is ignored by
-# default.
+# The signal that the kernel sends if another program opens a file while this process has a lease
+# for the file.  A process ignores this signal by default.
 _SIGURG = 23
 
 
@@ -46,17 +47,18 @@ class MboxBusy(Exception):
 
 def isSupported() -> bool:
     """
-    @return: whether this system has the required locks.
+    @return: whether this system has locks by F_OFD_SETLK.
     """
     return _SET_LOCK is not None
 
 
 def lockFile(descriptor: int, isShared: bool = False) -> None:
     """
-    Lock a whole file by fcntl(), until the descriptor is closed.
+    Lock a whole file by fcntl().  The lock ends when the descriptor is closed.
 
-    @param isShared: lock for reading; the descriptor need not be open for writing.
-    @raise MboxBusy: another program has locked it.
+    @param isShared: whether other programs may lock the file for reading at the same time.  The
+        descriptor then need not be open for writing.
+    @raise MboxBusy: another program has locked the file.
     @raise OSError: the file cannot be locked.
     """
     assert _SET_LOCK is not None
@@ -74,8 +76,8 @@ def isUnopened(descriptor: int) -> bool:
     Ask the kernel for a lease.  The kernel grants the lease only if no other descriptor of the file
     is open.
 
-    @return: whether no other descriptor of the file is open; L{False} also if the file system
-        has no leases.
+    @return: L{True} if no other descriptor of the file is open; L{False} if another one is open, or
+        if the file system has no leases.
     """
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, _SIGURG)
@@ -91,9 +93,9 @@ class LockedMbox:
     """
     An mbox that is open and locked.
 
-    @ivar descriptor: the file, open for reading and writing.
-    @ivar directory: a descriptor of the mbox's directory.
-    @ivar own: a descriptor of the service's directory beside the mbox.
+    @ivar descriptor: a descriptor of the file, open for reading and writing.
+    @ivar directory: a descriptor of the directory that contains the mbox.
+    @ivar own: a descriptor of the directory that the service keeps beside the mbox.
     @ivar name: the name of the mbox in the directory.
     """
 
@@ -118,17 +120,17 @@ class DotLock:
         """
         Create the file.  Blocks.
 
-        @param directory: a descriptor of the mbox's directory.
+        @param directory: a descriptor of the directory that contains the mbox.
         @param name: the name of the mbox.
-        @param own: a descriptor of a directory for the file before it is linked, on the same
-            file system.
+        @param own: a descriptor of another directory on the same file system.  The file is created
+            there and then linked to its final name.
         @raise MboxBusy: the file exists, and is not stale.
         @raise OSError: the file cannot be created.
         """
         self._directory = directory
         self._name = f"{name}.lock"
-        # Link the file instead of creating it by open(), which was not atomic on some network
-        # file systems.
+        # Create the file with another name and link it, because the creation by open() was not
+        # atomic on some network file systems.
         temporary = f"lock-{os.getpid()}-{id(self)}"
         with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=own)
@@ -136,7 +138,7 @@ class DotLock:
         descriptor = os.open(temporary, flags, 0o644, dir_fd=own)
         try:
             os.write(descriptor, b"%d\n" % os.getpid())
-            # The programs of other users may read the process id.
+            # Let other users read the file, because their programs check the process id.
             os.fchmod(descriptor, 0o644)
             self._status = os.fstat(descriptor)
             self._link(temporary, own)
@@ -157,9 +159,9 @@ class DotLock:
 
     def _removeStale(self, own: int) -> bool:
         """
-        Remove the present file if it is stale.
+        Remove the dot-lock that exists if it is stale.
 
-        @return: whether the file no longer exists.
+        @return: whether the dot-lock does not exist any more.
         """
         stale = self._findStale()
         if stale is None:
@@ -173,7 +175,8 @@ class DotLock:
             return True
         isRight = os.stat(aside, dir_fd=own, follow_symlinks=False).st_ino == stale
         if not isRight:
-            # Another program has replaced the stale file just now.
+            # Put the file back, because another program has just replaced the stale dot-lock by a
+            # new one.
             with suppress(OSError):
                 os.link(aside, self._name, src_dir_fd=own, dst_dir_fd=self._directory)
         os.unlink(aside, dir_fd=own)
@@ -181,8 +184,8 @@ class DotLock:
 
     def _findStale(self) -> int | None:
         """
-        @return: the inode of the present file if the file is stale; 0 if no file exists; L{None} if
-            the file is valid.
+        @return: the inode of the dot-lock that exists if it is stale; 0 if there is no dot-lock;
+            L{None} if the dot-lock is valid.
         """
         try:
             descriptor, status = openFile(self._name, self._directory)
@@ -199,12 +202,13 @@ class DotLock:
                 closeQuietly(descriptor)
         number = content.split(b"\n")[0].strip()
         if number.isdigit() and 0 < int(number) < 2**31:
-            # This process holds the lock by fcntl() now, but has not made a dot-lock yet.  A
-            # dot-lock with its process id therefore belongs to an earlier process, for example in
-            # another container.
+            # This process has the lock by fcntl(), but has not made a dot-lock yet.  If the
+            # dot-lock contains the id of this process, an earlier process with the same id made it,
+            # for example in another container.
             isValid = int(number) != os.getpid() and isRunning(int(number))
         else:
-            # Compare with a time of the same file system, because its clock may differ.
+            # Compare the time of the dot-lock with the time of a new file on the same file system,
+            # because the clock of the file system may differ from the clock of this machine.
             isValid = self._status.st_mtime < status.st_mtime + _STALE
         return None if isValid else status.st_ino
 

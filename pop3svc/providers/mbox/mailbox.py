@@ -1,5 +1,5 @@
 """
-The mailbox of one session, in an mbox.
+The mailbox of one session.  Its messages are in an mbox.
 """
 
 from __future__ import annotations
@@ -39,17 +39,19 @@ from pop3svc.providers.mbox.scan import Scan, Stored, nameMessages, readExactly,
 __all__ = ["ExclusiveMboxMailbox", "MboxFormat", "MboxMailbox", "ReadOnlyMboxMailbox", "ScanCache"]
 
 _NOTHING = Scan((0, 0, 0, 0))
-# Reading an mbox with more octets than this takes a long time.
+# The size in octets from which an mbox counts as large.  Reading a large mbox takes a long time.
 _LARGE = 67_108_864
 
 
 class ScanCache:
     """
-    Cache of the latest scan of each mbox, shared by its sessions.  Thread-safe.
+    A cache of the latest scan of each mbox.  The sessions of an mbox share the scan.  The methods
+    are thread-safe.
     """
 
-    # The most messages of all mailboxes together, with some 500 octets each.  The latest mailbox is
-    # kept even if it alone has more.
+    # The most messages in the cache.  A message takes some 500 octets.  Each mailbox counts as EACH
+    # further messages.  The scan that was added last stays in the cache even if it has more
+    # messages than BOUND.
     BOUND, EACH = 200_000, 5
 
     def __init__(self) -> None:
@@ -60,7 +62,7 @@ class ScanCache:
     def get(self, status: os.stat_result) -> Scan | None:
         """
         @param status: the present status of the file.
-        @return: the scan, if the file has not changed.
+        @return: the scan; L{None} if the file has changed since the scan, or was not scanned.
         """
         key = status.st_dev, status.st_ino
         with self._lock:
@@ -72,7 +74,8 @@ class ScanCache:
 
     def put(self, status: os.stat_result, scan: Scan) -> None:
         """
-        Keep a scan, unless a later change of the file might not change its stamp.
+        Add a scan to the cache.  Do not add it if the file changed so recently that a further
+        change might leave the times of the file as they are.
         """
         key = status.st_dev, status.st_ino
         with self._lock:
@@ -92,7 +95,7 @@ class ScanCache:
 
 class MboxFormat:
     """
-    Reads the files of one store.
+    Reads the mbox files of one store.
 
     @ivar variant: one of L{VARIANTS<pop3svc.providers.mbox.text.VARIANTS>}.
     @ivar usesXUIDL: whether the field X-UIDL is the unique-id of a message.
@@ -105,7 +108,7 @@ class MboxFormat:
 
     def known(self, status: os.stat_result) -> Scan | None:
         """
-        @return: the messages of an mbox, if the mbox has not changed since it was scanned.
+        @return: the messages of an mbox; L{None} if the mbox has changed since it was scanned.
         """
         return self._cache.get(status)
 
@@ -128,15 +131,16 @@ class MboxFormat:
 
 class _Changed(Exception):
     """
-    The mbox is not the file that was scanned.
+    The mbox has changed since it was scanned.
     """
 
 
 @implementer(IPOP3Mailbox, IBulkMessageSizes, ISleepingMailbox, ISurrogates)
 class MboxMailbox:
     """
-    The mailbox of one session in an mbox.  The session keeps its list while other programs add and
-    remove messages.  Each access finds the message in the present file.
+    The mailbox of one session.  Its messages are in an mbox.  The session keeps its listing while
+    other programs add and remove messages.  Each access finds the message in the file as it is
+    then.
     """
 
     hasSurrogates = True
@@ -153,7 +157,7 @@ class MboxMailbox:
 
     async def _scanned(self) -> Scan:
         """
-        @return: the present messages.
+        @return: the messages that the mbox contains now.
         """
         raise NotImplementedError
 
@@ -282,8 +286,8 @@ def _closeOpened(opened: tuple[int, bytes]) -> None:
 @implementer(IReadOnlyMailbox)
 class ReadOnlyMboxMailbox(MboxMailbox):
     """
-    An L{MboxMailbox} of a store that deletes and writes nothing.  While it lists messages, it
-    has a shared lock by fcntl(), and no dot-lock.
+    An L{MboxMailbox} of a store that deletes and writes nothing.  While it lists messages, the mbox
+    is locked by fcntl() for reading.  There is no dot-lock.
     """
 
     def __init__(
@@ -322,7 +326,7 @@ class ReadOnlyMboxMailbox(MboxMailbox):
 @implementer(IExclusiveMailbox)
 class ExclusiveMboxMailbox(MboxMailbox):
     """
-    An L{MboxMailbox} that one session at a time can lock, across all processes.
+    An L{MboxMailbox} that no two sessions can lock at the same time, even in different processes.
     """
 
     _directory: MboxDirectory
@@ -356,7 +360,8 @@ class ExclusiveMboxMailbox(MboxMailbox):
         if mbox is not None:
             status = mbox.status()
             if status.st_size > _LARGE:
-                # None if the mbox has changed.  In this case another thread reads the mbox.
+                # The result is None if the mbox has changed.  The caller then reads the mbox in a
+                # thread for long work.
                 return self._format.known(status)
         return self._scanLocked(mbox)
 

@@ -1,5 +1,5 @@
 """
-An mbox file with the directory that the service keeps beside it.
+The path of an mbox file, and the directory that the service keeps beside the file.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 class MboxPlace:
     """
-    The path of one mbox.  The service's directory C{.NAME.pop3svc} beside it holds deleted
-    unique-ids, the lock of the session, and temporary files while the mbox is rewritten.
+    The path of one mbox.  Beside the mbox C{NAME}, the service keeps the directory
+    C{.NAME.pop3svc}.  It contains the unique-ids of deleted messages, the lock of the session, and
+    temporary files while the mbox is rewritten.
 
-    @ivar path: the path, for messages to the operator.
-    @ivar own: the service's directory.
+    @ivar path: the path of the mbox, for messages to the operator.
+    @ivar own: the path of the directory that the service keeps beside the mbox.
     """
 
     def __init__(self, root: Root) -> None:
         """
-        @param root: the path of the mbox, as if it were a directory.
+        @param root: the path of the mbox.  The type is L{Root}, although the mbox is not a
+            directory.
         """
         self.path = root.path
         self.name = root.parts[-1]
@@ -45,19 +47,22 @@ class MboxPlace:
 
     def openDirectory(self) -> int | None:
         """
-        @return: a descriptor of the mbox's directory; L{None} if this directory does not exist.
+        @return: a descriptor of the directory that contains the mbox; L{None} if this directory
+            does not exist.
         """
         return self._directory.open()
 
     def exists(self) -> bool:
         """
-        @return: whether the mbox, or another kind of file with its name, exists.  Blocks.
+        @return: whether the mbox exists.  A file of another kind with the same name counts as well.
+            Blocks.
         """
         return self._isThere(self.name)
 
     def isKnown(self) -> bool:
         """
-        @return: whether the mbox or the service's directory exists.  Blocks.
+        @return: whether the mbox exists, or the directory that the service keeps beside it.
+            Blocks.
         """
         return self._isThere(self.name, self.own.parts[-1])
 
@@ -76,7 +81,7 @@ class MboxPlace:
 
     def makeOwn(self) -> None:
         """
-        Create the service's directory.  Blocks.
+        Create the directory that the service keeps beside the mbox.  Blocks.
 
         @raise OSError: the directory cannot be created.
         """
@@ -95,8 +100,8 @@ class MboxPlace:
         """
         Open the mbox for reading.  Blocks.
 
-        @return: a descriptor, which is closed at the end, and its status; L{None} if the mbox does
-            not exist.
+        @return: a descriptor and the status of the mbox; L{None} if the mbox does not exist.  The
+            descriptor is closed at the end of the context.
         @raise OSError: the mbox is not a regular file, or cannot be opened.
         """
         directory = self.openDirectory()
@@ -115,8 +120,8 @@ class MboxPlace:
 
     def openForReading(self) -> int | None:
         """
-        @return: a descriptor of the mbox, which the caller closes; L{None} if the mbox does not
-            exist.
+        @return: a descriptor of the mbox; L{None} if the mbox does not exist.  The caller closes
+            the descriptor.
         """
         with self.reading() as opened:
             return None if opened is None else os.dup(opened[0])
@@ -124,9 +129,9 @@ class MboxPlace:
     @contextmanager
     def shared(self) -> Iterator[tuple[int, os.stat_result] | None]:
         """
-        Open and lock the mbox for reading, without writing anything.  Blocks.
+        Open and lock the mbox for reading.  Write nothing to the directory of the mbox.  Blocks.
 
-        @raise MboxBusy: another program has locked it.
+        @raise MboxBusy: another program has locked the mbox.
         """
         with self.reading() as opened:
             if opened is not None:
@@ -137,13 +142,14 @@ class MboxPlace:
     @contextmanager
     def locked(self, create: Callable[[int], int] | None = None) -> Iterator[LockedMbox | None]:
         """
-        Open and lock the mbox, first by fcntl(), then by a dot-lock.  Complete or undo the change
-        of a killed process.  Blocks, but does not wait for a lock.
+        Open and lock the mbox, first by fcntl(), then by a dot-lock.  If a process was killed while
+        it changed the mbox, complete or undo the change.  This method blocks, but does not wait for
+        a lock.
 
-        @param create: creates the mbox if it does not exist.  It takes a descriptor of the
-            directory, and returns a descriptor of the file.
+        @param create: a function that creates the mbox if it does not exist.  The function takes a
+            descriptor of the directory and returns a descriptor of the file.
         @return: the locked mbox; L{None} if the mbox does not exist.
-        @raise MboxBusy: another program has locked it.
+        @raise MboxBusy: another program has locked the mbox.
         @raise OSError: the mbox cannot be opened or locked.
         """
         descriptors: list[int] = []
@@ -167,7 +173,8 @@ class MboxPlace:
             mbox = LockedMbox(opened, directory, own, self.name)
             lockFile(opened)
             dotLock = DotLock(directory, self.name, own)
-            # Another program may have replaced the file before it was locked.
+            # Check the file again, because another program may have replaced it before it was
+            # locked.
             if not _isSame(opened, self.name, directory):
                 raise MboxBusy
             recover(mbox)
@@ -197,8 +204,8 @@ def _open(name: str, directory: int, flags: int) -> int | None:
 
 def _checkOwn(own: int) -> None:
     """
-    @raise OSError: the service's directory belongs to another user, who could make the service lose
-        mail.
+    @raise OSError: the directory that the service keeps beside the mbox belongs to another user.
+        That user could make the service lose mail.
     """
     if os.fstat(own).st_uid != fileUID():
         raise OSError(errno.EPERM, "the directory .NAME.pop3svc beside it belongs to another user")
@@ -215,7 +222,7 @@ def _isSame(descriptor: int, name: str, directory: int) -> bool:
 
 def readOwn(place: MboxPlace, work: Callable[[int], T]) -> T | None:
     """
-    Call C{work} with a descriptor of the service's directory.  Blocks.
+    Call C{work} with a descriptor of the directory that the service keeps beside the mbox.  Blocks.
 
     @return: the result of C{work}; L{None} if the directory does not exist.
     """

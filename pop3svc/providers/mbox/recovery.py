@@ -1,6 +1,6 @@
 """
-Complete or undo the change of a killed process, and move mail that another program has added to a
-replaced file.
+Complete or undo the changes of processes that were killed.  Move mail that another program has
+added to a file after the service had replaced this file.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ __all__ = ["recover"]
 _NEW = re.compile(re.escape(NEW) + r"([0-9]{1,20})-([0-9]{1,19})")
 _APPEND = re.compile(re.escape(APPEND) + r"([0-9]{1,20})-([0-9]{1,19})-([0-9]{1,19})-([0-2])")
 _LEFT = re.compile(r"(?:lock|stale|gone)-([0-9]{1,10}).*")
-# If the kernel cannot say whether a program has a replaced file open, the file is kept for this
-# number of seconds.  No delivery agent waits that long for a lock.
+# Seconds for which a replaced file is kept if the kernel cannot say whether a program has the file
+# open.  No delivery agent waits that long for a lock.
 _KEPT = 3600
 _BLOCK = 1_048_576
 
 
 def recover(mbox: LockedMbox) -> None:
     """
-    Complete or undo the change of a killed process.  Blocks.
+    Complete or undo the change of a process that was killed.  Blocks.
 
-    @raise OSError: this is not possible now.
+    @raise OSError: the change can neither be completed nor undone now.
     """
     names = sorted(os.listdir(mbox.own))
     for name in names:
@@ -50,25 +50,26 @@ def recover(mbox: LockedMbox) -> None:
 
 def _removeLeft(own: int, name: str) -> None:
     """
-    Remove a file that a killed process has made.
+    Remove a temporary file of a process that was killed.
     """
     left = _LEFT.fullmatch(name)
     if left is None:
         return
     with suppress(FileNotFoundError):
         made = os.stat(name, dir_fd=own, follow_symlinks=False).st_mtime
-        # The process with this id may run in another container.
+        # Also look at the age of the file, because the process may run in another container.
         if not isRunning(int(left[1])) or time.time() - made > _KEPT:
             os.unlink(name, dir_fd=own)
 
 
 def _recoverAppend(mbox: LockedMbox, inode: int, size: int, total: int, pad: bytes) -> None:
     """
-    Remove an incomplete message.
+    Remove a message that a killed process has added incompletely.
     """
     status = mbox.status()
     if status.st_ino != inode or status.st_size < size + total:
-        # Another program has replaced the file, or the addition had not begun.
+        # Either another program has replaced the file, or the process was killed before it added
+        # anything.
         return
     lead = pad + FROM
     found = readExactly(mbox.descriptor, len(lead), size)
@@ -78,13 +79,14 @@ def _recoverAppend(mbox: LockedMbox, inode: int, size: int, total: int, pad: byt
         os.ftruncate(mbox.descriptor, size)
         os.fsync(mbox.descriptor)
     else:
-        # Another program has added a message meanwhile.
+        # Another program has added a message after the incomplete one.
         replaceWithout(mbox, [(size, size + total)], Gone(), None)
 
 
 def _recoverNew(mbox: LockedMbox, name: str, inode: int, size: int) -> None:
     """
-    Remove the file of a rewriting: an unused new file, or an old file.
+    Remove the file that a rewriting has left.  It is either a new file that did not replace the
+    mbox, or the old file.
     """
     try:
         descriptor = os.open(
@@ -102,7 +104,8 @@ def _recoverNew(mbox: LockedMbox, name: str, inode: int, size: int) -> None:
         try:
             lockFile(descriptor)
         except MboxBusy:
-            # Another program is adding a message to the old file; the next lock moves it.
+            # Another program is adding a message to the old file.  The next call moves this
+            # message.
             return
         end = os.fstat(descriptor).st_size
         if end > size:
@@ -129,8 +132,8 @@ def _block(old: int, at: int, end: int) -> bytes:
 
 def _endsWith(mbox: LockedMbox, old: int, size: int, end: int) -> bool:
     """
-    @return: whether the mbox already ends with the new part of the old file.  This is so if a
-        process has moved the part, and was killed afterwards.
+    @return: whether the mbox already ends with the part that was added to the old file.  This
+        happens if a process was killed after it had moved the part.
     """
     there = mbox.status().st_size
     if there < end - size:

@@ -1,6 +1,6 @@
 """
-Remove parts of an mbox by replacing the file, and add messages to its end.  Each change is made
-completely or not at all.
+Change an mbox.  Messages are added to the end of the file.  To remove messages, the service
+replaces the file.  Each change is made completely or not at all.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from pop3svc.threadpool import reportProgress
 
 __all__ = ["APPEND", "append", "checkOwner", "copyRange", "replaceWithout", "writeAll"]
 
-# The prefix of the record of an addition to the mbox.
+# The first characters in the name of a file that records an addition to the mbox.
 APPEND = "append-"
 FROM = b"From "
 _COPY = 1_048_576
-# RENAME_EXCHANGE of renameat2(2)
+# The flag RENAME_EXCHANGE of renameat2(2).
 _EXCHANGE = 2
 
-# Parts of a file: offsets of the first octet, and after the last.
+# Parts of a file.  Each part is the offset of its first octet and the offset after its last octet.
 Ranges = Sequence[tuple[int, int]]
 GoneOf = Callable[[int], Gone]
 
@@ -48,7 +48,7 @@ def copyRange(source: int, start: int, end: int, target: int, offset: int) -> in
     """
     Copy a part of a file.  Blocks.
 
-    @return: the offset in the target after the copy.
+    @return: the offset in the target after the last copied octet.
     """
     while start < end:
         reportProgress()
@@ -63,8 +63,8 @@ def exchange(first: tuple[int, str], second: tuple[int, str]) -> None:
     """
     Exchange two files atomically.
 
-    @param first: a descriptor of a directory, and a name in it.
-    @param second: the same for the other file.
+    @param first: a descriptor of a directory, and the name of a file in it.
+    @param second: a descriptor of the directory and the name of the other file.
     @raise OSError: nothing was exchanged.
     """
     call: Any = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
@@ -84,7 +84,8 @@ def _takeOver(new: int, old: int, status: os.stat_result) -> None:
     """
     os.fchown(new, status.st_uid, status.st_gid)
     os.fchmod(new, status.st_mode & 0o7777)
-    # Access control lists are attributes.  Some file systems have none.
+    # Ignore the error, because some file systems have no attributes.  The attributes include access
+    # control lists.
     with suppress(OSError):
         for name in os.listxattr(old):
             with suppress(OSError):
@@ -95,7 +96,8 @@ def checkOwner(mbox: LockedMbox) -> None:
     """
     Check whether the service may give a file to the owner of the mbox.  Blocks.
 
-    @raise OSError: the service may not do this, and therefore could not delete messages.
+    @raise OSError: the service may not give files to this owner.  It could therefore not delete
+        messages.
     """
     status = mbox.status()
     if not fileUID():
@@ -126,15 +128,16 @@ def _create(own: int, name: str) -> int:
 
 def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneOf | None) -> None:
     """
-    Replace the mbox by a new file without some parts.  Blocks.
+    Replace the mbox by a new file that lacks some parts of the old one.  Blocks.
 
     One atomic step exchanges the names of the old and the new file.  The old file is kept until no
-    program has it open.  A program that waits for the lock of the old file will add a message to
-    that file.  L{recovery} moves that message.
+    program has it open.  A program that waits for the lock of the old file will add its message to
+    the old file.  The module L{recovery} then moves the message.
 
-    @param removed: parts to remove, in order.
-    @param before: the deleted unique-ids.
-    @param after: makes the deleted unique-ids from the inode of the new file.
+    @param removed: the parts to remove, in ascending order.
+    @param before: the unique-ids that were deleted before this call.
+    @param after: takes the inode of the new file and returns the deleted unique-ids, including
+        those of the removed messages.
     @raise OSError: nothing was removed.
     """
     status = mbox.status()
@@ -146,7 +149,7 @@ def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneO
         for start, end in [*removed, (status.st_size, status.st_size)]:
             target = copyRange(mbox.descriptor, at, start, new, target)
             at = end
-        # Programs that look for new mail compare the times.
+        # Keep the times of the old file, because programs that look for new mail compare the times.
         os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
         os.fsync(new)
         lockFile(new)
@@ -167,7 +170,8 @@ def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneO
         if isUnopened(old):
             os.unlink(temporary, dir_fd=mbox.own)
     except OSError:
-        # The messages are deleted, and the next lock removes the old file.
+        # Ignore the error, because the messages are deleted already.  The next lock removes the old
+        # file.
         pass
     finally:
         closeQuietly(old)
@@ -189,13 +193,13 @@ def separator(mbox: LockedMbox) -> bytes:
 
 def append(mbox: LockedMbox, length: int, pieces: Iterable[bytes]) -> None:
     """
-    Add a message with its envelope line, durably.  Blocks.
+    Add a message with its envelope line.  The message is durable after the call.  Blocks.
 
-    The file gets its new size first, and the beginning of the envelope line is written last.
-    L{recovery} can therefore find the message, and find out whether it is complete.
+    The file gets its new size before anything is written.  The beginning of the envelope line is
+    written last.  L{recovery} can therefore find the message, and find out whether it is complete.
 
-    @param length: octets of all pieces.
-    @param pieces: the message; the first piece begins with an envelope line.
+    @param length: the number of octets of all pieces together.
+    @param pieces: the octets of the message.  The first piece begins with the envelope line.
     @raise OSError: nothing was added.
     """
     status = mbox.status()

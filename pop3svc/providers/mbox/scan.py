@@ -26,14 +26,16 @@ from pop3svc.threadpool import mustStop
 
 __all__ = ["NotMbox", "Scan", "Stored", "nameMessages", "readExactly", "scanMessages"]
 
-# Octets that are read at a time, and the most octets of a message that is examined in one piece.
+# _BLOCK is the number of octets that are read at a time.  A message of at most _SMALL octets is
+# examined in one piece.
 _BLOCK = 1_048_576
 _SMALL = 262_144
 # The number of octets of a header that are searched for Content-Length.
 _HEADER = 65_536
 _CONTENT_LENGTH = re.compile(rb"^Content-Length:[ \t]*([0-9]{1,15})[ \t]*\r?$", re.I | re.M)
 _X_UIDL = re.compile(rb"^X-UIDL:[ \t]*([!-~]{1,70})[ \t]*\r?$", re.I | re.M)
-# The c-client library puts a first message into its files that is not mail.
+# The c-client library begins its files with a message that contains data of the library and is not
+# mail.
 _INTERNAL = re.compile(
     rb"^Subject: DON'T DELETE THIS MESSAGE -- FOLDER INTERNAL DATA\r?$", re.I | re.M
 )
@@ -41,7 +43,7 @@ _INTERNAL = re.compile(
 
 class NotMbox(OSError):
     """
-    A file that does not begin with an envelope line.
+    The file is no mbox, because it does not begin with an envelope line.
     """
 
 
@@ -49,16 +51,17 @@ class Stored(NamedTuple):
     """
     A message in an mbox file.
 
-    @ivar start: offset of its envelope line.
-    @ivar content: offset of the message.
-    @ivar end: offset after the message; an empty line may follow.
-    @ivar following: offset of the next envelope line, or the size of the file.
-    @ivar octets: size of the message as RETR sends it.
+    @ivar start: the offset of its envelope line in the file.
+    @ivar content: the offset of the first octet after the envelope line.
+    @ivar end: the offset after the last octet of the message.  An empty line may follow.
+    @ivar following: the offset of the next envelope line; the size of the file for the last
+        message.
+    @ivar octets: the number of octets that RETR sends, without dot-stuffing.
     @ivar digest: see L{MessageDigest}.
-    @ivar xUIDL: the value of the message's field X-UIDL; empty without this field.
-    @ivar isInternal: whether the message is data of another program, and not mail.
-    @ivar surrogate: size of the surrogate for clients that have not sent UTF8; 0 if the message
-        needs none.
+    @ivar xUIDL: the value of the field X-UIDL; empty if the message has no such field.
+    @ivar isInternal: whether the message contains data of another program and is not mail.
+    @ivar surrogate: the size of the surrogate for clients that have not sent UTF8; 0 if the message
+        needs no surrogate.
     """
 
     start: int
@@ -75,10 +78,10 @@ class Stored(NamedTuple):
 @dataclass
 class Scan:
     """
-    The messages of a file at one time.  A scan never changes, because sessions share it.
+    The messages that a file contains at one time.  A scan never changes, because sessions share it.
 
-    @ivar stamp: the times of the file.
-    @ivar messages: messages by unique-id, in the order of the file.
+    @ivar stamp: the size and the times of the file; see L{pop3svc.files.stampFrom}.
+    @ivar messages: the messages by their unique-ids, in the order of the file.
     """
 
     stamp: FileStamp
@@ -92,7 +95,7 @@ def readExactly(descriptor: int, octets: int, offset: int) -> bytes:
     """
     Read a part of a file.  Blocks.
 
-    @raise OSError: the file ends before that part does.
+    @raise OSError: the file ends before the end of the part.
     """
     parts: list[bytes] = []
     while octets:
@@ -107,7 +110,7 @@ def readExactly(descriptor: int, octets: int, offset: int) -> bytes:
 
 class _Window:
     """
-    A window that moves through a file: the part of the file that is in memory.
+    The part of a file that is in memory.  This part moves through the file.
     """
 
     def __init__(self, descriptor: int, size: int) -> None:
@@ -117,15 +120,16 @@ class _Window:
         self._data = b""
 
     def _load(self, offset: int) -> None:
-        # The three octets before show whether an empty line precedes.
+        # Also read the three octets before the offset, because they show whether an empty line
+        # comes before it.
         self._base = max(offset - 3, 0)
         octets = min(_BLOCK, self.size - self._base)
         self._data = readExactly(self._descriptor, octets, self._base)
 
     def octets(self, start: int, end: int) -> bytes:
         """
-        @return: the octets of the file from C{start} to C{end} or the end of the file; at most
-            half a block.
+        @return: the octets of the file from C{start} to C{end}, or to the end of the file.  The
+            caller may ask for at most half a block.
         """
         end = min(end, self.size)
         if start < self._base or end > self._base + len(self._data):
@@ -134,16 +138,16 @@ class _Window:
 
     def line(self, start: int) -> bytes:
         """
-        @return: the line with its end, as far as an envelope line may reach.
+        @return: the line with its line end.  A line that is longer than any envelope line is cut.
         """
         data = self.octets(start, start + LONGEST_ENVELOPE + 1)
         return data[: data.find(b"\n") + 1] or data
 
     def nextEnvelope(self, start: int) -> int:
         """
-        @param start: offset after an envelope line.
-        @return: offset of the next envelope line after an empty line; the size of the file if no
-            such line follows.
+        @param start: the offset after an envelope line.
+        @return: the offset of the next envelope line that comes after an empty line; the size of
+            the file if there is no such line.
         """
         at = start - 1
         while True:
@@ -164,8 +168,9 @@ class _Window:
 
     def emptyLineBefore(self, offset: int, start: int) -> int:
         """
-        @param start: offset of the message that ends here.
-        @return: octets of the empty line before C{offset}; 0 without an empty line.
+        @param start: the offset of the message that ends at C{offset}.
+        @return: the number of octets of the empty line before C{offset}; 0 if there is no empty
+            line.
         """
         before = self.octets(max(start - 1, offset - 3), offset)
         if before.endswith(b"\n\r\n"):
@@ -175,11 +180,12 @@ class _Window:
 
 def _endByLength(window: _Window, content: int) -> tuple[int, int] | None:
     """
-    Trust C{Content-Length} only if the body of this length ends in the right place: at the end of
-    the file, or before an empty line and an envelope line.
+    Find the end of a message from its field C{Content-Length}.  The value is trusted if a body of
+    this length ends in a possible place.  Possible places are the end of the file, and an empty
+    line before an envelope line.
 
-    @return: the end of the message, and the offset after it; L{None} if C{Content-Length} is not
-        trusted.
+    @return: the end of the message, and the offset of the next envelope line; L{None} if
+        C{Content-Length} is missing or not trusted.
     """
     header = window.octets(content, content + _HEADER)
     length = headerEnd(header)
@@ -207,9 +213,10 @@ def scanMessages(
     surrogateSize: Callable[[Iterable[bytes]], int] = lambda pieces: 0,
 ) -> list[Stored]:
     """
-    Find all messages.  Blocks; memory is bounded by the number of messages.
+    Find all messages of a file.  This function blocks.  The memory that it needs depends on the
+    number of messages, and not on their size.
 
-    @param size: octets to read.
+    @param size: the number of octets to read.
     @param variant: one of L{VARIANTS<pop3svc.providers.mbox.text.VARIANTS>}.
     @param surrogateSize: L{pop3svc.downgrading.converter.surrogateSize}, called for messages that
         are not ASCII.
@@ -241,7 +248,7 @@ def _pieces(descriptor: int, content: int, end: int, variant: str) -> Iterator[b
     """
     Read a message.  Blocks.
 
-    @return: its octets, without the quoting of the variant.
+    @return: the octets of the message, without the quoting of the variant.
     """
     unquoter = Unquoter()
     for offset in range(content, end, _BLOCK):
@@ -253,7 +260,7 @@ def _pieces(descriptor: int, content: int, end: int, variant: str) -> Iterator[b
 
 
 def _firstEnvelope(window: _Window) -> int:
-    # A program that removed the first message may have left empty lines.
+    # Skip empty lines, because a program that removed the first message may have left them.
     first = window.octets(0, _HEADER)
     start = len(first) - len(first.lstrip(b"\r\n"))
     if start == window.size:
@@ -273,7 +280,8 @@ def _examined(
     isFirst: bool,
 ) -> Stored:
     """
-    @return: the message; C{surrogate} is 1 if any octet is not ASCII.
+    @return: the message.  Its C{surrogate} is 1 if at least one octet is not ASCII, and otherwise
+        0.
     """
     start, content, end, _ = place
     digest = MessageDigest(window.octets(start, content))
@@ -306,12 +314,13 @@ def nameMessages(
     stored: Iterable[Stored], gone: frozenset[str], usesXUIDL: bool
 ) -> dict[str, Stored]:
     """
-    Give each message its unique-id: its digest, with a number if an earlier message has or had the
-    same unique-id.
+    Give each message a unique-id.  The unique-id is the digest of the message.  If another message
+    has or had this unique-id, a number is added.
 
-    @param gone: unique-ids of messages that were deleted.
-    @param usesXUIDL: whether the field X-UIDL is the unique-id, if no other message has or had it.
-    @return: the messages by unique-id.
+    @param gone: the unique-ids of deleted messages.
+    @param usesXUIDL: whether a message with a field X-UIDL gets the value of the field as its
+        unique-id, unless another message has or had this unique-id.
+    @return: the messages by their unique-ids.
     """
     named: dict[str, Stored] = {}
     numbers: dict[str, int] = {}

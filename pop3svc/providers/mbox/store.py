@@ -47,7 +47,7 @@ __all__ = ["MboxStore"]
 @implementer(IMailboxStore, IDelivery)
 class MboxStore:
     """
-    A store that finds an mbox by the user's name.
+    A store with an mbox for each user.  The name of the user determines the path of the mbox.
     """
 
     name = "pop3svc"
@@ -66,16 +66,17 @@ class MboxStore:
         owners: Owners | None = None,
     ) -> None:
         """
-        @param path: the directory that holds an mbox for each user, or a path with placeholders;
-            see L{PathTemplate}.
-        @param readOnly: delete, lock and write nothing.
-        @param manners: what a session does when another session has locked the mailbox.
+        @param path: a directory with an mbox for each user, or a path with placeholders; see
+            L{PathTemplate}.
+        @param readOnly: whether the store deletes, locks and writes nothing.
+        @param manners: the behaviour of a session if another session has locked the mailbox.
         @param variant: one of L{VARIANTS}.
-        @param usesXUIDL: use the field X-UIDL of a message as its unique-id.
-        @param isOwnedByUsers: whether files are used with the rights of each user.
-        @param firstUID: the lowest uid whose mail is served, with C{isOwnedByUsers}.
-        @param owners: finds the mail of users; by default an object made from the other arguments.
-        @raise ValueError: a sentence for the operator.
+        @param usesXUIDL: whether the field X-UIDL of a message is its unique-id.
+        @param isOwnedByUsers: whether each user's files are opened with the rights of this user.
+        @param firstUID: the lowest uid of a user whose mail is served.  It matters if
+            C{isOwnedByUsers} is true.
+        @param owners: finds the mail of users.  By default it is made from the other arguments.
+        @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
         """
         self._template = PathTemplate(path, mayHaveHome=True)
         if self._template.needsHome and not self._template.hasParts:
@@ -103,16 +104,17 @@ class MboxStore:
 
     def useState(self, state: State) -> None:
         """
-        @param state: the database that survives a restart.
+        @param state: the database of facts that survive a restart.
         """
         self._presence.useState(state)
 
     def looksUnmounted(self) -> str | None:
         """
-        @return: a sentence for the operator if no mailbox exists; otherwise L{None}.
+        @return: a sentence for the operator if no mailbox exists, because its file system may not
+            be mounted; otherwise L{None}.
         """
         if self._template.needsHome:
-            # The home directories of the users are not known here.
+            # The store cannot check, because it does not know the home directories of all users.
             return None
         try:
             with os.scandir(self._template.base) as entries:
@@ -127,8 +129,8 @@ class MboxStore:
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Eventual[MboxMailbox | None]:
         """
-        See L{IMailboxStore.openMailbox}.  A user without an mbox has an empty maildrop.  The login
-        is refused if the name is not safe in a path.
+        See L{IMailboxStore.openMailbox}.  A user without an mbox has an empty maildrop.  If a path
+        must not contain the name of the user, the login is refused.
         """
         if _isLockName(username):
             return None
@@ -201,7 +203,7 @@ class MboxStore:
 
         directory = self._directory(place, found.user)
         try:
-            # The delivery locks only the file, so a session of the user can go on at the same time.
+            # Lock the file only, so that a session of the user can go on during the delivery.
             await retryWhileBusy(self._registry.clock, lambda: directory.run(add))
         except MboxBusy:
             return StoreUnavailable("The mailbox is locked by another program.")
@@ -217,6 +219,6 @@ class MboxStore:
 
 def _isLockName(username: str) -> bool:
     """
-    @return: whether a file of this name could be another user's dot-lock.
+    @return: whether a file with this name could be the dot-lock of another user's mbox.
     """
     return username.lower().endswith(".lock")

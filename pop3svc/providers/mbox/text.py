@@ -19,18 +19,20 @@ __all__ = [
     "unquoted",
 ]
 
-# mboxo and mboxrd quote lines that begin with "From ", each in its own way. mboxcl2 has the number
-# of octets of the body in Content-Length instead.
+# The variants of the mbox format.  In mboxo and mboxrd, lines of a message that begin with "From "
+# are quoted by ">".  In mboxcl2 no line is quoted, and Content-Length has the number of octets of
+# the body.
 VARIANTS = ("mboxo", "mboxrd", "mboxcl2")
 
-# The most octets of an envelope line.  An address has at most 320 octets, and a date some 40.
+# The most octets of an envelope line.  It contains an address of at most 320 octets and a date of
+# some 40 octets.
 LONGEST_ENVELOPE = 1024
-# The most octets of a header that are searched for fields.  The octets after these are considered
-# the body.
+# The most octets of a header.  Further octets are considered the body.
 _LONGEST_HEADER = 262_144
 _DIGEST = 16
 
-# A date in the form of asctime(3), possibly without seconds or with a zone; or in that of RFC 5322.
+# An envelope line.  The date has the form of asctime(3) or of RFC 5322.  The seconds may be
+# missing, and a time zone may follow.
 _ENVELOPE = re.compile(
     rb"From [^\n]*?(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? +"
     rb"(?:(?:Jan|Feb|Mar|Apr|May|Jun|Jul|Aug|Sep|Oct|Nov|Dec) +[0-9]{1,2}|"
@@ -38,7 +40,7 @@ _ENVELOPE = re.compile(
     rb"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?(?: +[A-Za-z0-9+-]{1,8}){0,4}\s*"
 )
 _HEADER_END = re.compile(rb"(?:\A|\n)\r?\n")
-# Fields that mail programs change in place, although the message stays the same.
+# Header fields that mail programs change in the mbox, although the message stays the same.
 _CHANGING = re.compile(
     rb"^(?:Status|X-Status|X-UID|X-UIDL|X-Keywords|X-IMAP|X-IMAPbase|Content-Length|Lines|"
     rb"X-Mozilla-Status2?|X-Mozilla-Keys):[^\n]*(?:\n[ \t][^\n]*)*(?:\n|\Z)",
@@ -52,8 +54,8 @@ _MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct",
 
 def isEnvelope(line: bytes) -> bool:
     """
-    @return: whether a line, with or without its end, is a plausible envelope line: C{From }, an
-        optional address, and a date.
+    @return: whether a line looks like an envelope line.  An envelope line consists of C{From }, an
+        optional address and a date.  The line end may be missing.
     """
     return len(line) <= LONGEST_ENVELOPE and _ENVELOPE.fullmatch(line) is not None
 
@@ -62,12 +64,13 @@ def makeEnvelope(sender: bytes, arrival: float) -> bytes:
     """
     Make an envelope line.
 
-    @param sender: an address.  It is left out if it is too long or not printable ASCII.
-    @param arrival: seconds since the epoch.
+    @param sender: the address of the sender.  It is left out if it is too long, or is not printable
+        ASCII.
+    @param arrival: the time of arrival in seconds since the epoch.
     @return: the line with its end.
     """
     sender = re.sub(rb"[^!-~]", b"", sender)[:320] or b"MAILER-DAEMON"
-    # Write the form of the C library's asctime(), because strftime() depends on the locale.
+    # Make the form of asctime() by hand, because the result of strftime() depends on the locale.
     when = time.gmtime(arrival)
     date = (
         f"{_DAYS[when.tm_wday]} {_MONTHS[when.tm_mon - 1]} {when.tm_mday:2} "
@@ -79,8 +82,8 @@ def makeEnvelope(sender: bytes, arrival: float) -> bytes:
 def headerEnd(data: bytes) -> int | None:
     """
     @param data: the beginning of a message.
-    @return: offset of the first octet after the empty line that ends the header; L{None} if
-        there is no such line.
+    @return: the offset of the first octet after the empty line that ends the header; L{None} if
+        there is no empty line.
     """
     found = _HEADER_END.search(data)
     return None if found is None else found.end()
@@ -117,7 +120,7 @@ class MessageDigest:
 
     def digest(self) -> str:
         """
-        @return: the digest, 32 hexadecimal digits.
+        @return: the digest as 32 hexadecimal digits.
         """
         header, self._header = self._header, None
         if header is not None:
@@ -127,7 +130,7 @@ class MessageDigest:
 
 def unquoted(data: bytes) -> bytes:
     """
-    @param data: whole lines of an mboxrd.
+    @param data: whole lines of a file in the variant mboxrd.
     @return: the original lines, without the quoting of C{From }.
     """
     return _QUOTED.sub(b"", data) if b"From " in data else data
@@ -140,20 +143,21 @@ class Unquoter:
 
     def __init__(self) -> None:
         self._isLineStart = True
-        # The end of the previous block, if the next block must show whether the line is quoted: one
-        # of the ">" that begin the line, and a part of "From ".
+        # The end of the previous block, if only the next block shows whether a line is quoted.  It
+        # is ">" and then the first characters of "From ".
         self._held = b""
 
     def feed(self, data: bytes) -> bytes:
         """
         @param data: the next octets of the stored message.
-        @return: octets of the message; possibly none yet.
+        @return: the next octets of the message; they may be empty.
         """
         if self._isLineStart or self._held:
             data = self._held + data
             self._held = b""
         else:
-            # Hide the beginning of the block from the pattern.
+            # The block begins in the middle of a line.  Do not apply the pattern to the rest of
+            # this line.
             end = data.find(b"\n") + 1
             if not end:
                 return data
@@ -162,8 +166,9 @@ class Unquoter:
         start = data.rfind(b"\n") + 1
         run = start + len(data[start:]) - len(data[start:].lstrip(b">"))
         if run > start and _FROM.startswith(data[run:]) and data[run:] != _FROM:
-            # The block ends with a line that so far has only ">".  Keep one ">" back, because
-            # exactly one is dropped if "From " follows.
+            # The last line of the block contains ">" and perhaps a part of "From ", and the next
+            # block continues the line.  Do not return the last ">" yet, because it is removed if
+            # "From " follows.
             before, self._held = data[: run - 1], data[run - 1 :]
             self._isLineStart = True
             return unquoted(before[:start]) + before[start:]
@@ -172,7 +177,7 @@ class Unquoter:
 
     def finish(self) -> bytes:
         """
-        @return: octets after the last block.
+        @return: the octets to send after the last block.
         """
         held, self._held = self._held, b""
         return held

@@ -17,20 +17,21 @@ from pop3svc.lineendings import DOT_LINE, CRLFNormalizer, WireForm
 
 __all__ = ["PIECE", "Damaged", "FormFinder", "StoredContent", "piecesOf", "readPiece"]
 
-# Octets of a piece.  Larger pieces are not faster, and each session keeps a piece in memory.
+# The size of a piece in octets.  Reading in larger pieces is not faster and takes more memory,
+# because each session keeps a piece in memory.
 PIECE = 262_144
 
 
 class Damaged(Exception):
     """
-    The content of a message is incomplete.
+    The content of a message in the database is incomplete.
     """
 
 
 def piecesOf(content: BinaryIO) -> Iterator[bytes]:
     """
-    Read a message, and yield it in pieces of L{PIECE} octets.  Each line, including the last one,
-    ends with CRLF.  The lines are not dot-stuffed.  Blocks.
+    Read a message, and yield its octets in pieces of L{PIECE} octets.  Each line, including the
+    last one, ends with CRLF.  The lines are not dot-stuffed.  Blocks.
     """
     normalizer = CRLFNormalizer()
     waiting = bytearray()
@@ -74,7 +75,7 @@ class FormFinder:
     @property
     def form(self) -> WireForm:
         """
-        The form of the octets, which determines how they must be changed for sending.
+        The form of the octets.  The form says which changes are necessary when the octets are sent.
         """
         return WireForm.LINES if self._hasDots else WireForm.READY
 
@@ -82,9 +83,10 @@ class FormFinder:
 @implementer(IWireContent)
 class StoredContent:
     """
-    The content of a message: a header that only this mailbox's copy has, and pieces that several
-    copies may share.  If a piece is missing or has a wrong length, the methods raise L{Damaged}.
-    The reply then has no final dot, so that the client does not consider the message complete.
+    The content of a message.  It consists of header fields that belong to the copy of this mailbox,
+    and of pieces that the copies of several mailboxes may share.  If a piece is missing or has a
+    wrong length, the methods raise L{Damaged}.  The reply then has no final dot, so that the client
+    does not consider the message complete.
 
     @ivar form: see L{WireForm}.
     """
@@ -100,9 +102,9 @@ class StoredContent:
     ) -> None:
         """
         @param content: the number of the content.
-        @param pieces: the number of its pieces.
+        @param pieces: the number of pieces.
         @param octets: the size of the content without the header.
-        @param first: the header, and the pieces that were read already.
+        @param first: the header fields of the copy, and the pieces that were read already.
         """
         self.form = form
         self._database = database
@@ -129,7 +131,7 @@ class StoredContent:
     @staticmethod
     def _unavailable(failure: Failure) -> Any:
         failure.trap(DatabaseUnavailable)
-        # Database has logged that the database is unavailable.
+        # The class Database has already logged that the database is unavailable.
         raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
 
     def _checked(self, piece: bytes) -> bytes:

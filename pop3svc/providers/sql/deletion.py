@@ -12,7 +12,7 @@ from pop3svc.providers.sql.statements import execute, names, query
 
 __all__ = ["deleteIn"]
 
-# The most unique-ids in one statement, because databases limit the number of parameters.
+# The most unique-ids in one statement.  Databases limit the number of parameters of a statement.
 _CHUNK = 500
 
 
@@ -20,7 +20,8 @@ def deleteIn(transaction: Transaction, mailbox: int, uniqueIDs: Sequence[str]) -
     """
     Delete messages of a mailbox.  Blocks.  A message that no longer exists is considered deleted.
 
-    @param mailbox: the number of the mailbox, whose lease is locked.
+    @param mailbox: the number of the mailbox.  The transaction must have locked the row of the
+        mailbox's lease.
     """
     count = octets = 0
     contents: list[int] = []
@@ -59,14 +60,14 @@ def deleteIn(transaction: Transaction, mailbox: int, uniqueIDs: Sequence[str]) -
 
 def _releaseContents(transaction: Transaction, contents: Sequence[int]) -> None:
     """
-    Remove the contents that no message uses any more.
+    Remove the contents that are no longer used by any message.
 
-    @param contents: the content of each deleted message.
+    @param contents: for each deleted message, the number of its content.
     """
     counts = Counter(contents)
     for content, count in counts.items():
         if count > 1:
-            # The mailbox had several copies of this message.
+            # Several of the deleted messages used this content.  The loop below subtracts one use.
             execute(
                 transaction,
                 "UPDATE content SET uses = uses - :more WHERE id = :id",

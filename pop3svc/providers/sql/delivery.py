@@ -41,7 +41,8 @@ class Quota:
 def mailboxOf(transaction: Transaction, name: str, makes: bool) -> tuple[int, int] | None:
     """
     @param makes: whether to create the mailbox if it does not exist.
-    @return: the mailbox's number and its counter of changes; L{None} if the mailbox does not exist.
+    @return: the number of the mailbox and its counter of changes; L{None} if the mailbox does not
+        exist.
     """
     row = one(transaction, "SELECT id, changes FROM mailbox WHERE name = :name", name=name)
     if row is not None or not makes:
@@ -61,14 +62,14 @@ def mailboxOf(transaction: Transaction, name: str, makes: bool) -> tuple[int, in
             mailbox=number,
         )
         return number, 0
-    # Another transaction has created the mailbox meanwhile.
+    # Read again, because another transaction has just created the mailbox.
     return mailboxOf(transaction, name, False)
 
 
 class Delivery:
     """
-    The delivery of one message to some users.  Each step can safely run twice, because a commit may
-    have succeeded although its answer was lost.
+    The delivery of one message to one or more users.  Each step has the same effect if it runs
+    twice.  A step may run again because the answer to its COMMIT was lost.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Delivery:
         content: BinaryIO,
     ) -> None:
         """
-        @param executor: reads the message.
+        @param executor: runs the reading of the message.
         @param quota: the limits of each mailbox.
         """
         self._database = database
@@ -109,7 +110,7 @@ class Delivery:
                 found.feed(piece)
                 following = await self._read(pieces)
                 if following is None and not number:
-                    # The usual case: one transaction stores all of a small message.
+                    # One transaction is enough for a small message.  Most messages are small.
                     break
                 await self._database.run(self._writePiece, number, piece, mayRepeat=True)
                 number, piece = number + 1, following
@@ -122,7 +123,7 @@ class Delivery:
 
     def _measured(self) -> list[int]:
         """
-        Read the message again, and find the sizes of the surrogates of its copies.  Blocks.
+        Read the message again, and compute the size of the surrogate of each copy.  Blocks.
         """
         file = self._file
         known: dict[bytes, int] = {}
@@ -136,7 +137,8 @@ class Delivery:
             if header.isascii() and not isContinued:
                 known[header] = len(header) + ofContent if ofContent else 0
             else:
-                # The surrogate of the content depends on the header.
+                # Convert the message together with the header fields of this copy.  These fields
+                # are not ASCII, or the first line of the content continues the last of them.
                 known[header] = surrogateSize(chain([header], piecesOf(file)))
         return [known[each.header] for each in self._copies]
 
@@ -145,8 +147,8 @@ class Delivery:
 
     def _writePiece(self, transaction: Transaction, number: int, piece: bytes) -> None:
         """
-        Write a piece of a large message.  Until the message is stored, no mailbox uses the
-        content.  Content without uses is removed after a day.
+        Write a piece of a large message.  No mailbox uses the content until the message is stored.
+        If the delivery fails, L{Housekeeping} removes the unused content after a day.
         """
         if not number:
             self._writeContent(transaction, 0, 0, WireForm.LINES, 0)
@@ -184,12 +186,13 @@ class Delivery:
         """
         Add the message to the mailboxes.
 
-        @param pieces: the pieces that were written already.
-        @param last: the last piece, if it was not written yet.
+        @param pieces: the number of pieces that were written already.
+        @param last: the last piece; empty if it was written already.
         """
         results: list[DeliveryError | None] = [None] * len(self._copies)
         stored = 0
-        # Lock the mailboxes in the same order in all transactions.
+        # Lock the mailboxes in the same order in all transactions, because otherwise two
+        # transactions could wait for each other.
         order = sorted(range(len(self._copies)), key=lambda each: self._copies[each].username)
         for index in order:
             results[index], isNew = self._add(transaction, index, found.octets)
@@ -205,7 +208,7 @@ class Delivery:
         self, transaction: Transaction, index: int, octets: int
     ) -> tuple[DeliveryError | None, bool]:
         """
-        @return: the result for a copy, and whether this call added it.
+        @return: the result of the delivery of a copy, and whether this call added the copy.
         """
         copy, uniqueID = self._copies[index], self._uniqueIDs[index]
         mailbox = mailboxOf(transaction, copy.username, makes=True)
@@ -224,7 +227,8 @@ class Delivery:
             messages=quota.messages,
             octets=quota.octets,
         )
-        # The row is locked now, so no other transaction adds the same unique-id.
+        # Check now, because the row of the mailbox is locked.  No other transaction can add the
+        # same unique-id.
         if self._isKnown(transaction, number, uniqueID, copy.uniqueID is not None):
             if row is not None:
                 execute(

@@ -1,6 +1,6 @@
 """
-Delete old messages, unused contents and the rows of dead nodes.  Only one node at a time does this
-work.
+Delete old messages, unused contents and the rows of dead nodes.  No two nodes do this work at the
+same time.  A node is a process of the service.
 """
 
 from __future__ import annotations
@@ -22,29 +22,33 @@ __all__ = ["Housekeeping"]
 
 log = Logger(namespace="pop3svc")
 
-# Milliseconds.
+# A day in milliseconds.
 _DAY = 86_400_000
-# If the time of the latest round differs from the present time by more than this, the database's
-# clock may be wrong.  With a clock that is far ahead, all messages would be deleted.
+# A week.  If the latest round of housekeeping was more than a week ago, or seems to be in the
+# future, the clock of the database may be wrong.  If the clock is far ahead, all messages look old
+# and would be deleted.
 _DOUBT = 7 * _DAY
-# The most messages or contents that one transaction handles, so that it is short.
+# The most messages or contents that one transaction deletes, so that the transaction is short.
 _BATCH = 500
-# The row with this number records the time of the last round.  No mailbox has this number.
+# The table "lease" has a row with this number, which no mailbox has.  The row contains the time of
+# the latest round.
 _JOB = 0
 
 
 class Housekeeping:
     """
-    Deletes messages that are older than a number of days, contents of deliveries that were never
-    finished, and rows of dead nodes.
+    Deletes messages that are older than a number of days.  It also deletes the contents of
+    deliveries that were never finished, and the rows of dead nodes.
     """
 
-    # Seconds between two rounds of all nodes together, and the most seconds before the first round.
+    # INTERVAL is the number of seconds between two rounds, if the rounds of all nodes are counted.
+    # A node waits at most FIRST seconds before its first round.
     INTERVAL, FIRST = 3600.0, 60.0
 
     def __init__(self, database: Database, node: Node, expireDays: int, clock: Any) -> None:
         """
-        @param expireDays: age in days from which messages are deleted; 0 for never.
+        @param expireDays: the age in days at which messages are deleted; 0 if they are never
+            deleted.
         """
         self._database = database
         self._node = node
@@ -55,7 +59,7 @@ class Housekeeping:
 
     def start(self) -> None:
         """
-        Begin the rounds.
+        Begin to do rounds.
         """
         # Wait for a random time.  Otherwise nodes that start together would all begin at the same
         # moment.
@@ -64,7 +68,7 @@ class Housekeeping:
 
     def stop(self) -> None:
         """
-        End the rounds.
+        Do no further rounds.
         """
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
@@ -78,7 +82,7 @@ class Housekeeping:
 
     async def run(self) -> None:
         """
-        Do one round, unless another node has done it.
+        Do a round if one is due and no other node has done it.
         """
         try:
             isDue = await self._database.run(self._isDue)
@@ -90,7 +94,8 @@ class Housekeeping:
                 pass
             await self._database.run(_forgetNodes, mayRepeat=True)
         except DatabaseUnavailable:
-            # The class Database has logged the failure.  The next round continues.
+            # The class Database has already logged the failure.  The next round will continue the
+            # work.
             pass
 
     def _doubt(self, isDoubted: bool) -> None:
@@ -107,7 +112,8 @@ class Housekeeping:
 
     def _isDue(self, transaction: Transaction) -> bool | None:
         """
-        @return: whether this node does a round; L{None} if the clock may be wrong.
+        @return: whether this node has to do a round; L{None} if the clock of the database may be
+            wrong.
         """
         execute(
             transaction,
@@ -117,7 +123,7 @@ class Housekeeping:
         )
         time = now(transaction)
         row = one(transaction, f"SELECT epoch, {time} FROM lease WHERE mailbox = :job", job=_JOB)
-        # The epoch is 0 before the first round.
+        # Before the first round, the time in the row is 0.
         if self._expireDays and row is not None and row[0] and abs(row[1] - row[0]) > _DOUBT:
             return None
         return bool(
@@ -126,8 +132,9 @@ class Housekeeping:
                 f"UPDATE lease SET epoch = {time} WHERE mailbox = :job "
                 f"AND epoch < {time} - :interval",
                 job=_JOB,
-                # Wait for nine tenths of the interval, because the clocks of the nodes run at
-                # different speeds.
+                # A round is due after nine tenths of the interval.  The clocks of the nodes run at
+                # different speeds, so a node may ask a little earlier than after the whole
+                # interval.
                 interval=int(self.INTERVAL * 900),
             )
         )
@@ -136,7 +143,7 @@ class Housekeeping:
         if not self._expireDays:
             return
         count = 0
-        # The next round checks the mailboxes that a session has locked now.
+        # Skip mailboxes that a session has locked.  The next round handles them.
         skipped: set[int] = set()
         while True:
             mailbox = await self._database.run(self._nextWithOld, sorted(skipped)[:_BATCH])
@@ -166,7 +173,7 @@ class Housekeeping:
 
     def _expireIn(self, transaction: Transaction, mailbox: int) -> int:
         """
-        Delete the old messages of a mailbox that no session has locked.
+        Delete old messages of a mailbox, unless a session has locked the mailbox.
 
         @return: the number of deleted messages.
         """
@@ -187,7 +194,7 @@ def _removeUnused(transaction: Transaction) -> int:
     """
     Remove contents of deliveries that were never finished.
 
-    @return: the number of contents.
+    @return: the number of removed contents.
     """
     rows = query(
         transaction,

@@ -1,11 +1,14 @@
 """
-Leases of mailboxes.  With leases, only one session at a time has a mailbox, on any number of nodes.
+Leases of mailboxes.  A session that has the lease of a mailbox has the mailbox for itself, on all
+nodes that use the database.
 
-A node is a process of the service.  A node has a row with an expiry.  One write per interval renews
-the row, for all sessions of the node.  The lease of a mailbox names the node that holds the lease,
-and has a token that grows whenever a session takes the lease.  The transaction of a deletion locks
-the lease's row, and checks the node and the token.  If a node loses the database for a while, and
-another node takes the mailbox, the first node therefore deletes nothing from it.
+A node is a process of the service.  Each node has a row in a table, which says when the row
+expires.  The node renews its row at regular intervals.  This one write is enough for all sessions
+of the node.  The lease of a mailbox is a row as well.  It contains the name of the node that holds
+the lease, and a token.  The token grows each time a session takes the lease.  A transaction that
+deletes messages locks the row of the lease, and checks the node and the token.  A node may be
+disconnected from the database while another node takes the mailbox.  Because of the check, the
+first node then deletes nothing from the mailbox.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ __all__ = ["Lease", "LeaseHeld", "Node"]
 
 log = Logger(namespace="pop3svc")
 
-# The most leases in one statement, because databases limit the number of parameters.
+# The most leases in one statement.  Databases limit the number of parameters of a statement.
 _CHUNK = 500
 # Milliseconds after which the row of a dead node is removed.
 _FORGET = 86_400_000
@@ -55,10 +58,10 @@ class Lease:
     The lease of a mailbox that a session of this process holds.
 
     @ivar mailbox: the number of the mailbox.
-    @ivar token: a number that grows whenever the lease is taken.
-    @ivar changes: the mailbox's counter of changes when the lease was taken.
-    @ivar requestRelease: asks the session to release the mailbox; L{None} as long as the session
-        cannot be asked.
+    @ivar token: the token of the lease, a number that grows each time a session takes the lease.
+    @ivar changes: the counter of changes of the mailbox at the time when the lease was taken.
+    @ivar requestRelease: asks the session to release the mailbox; L{None} until the session is
+        registered (L{Node.hold}).
     @ivar isLost: whether another node has taken the lease.
     """
 
@@ -71,7 +74,7 @@ class Lease:
 
     def check(self) -> None:
         """
-        @raise POP3ResponseError: the lease is lost; the session must end.
+        @raise POP3ResponseError: the lease is lost, so the session must end.
         """
         if self.isLost:
             raise POP3ResponseError(
@@ -81,21 +84,23 @@ class Lease:
 
 class Node:
     """
-    This process as one of the nodes that use the database.
+    This process, seen as one of the nodes that use the database.
 
-    @ivar name: a name that no other process has or had.
+    @ivar name: the name of the node.  No other process has or had the same name.
     """
 
-    # Seconds.  Each INTERVAL, the node checks which of its leases other nodes want.
+    # Seconds between two checks.  In a check the node finds out which of its leases other nodes
+    # want.
     INTERVAL = 0.5
-    # The most mailboxes whose latest token is remembered until the session is registered.
+    # The number of mailboxes whose latest token is remembered until the session is registered.
     LATEST = 10_000
 
     def __init__(self, database: Database, renewals: Database, duration: float, clock: Any) -> None:
         """
-        @param renewals: the same database with its own thread, so that other work does not delay
-            the renewal of the node's row.
-        @param duration: seconds after which another node may take the mailboxes of a dead node.
+        @param renewals: another L{Database} object for the same database.  It has its own thread,
+            so that other work does not delay the renewal of the node's row.
+        @param duration: seconds after which the row of a node expires.  Other nodes may then take
+            the leases of the node.
         """
         host = socket.gethostname()[:32]
         self.name = f"{host}.{os.getpid()}.{secrets.token_hex(8)}"
@@ -103,8 +108,8 @@ class Node:
         self._renewals = renewals
         self._duration = int(duration * 1000)
         self._clock = clock
-        # By number of the mailbox: the lease of the registered session; and the token of the lease
-        # that a thread has taken last.
+        # Both dictionaries have the numbers of mailboxes as keys.  The values are the lease of the
+        # registered session, and the token of the lease that a thread has taken last.
         self._held: dict[int, Lease] = {}
         self._latest: BoundedDict[int, int] = BoundedDict(self.LATEST)
         self._unreleased: dict[int, Lease] = {}
@@ -118,9 +123,9 @@ class Node:
 
     def ensure(self, transaction: Transaction) -> int:
         """
-        Renew the node's row, or make it.
+        Renew the row of this node, or make a new row.
 
-        @return: the epoch of the node: the time when the row was made.
+        @return: the time when the row was made, which is called the epoch of the node.
         """
         time = now(transaction)
         renewed = one(
@@ -130,7 +135,7 @@ class Node:
             name=self.name,
         )
         if renewed is None:
-            # This is the first call, or another node has removed the row, because the row had
+            # Either this is the first call, or another node has removed the row because it had
             # expired long ago.
             execute(
                 transaction,
@@ -148,8 +153,8 @@ class Node:
         """
         Take the lease of a mailbox if it is free.
 
-        @param changes: the mailbox's counter of changes.
-        @param wants: whether to ask another node that holds the lease to release it.
+        @param changes: the counter of changes of the mailbox.
+        @param wants: whether to ask the node that holds the lease to release the lease.
         """
         lock = forUpdate(transaction)
         row = one(
@@ -163,8 +168,8 @@ class Node:
         if own is None:
             own = self.ensure(transaction)
         if holder == self.name:
-            # This node has the lease.  If no session is registered for the lease, its session has
-            # ended without releasing the lease.
+            # This node has the lease.  If no session is registered, the session that took the lease
+            # has ended without a release.
             held = self._held.get(mailbox)
             if held is not None and held.token == token:
                 return LeaseHeld(mailbox)
@@ -205,9 +210,9 @@ class Node:
 
     def isFree(self, transaction: Transaction, mailbox: int) -> bool:
         """
-        Lock the lease's row of a mailbox.
+        Lock the row of a mailbox's lease.
 
-        @return: whether no session has the mailbox.
+        @return: whether the lease is free.
         """
         row = one(
             transaction,
@@ -221,9 +226,9 @@ class Node:
 
     def fence(self, transaction: Transaction, lease: Lease) -> None:
         """
-        Lock the lease's row before a change of the mailbox, and check that the row still has the
-        lease's token.  While it has this token, no other node has taken the lease, even if this
-        node has expired.
+        Lock the row of a lease before the mailbox is changed.  Check that the row still contains
+        the token of the lease.  If it does, no other node has taken the lease, even if the row of
+        this node has expired.
 
         @raise POP3ResponseError: another node has taken the lease.
         """
@@ -256,9 +261,9 @@ class Node:
         self, transaction: Transaction, isDue: bool, unreleased: Sequence[Lease]
     ) -> tuple[list[int], dict[int, int] | None]:
         """
-        @param isDue: whether the node's row has to be renewed.
-        @return: the mailboxes that other nodes want; and, if the row was renewed, the token of each
-            lease that the node holds.
+        @param isDue: whether the row of the node has to be renewed.
+        @return: two values.  The first one is the mailboxes that other nodes want.  The second one
+            is the token of each lease that the node holds; L{None} if the row was not renewed.
         """
         tokens = None
         if isDue:
@@ -274,8 +279,8 @@ class Node:
             name=self.name,
         )
         if wanted:
-            # Clear the requests.  A node that still waits asks again, so no session ends for a
-            # node that has stopped waiting.
+            # Clear the requests, so that no session ends for a node that has stopped waiting.  A
+            # node that still waits will ask again.
             execute(
                 transaction,
                 "UPDATE lease SET wantedby = NULL WHERE node = :name AND wantedby IS NOT NULL",
@@ -289,8 +294,8 @@ class Node:
         """
         Register the session that has taken a lease.
 
-        @return: whether the session is registered; L{False} if another session of this process has
-            taken the lease meanwhile.
+        @return: L{False} if another session of this process has taken the lease meanwhile, so that
+            the session was not registered.
         """
         with self._guard:
             if self._latest.get(lease.mailbox, 0) > lease.token:
@@ -302,10 +307,10 @@ class Node:
 
     def ask(self, mailbox: int) -> bool | None:
         """
-        Ask a session to release a mailbox, if a session of this process holds it.
+        Ask the session of this process that holds a mailbox to release the mailbox.
 
-        @return: whether the session releases the mailbox; L{None} if no session of this process
-            holds the mailbox.
+        @return: whether the session releases the mailbox; L{None} if the mailbox is not held by a
+            session of this process.
         """
         lease = self._held.get(mailbox)
         if lease is None or lease.requestRelease is None:
@@ -323,7 +328,7 @@ class Node:
         try:
             await self._database.run(self._release, [lease], mayRepeat=True)
         except DatabaseUnavailable:
-            # Try again later.  Without a release no other node could take the lease, because this
+            # Try again later.  Until the release no other node can take the lease, because this
             # node goes on renewing its row.
             self._unreleased[lease.mailbox] = lease
             self._later()
@@ -372,7 +377,7 @@ class Node:
             self.ask(mailbox)
 
     def _failed(self, failure: Any) -> None:
-        # Database logs that the database is unavailable.
+        # If the database is unavailable, the class Database has already logged it.
         if failure.check(DatabaseUnavailable) is None:
             log.failure("cannot renew the node", failure)
 
@@ -382,7 +387,7 @@ class Node:
 
     async def stop(self) -> None:
         """
-        Release the node's leases, and remove its row.
+        Release the leases of the node, and remove the row of the node.
         """
         self._isStopped = True
         if self._timer is not None:
@@ -397,5 +402,5 @@ class Node:
         try:
             await self._database.run(leave, mayRepeat=True)
         except DatabaseUnavailable:
-            # The leases end when the node expires.
+            # Do nothing, because the leases end when the row of the node expires.
             pass

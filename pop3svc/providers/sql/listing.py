@@ -1,5 +1,5 @@
 """
-The listings of mailboxes in a database, which the sessions of a mailbox share.
+The listings of mailboxes in a database.  All sessions of a mailbox share a listing.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from pop3svc.providers.sql.statements import one, query
 
 __all__ = ["ListingCache", "MailboxListing", "listIn"]
 
-# The most messages that one query returns.  Neither the server nor this process has to keep all
-# rows of a large mailbox in memory.
+# The most messages that one query returns.  Without this limit, the server and this process would
+# keep all rows of a large mailbox in memory.
 _PAGE = 2000
 
 
@@ -24,10 +24,10 @@ class MailboxListing:
     """
     The messages of a mailbox.
 
-    @ivar changes: the mailbox's counter of changes.
+    @ivar changes: the counter of changes of the mailbox at the time of the listing.
     @ivar sizes: the octets of each message.
-    @ivar surrogates: for each message that needs a surrogate, its index and the octets of the
-        surrogate.
+    @ivar surrogates: the size of each surrogate in octets, by the index of the message.  Messages
+        that need no surrogate are missing.
     """
 
     changes: int
@@ -69,11 +69,12 @@ def listIn(transaction: Transaction, mailbox: int) -> MailboxListing:
 
 class ListingCache:
     """
-    Cache of the latest listing of each mailbox.  Only for use in the reactor's thread.
+    A cache of the latest listing of each mailbox.  Use it in the reactor's thread only.
     """
 
-    # The most messages in the cache, with some 150 octets each.  Each mailbox counts as EACH
-    # further messages.  The latest mailbox stays even if it alone has more.
+    # The most messages in the cache.  A message takes some 150 octets.  Each mailbox counts as EACH
+    # further messages.  The listing that was added last stays in the cache even if it has more
+    # messages than BOUND.
     BOUND, EACH = 300_000, 5
 
     def __init__(self) -> None:
@@ -82,7 +83,8 @@ class ListingCache:
 
     def get(self, mailbox: int, changes: int) -> MailboxListing | None:
         """
-        @return: the listing of a mailbox, if it was made with this counter of changes.
+        @return: the listing of a mailbox; L{None} if the counter of changes had another value when
+            the listing was made.
         """
         known = self._listings.get(mailbox)
         if known is None or known.changes != changes:
@@ -92,7 +94,7 @@ class ListingCache:
 
     def put(self, mailbox: int, listing: MailboxListing) -> None:
         """
-        Keep a listing.
+        Add a listing to the cache.
         """
         self._drop(mailbox)
         self._listings[mailbox] = listing

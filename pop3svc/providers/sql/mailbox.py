@@ -41,7 +41,7 @@ __all__ = ["ExclusiveSQLMailbox", "ReadOnlySQLMailbox", "SQLMailbox"]
 
 log = Logger(namespace="pop3svc")
 
-# Damaged messages that were logged already.
+# The damaged messages that the log already contains.
 _damaged = Once()
 _NO_SIZES: array[int] = array("Q")
 
@@ -57,16 +57,16 @@ class SQLMailbox:
     def __init__(self, database: Database, name: str, listings: ListingCache) -> None:
         """
         @param name: the user's name.
-        @param listings: shared by the mailboxes of a store.
+        @param listings: the cache of listings that all mailboxes of a store share.
         """
         self._database = database
         self._name = name
         self._listings = listings
-        # The number of the mailbox, 0 if it does not exist.
+        # The number of the mailbox; 0 if the mailbox does not exist.
         self._number = 0
         self._listing: MailboxListing | None = None
-        # The sizes of messages that arrived after the listing, and the sizes of their surrogates;
-        # then the messages that the session has deleted since the listing.
+        # For messages that arrived after the listing: the size of each message, and the size of its
+        # surrogate.  Then the messages that the session has deleted since the listing.
         self._later: dict[str, tuple[int, int]] = {}
         self._gone: set[str] = set()
         self._ahead = ReadAhead()
@@ -113,7 +113,7 @@ class SQLMailbox:
         if isinstance(error, Damaged):
             raise self._damaged(error)
         failure.trap(DatabaseUnavailable)
-        # Database has logged that the database is unavailable.
+        # The class Database has already logged that the database is unavailable.
         raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
 
     def _damaged(self, error: Damaged) -> POP3ResponseError:
@@ -243,7 +243,7 @@ def _checked(transaction: Transaction | None, uniqueID: str, found: Found) -> tu
     """
     Check that the content of a message is complete.
 
-    @param transaction: L{None} for a message of at most one piece.
+    @param transaction: L{None} is allowed if the message has at most one piece.
     @return: the arguments of L{StoredContent}.
     @raise Damaged: the content is incomplete.
     """
@@ -280,9 +280,9 @@ class ExclusiveSQLMailbox(SQLMailbox):
     A mailbox that one session at a time can lock, on any number of nodes.
     """
 
-    # Seconds.  POLL is the time between two attempts to take a lease.  RELEASE_TIMEOUT is the time
-    # in which a session must release its lease after a request, including the time until its node
-    # sees the request.
+    # Times in seconds.  POLL is the time between two attempts to take a lease.  RELEASE_TIMEOUT is
+    # the time within which a session must release its lease after a request.  It includes the time
+    # until the node of the session sees the request.
     POLL = 0.2
     RELEASE_TIMEOUT = 2.0
 
@@ -297,14 +297,15 @@ class ExclusiveSQLMailbox(SQLMailbox):
     ) -> None:
         """
         @param node: this process.
-        @param policy: what a session does when the mailbox is locked.
+        @param policy: the behaviour of the session if another session has locked the mailbox.
         """
         super().__init__(database, name, listings)
         self._node = node
         self._policy = policy
         self._clock = clock
         self._lease: Lease | None = None
-        # Whether the counter of changes was just read together with the lease.
+        # Whether the counter of changes was read together with the lease and was not used for a
+        # listing yet.
         self._isFresh = False
         self._changed: Callable[[], object] = lambda: None
 
@@ -349,7 +350,7 @@ class ExclusiveSQLMailbox(SQLMailbox):
 
     def _abandon(self, taken: Lease | LeaseHeld) -> None:
         """
-        Release a lease that a thread took after the session had ended.
+        Release a lease that a thread has taken after the session had ended.
         """
         if isinstance(taken, Lease):
             Deferred.fromCoroutine(self._node.release(taken))
@@ -370,8 +371,8 @@ class ExclusiveSQLMailbox(SQLMailbox):
         self, info: IPOP3ConnectionInfo, changed: Callable[[], object]
     ) -> Callable[[], None]:
         """
-        See L{INewMailNotifier.watchMailbox}.  The counter of changes, which is read with the lease,
-        shows whether the list differs.
+        See L{INewMailNotifier.watchMailbox}.  No watching is necessary.  The counter of changes is
+        read together with the lease, and it shows whether the mailbox has changed.
         """
         self._changed = changed
 
@@ -416,8 +417,8 @@ class ExclusiveSQLMailbox(SQLMailbox):
 
     def _delete(self, transaction: Transaction, lease: Lease, uniqueIDs: list[str]) -> None:
         """
-        Delete messages.  The call can safely run twice, because a commit may have succeeded
-        although its answer was lost.
+        Delete messages.  This method has the same effect if it runs twice.  It may run again
+        because the answer to COMMIT was lost.
         """
         self._node.fence(transaction, lease)
         deleteIn(transaction, lease.mailbox, uniqueIDs)

@@ -1,6 +1,6 @@
 """
-Read the message that a client retrieves, together with the messages that the client will probably
-retrieve next.
+Read the message that a client retrieves.  In the same transaction, read the messages that the
+client will probably retrieve next.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from pop3svc.database import Transaction
 
 __all__ = ["Found", "ReadAhead", "findMessage"]
 
-# The most messages that are read ahead, and the most octets of each.  A session therefore keeps at
-# most 256 KiB.
+# The most messages that are read ahead, and the most octets of a message that is read ahead.  With
+# these limits a session keeps at most 256 KiB in memory.
 _MESSAGES, _OCTETS = 16, 16_384
 
-# Size and header of a message; number, size, pieces, form and first piece of its content; its
-# position and unique-id, and the size of its surrogate.
+# The columns of a row.  The first ones are the size and the header fields of a message.  Then come
+# the number, the size, the number of pieces, the form and the first piece of its content.  The last
+# ones are its position, its unique-id and the size of its surrogate.
 Found = tuple[Any, ...]
 
 _COLUMNS = (
@@ -30,7 +31,7 @@ def findMessage(transaction: Transaction, mailbox: int, uniqueID: str) -> Found 
     """
     Find a message.  Blocks.
 
-    @return: L{None} if the message does not exist.
+    @return: the row of the message; L{None} if the message does not exist.
     """
     row: Found | None = transaction.executeBinary(
         f"SELECT {_COLUMNS} WHERE mailbox = :mailbox AND uniqueid = :uniqueid",
@@ -42,8 +43,9 @@ def findMessage(transaction: Transaction, mailbox: int, uniqueID: str) -> Found 
 
 class ReadAhead:
     """
-    The next messages of a session that retrieves one message after the other.  They are read ahead,
-    because a job in the database's thread takes longer than the rest of a RETR of a small message.
+    The next messages of a session that retrieves one message after the other.  For a small message,
+    a job in a thread of the database takes more time than the rest of RETR.  Several messages are
+    therefore read in one job.
     """
 
     def __init__(self) -> None:
@@ -52,7 +54,7 @@ class ReadAhead:
 
     def take(self, uniqueID: str) -> Found | None:
         """
-        @return: the message, if it was read ahead.
+        @return: the message; L{None} if it was not read ahead.
         """
         found = self._read.pop(uniqueID, None)
         if found is not None:
@@ -68,10 +70,10 @@ class ReadAhead:
 
     def find(self, transaction: Transaction, mailbox: int, uniqueID: str) -> Found | None:
         """
-        Find a message.  If it follows the message that was found last, read the next messages
-        ahead. Blocks.
+        Find a message.  If the message follows the one that was found last, also read the messages
+        that come next.  Blocks.
 
-        @return: L{None} if the message does not exist.
+        @return: the row of the message; L{None} if the message does not exist.
         """
         found = findMessage(transaction, mailbox, uniqueID)
         if found is None:

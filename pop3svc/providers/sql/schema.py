@@ -1,5 +1,5 @@
 """
-The tables of a store, and their migration from each version to the next.
+The tables of a store, and the statements that migrate them from one version to the next.
 """
 
 from __future__ import annotations
@@ -16,15 +16,17 @@ _TABLE = "pop3svc_schema"
 
 class SchemaError(Exception):
     """
-    The tables cannot be used.  The text is one sentence for the operator.
+    The tables of the database cannot be used.  The text of the exception is one sentence for the
+    operator.
     """
 
 
-# Times are milliseconds since the epoch, sizes octets.  A row of the table "message" is one
-# mailbox's copy of a message.  Each copy has its own header, such as Delivered-To, and several
-# copies may share one content.  The column "form" is a WireForm; "isForeign" is 1 if the unique-id
-# comes from another server; "surrogate" is the size of the surrogate, or 0 if the message needs
-# none.  A piece has at most PIECE octets, in the form in which they are sent.
+# Times are milliseconds since the epoch.  Sizes are in octets.  A row of the table "message" is the
+# copy of a message in one mailbox.  Each copy has its own header fields, such as Delivered-To.
+# Several copies may share one content.  The column "form" is the value of a WireForm.  The column
+# "isforeign" is 1 if the unique-id comes from another server.  The column "surrogate" is the size
+# of the surrogate, or 0 if the message needs no surrogate.  A piece has at most PIECE octets, and
+# its lines end with CRLF.
 _FIRST = (
     f"CREATE TABLE {_TABLE} (version INTEGER NOT NULL)",
     """CREATE TABLE mailbox (
@@ -97,7 +99,7 @@ def migrate(transaction: Transaction) -> tuple[int, int]:
     """
     Migrate the tables to the version that this code needs.  Blocks.
 
-    @return: the version before and after.
+    @return: the version before the migration, and the version after it.
     @raise SchemaError: the tables are newer than the code.
     """
     before = versionOf(transaction)

@@ -1,5 +1,5 @@
 """
-Run statements, and write those parts of them that differ between databases.
+Run SQL statements, and make the parts of statements that differ between SQLite and PostgreSQL.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ __all__ = [
     "query",
 ]
 
-# The present time by the database's clock, in milliseconds since the epoch.  Other functions return
-# the time when the transaction began, and the transaction may have waited for a lock since then.
+# Expressions for the present time of the database's clock, in milliseconds since the epoch.  Other
+# functions, such as now() of PostgreSQL, return the time at which the transaction began.  This time
+# may be too old, because the transaction may have waited for a lock since then.
 _NOW = {
     "sqlite": "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)",
     "postgresql": "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)",
@@ -45,7 +46,8 @@ def one(transaction: Transaction, statement: str, **values: Any) -> tuple[Any, .
 
 def query(transaction: Transaction, statement: str, **values: Any) -> list[tuple[Any, ...]]:
     """
-    @return: the rows of a query that returns few rows.
+    @return: the rows of a query.  The query must return few rows, because all of them are read at
+        once.
     """
     found: list[tuple[Any, ...]] = transaction.execute(statement, **values).fetchall()
     return found
@@ -60,29 +62,30 @@ def execute(transaction: Transaction, statement: str, **values: Any) -> int:
 
 def now(transaction: Transaction) -> str:
     """
-    @return: an expression for the time by the database's clock, milliseconds since the epoch.
+    @return: an SQL expression for the present time of the database's clock, in milliseconds since
+        the epoch.
     """
     return _NOW[transaction.dialect]
 
 
 def forUpdate(transaction: Transaction) -> str:
     """
-    @return: the end of a query that locks its rows.  For SQLite it is empty, because SQLite has no
-        such clause, and lets only one transaction write at a time.
+    @return: the end of a query that locks its rows.  For SQLite this text is empty.  SQLite has no
+        such clause, and does not let two transactions write at the same time.
     """
     return "" if transaction.dialect == "sqlite" else "FOR UPDATE"
 
 
 def octetsType(transaction: Transaction) -> str:
     """
-    @return: the type of a column of octets.
+    @return: the SQL type of a column that contains octets.
     """
     return "BLOB" if transaction.dialect == "sqlite" else "BYTEA"
 
 
 def hasTable(transaction: Transaction, name: str) -> bool:
     """
-    @return: whether the database has a table.
+    @return: whether the database has a table of this name.
     """
     return one(transaction, _TABLES[transaction.dialect], name=name) is not None
 
@@ -102,7 +105,8 @@ class Names:
 
 def names(values: Sequence[Any]) -> Names:
     """
-    @param values: some hundreds at most, because databases limit the parameters of a statement.
+    @param values: at most some hundred values, because databases limit the number of parameters of
+        a statement.
     """
     named = {f"v{number}": value for number, value in enumerate(values)}
     return Names(", ".join(f":{name}" for name in named), named)

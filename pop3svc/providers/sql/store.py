@@ -39,8 +39,8 @@ __all__ = ["SQLStore"]
 
 log = Logger(namespace="pop3svc")
 
-# The most characters of a name: those of an address's local part and domain (RFC 5321 section
-# 4.5.3.1).
+# The most characters of a name.  An address has at most 64 octets before the "@" and 255 octets
+# after it (RFC 5321 section 4.5.3.1).
 _LONGEST = 320
 
 
@@ -68,13 +68,14 @@ class SQLStore(Service):
     ) -> None:
         """
         @param driver: the database; see L{pop3svc.drivers.makeDriver}.
-        @param readOnly: delete, lock and write nothing.
-        @param policy: what a session does when a mailbox is locked.
-        @param lease: seconds after which another node may take the mailboxes of a dead node.
+        @param readOnly: whether the store deletes, locks and writes nothing.
+        @param policy: the behaviour of a session if another session has locked its mailbox.
+        @param lease: seconds after which other nodes may take the mailboxes of a dead node.
         @param quota: the limits of each mailbox.
-        @param expireDays: age in days from which messages are deleted; 0 for never.
+        @param expireDays: the age in days at which messages are deleted; 0 if they are never
+            deleted.
         @param pool: see L{Database}.
-        @param executor: reads new messages.
+        @param executor: runs the reading of new messages.
         """
         if clock is None:
             from twisted.internet import reactor as clock
@@ -96,10 +97,10 @@ class SQLStore(Service):
 
     def check(self) -> None:
         """
-        Check the database without changing anything.  Blocks, for a limited time.
+        Check the database, and change nothing.  This method blocks for a limited time.
 
         @raise ValueError: the database cannot be used until the operator changes a setting.  The
-            text is one sentence.
+            text of the exception is one sentence.
         @raise DatabaseUnavailable: the database is unavailable.
         """
         try:
@@ -127,13 +128,15 @@ class SQLStore(Service):
 
     @property
     def _migrates(self) -> bool:
-        # Only one service uses an SQLite file, so no other program needs the older tables.
+        # An SQLite file is used by one service only.  No older version of the service can therefore
+        # need the old tables.
         return isinstance(self._driver, SQLite) and not self._readOnly
 
     async def prepare(self) -> None:
         """
-        Check the tables of the database, and make or migrate those of SQLite.  This runs before
-        the first use, and again before each use until it has succeeded.
+        Check the tables of the database.  If the database is SQLite, make or migrate the tables
+        first.  The other methods call this method before they use the database, until a call has
+        succeeded.
 
         @raise POP3ResponseError: the tables cannot be used now.
         """
@@ -226,6 +229,7 @@ class SQLStore(Service):
 
 def _isName(name: str) -> bool:
     """
-    @return: whether a user may have this name: printable, without spaces.
+    @return: whether a user may have this name.  It must be printable, without spaces, and not too
+        long.
     """
     return 0 < len(name) <= _LONGEST and name.isprintable() and " " not in name

@@ -1,5 +1,6 @@
 """
-The common parts of connections to POP3 and IMAP servers, and the time limits of IMAP.
+The common parts of connections to other POP3 and IMAP servers, and the time limits for replies of
+IMAP servers.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Connection(Protocol):
     A connection to the other server after the login.
 
     @ivar isLost: whether the connection has ended, or must not be used.
-    @ivar seesNewMessages: whether a second listing on this connection also has messages that
-        arrived after the first.
+    @ivar seesNewMessages: whether a further listing on the same connection contains messages that
+        have arrived since the previous one.
     """
 
     isLost: bool
@@ -50,7 +51,7 @@ class Connection(Protocol):
 
     async def listMessages(self) -> list[MessageRow]:
         """
-        @return: the present messages, in order.
+        @return: the messages that exist now, in the order of the server.
         """
 
     async def openMessage(self, uniqueID: str) -> IChunkedContent | None:
@@ -63,27 +64,27 @@ class Connection(Protocol):
         Delete messages.  A message that does not exist is considered deleted.
 
         @raise CommandRefused: nothing was deleted.
-        @raise ServerUnavailable: the connection was lost, and any of the messages may have been
+        @raise ServerUnavailable: the connection was lost.  Any of the messages may have been
             deleted.
         """
 
     async def restore(self, uniqueIDs: Sequence[str]) -> None:
         """
-        Remove the marks that an interrupted deletion has left on messages that exist.
+        Remove the deletion marks that an interrupted deletion has left on messages.
         """
 
     def leave(self) -> None:
         """
-        End the session, without waiting for the server.
+        End the session.  Do not wait for the answer of the server.
         """
 
 
 class BoundedClient:
     """
-    A mix-in for a protocol that limits the time for each reply.
+    A mix-in class for a client's protocol.  It limits the time for each reply.
 
     @ivar isLost: whether the connection has ended, or must not be used.
-    @ivar why: the reason, for the operator.
+    @ivar why: the reason why the connection has ended, for the operator.
     """
 
     transport: Any
@@ -97,7 +98,7 @@ class BoundedClient:
 
     def greetingArrived(self) -> None:
         """
-        Record that the server has greeted.
+        Record that the greeting of the server has arrived.
         """
         greeted, self._greeted = self._greeted, None
         if greeted is not None:
@@ -122,9 +123,10 @@ class BoundedClient:
 
     def abort(self, why: str) -> None:
         """
-        End the connection at once, because the server broke the protocol or a limit.
+        End the connection at once, because the server has violated the protocol or a limit.
 
-        @param why: follows the server's address in the log.
+        @param why: the reason as the end of a sentence.  In the log it follows the address of the
+            server.
         """
         self.why = self.why or why
         self.isLost = True
@@ -141,7 +143,7 @@ class BoundedClient:
         """
         Wait for a reply.
 
-        @raise ServerUnavailable: the connection has ended, possibly because the reply was late.
+        @raise ServerUnavailable: the connection has ended, or no reply arrived in time.
         """
         late = f"did not answer within {REPLY_TIMEOUT} s"
         timer = self._timer = self.clock.callLater(REPLY_TIMEOUT, self.abort, late)
@@ -150,7 +152,8 @@ class BoundedClient:
         except CommandRefused:
             raise
         except CancelledError:
-            # Otherwise the late reply would look like the reply to the next command.
+            # End the connection, because otherwise the late reply would look like the reply to the
+            # next command.
             self.abort("was disconnected, because the session ended")
             raise
         except Exception as error:

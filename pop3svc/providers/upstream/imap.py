@@ -21,14 +21,15 @@ from pop3svc.providers.upstream.client import BoundedClient, MessageRow
 
 __all__ = ["IMAPUpstream", "uidSets"]
 
-# The most octets that one FETCH reads.  The next FETCH is sent when the client has read these
-# octets.
+# The most octets of a message that one FETCH asks for.  The service sends the next FETCH when the
+# client has read these octets.
 _PIECE = 131_072
-# The most octets of a line; the most lines and octets of a reply, not counting the lines of a
-# listing.
+# Limits for the input from the server: the most octets of a line, and the most lines and octets of
+# a reply.  The lines of a listing do not count.
 _LONGEST_LINE = 65_536
 _MOST_LINES, _MOST_OCTETS = 2000, 1_048_576
-# The most octets of a set of messages in one command.  Servers accept 8,000 (RFC 7162 section 4).
+# The most octets that a set of messages may have in one command.  Servers accept 8,000 octets (RFC
+# 7162 section 4).
 _LONGEST_SET = 4000
 _FETCH = re.compile(rb"[0-9]{1,10} FETCH \(", re.IGNORECASE)
 _UID = re.compile(rb"\bUID ([0-9]{1,10})\b", re.IGNORECASE)
@@ -36,8 +37,8 @@ _SIZE = re.compile(rb"\bRFC822\.SIZE ([0-9]{1,15})\b", re.IGNORECASE)
 _BODY = re.compile(rb"\bBODY\[\](?:<[0-9]{1,15}>)? (?:\{([0-9]{1,9})\}\r\n|(\"\"|NIL))", re.I)
 _VALIDITY = re.compile(rb"OK \[UIDVALIDITY ([0-9]{1,10})\]", re.IGNORECASE)
 _CODE = re.compile(rb"\[([A-Za-z-]{1,30})[\] ]")
-# The POP3 response code for each response code of IMAP (RFC 5530).  Any other code, or a refusal
-# without a code, means a wrong password.
+# The POP3 response codes for IMAP response codes (RFC 5530).  A refusal with another code or
+# without a code means that the password is wrong.
 _CODES = {
     b"UNAVAILABLE": "SYS/TEMP",
     b"SERVERBUG": "SYS/TEMP",
@@ -89,8 +90,8 @@ class _Pieces:
 
 class IMAPUpstream(BoundedClient, IMAP4Client):
     """
-    A session with an IMAP server (RFC 3501), in one mailbox.  Twisted's client sends commands
-    and finds the ends of replies.
+    A session with one mailbox of an IMAP server (RFC 3501).  The base class sends commands and
+    finds the ends of replies.
     """
 
     MAX_LENGTH = _LONGEST_LINE
@@ -125,7 +126,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """
-        End the connection.
+        End the connection, because a line of the server is too long.
         """
         self.abort("sends a line that is too long")
 
@@ -203,9 +204,9 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         """
         Send a command.
 
-        @param fetched: called with each FETCH response.
+        @param fetched: called with each FETCH response of the server.
         @param continuation: called for each line with which the server asks for more input.
-        @return: the other untagged responses, and last the tagged response.
+        @return: the untagged responses that are not FETCH responses, and then the tagged response.
         @raise CommandRefused: the server refused the command.
         """
         if self.isLost:
@@ -230,16 +231,16 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
 
     async def beginTLS(self, creator: Any) -> None:
         """
-        Begin TLS by STARTTLS (RFC 3501 section 6.2.1).
+        Begin TLS with the command STARTTLS (RFC 3501 section 6.2.1).
 
-        @raise ServerUnavailable: the server has no TLS.
+        @raise ServerUnavailable: the server does not offer TLS.
         """
         if b"STARTTLS" not in await self._capabilities():
             raise ServerUnavailable("offers no TLS: use imaps://, or insecure=yes")
 
         def begin(result: Any) -> Any:
-            # Begin TLS here and not later.  Further input in the same packet would be plain text,
-            # which may come from an attacker in the network.
+            # Begin TLS in this callback, before further input is read.  Input that came with the
+            # reply would be plain text, and an attacker in the network may have inserted it.
             client: Any = self
             if client.clearLineBuffer():
                 self.abort("sends plain text after STARTTLS")
@@ -254,7 +255,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
 
     async def passLogin(self, username: bytes, password: bytes) -> None:
         """
-        Log in by AUTHENTICATE PLAIN or LOGIN, and select the mailbox.
+        Log in with AUTHENTICATE PLAIN or LOGIN, and select the mailbox.
 
         @raise LoginRefused: the server refused the login.
         """
@@ -276,7 +277,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         await self._select()
 
     async def _logInByLiterals(self, username: bytes, password: bytes) -> None:
-        # Literals can hold any octets, and cannot end the command early.
+        # Send the name and the password as literals, because a literal can contain any octets and
+        # cannot end the command.
         coming = iter([username + b" {%d}" % len(password), password])
 
         def more(_: bytes) -> None:
@@ -312,7 +314,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
                     raise ValueError
 
         try:
-            # A server reports new messages in the reply to NOOP.
+            # Send NOOP first, because a server may not report new messages before it gets this
+            # command.
             await self._say(b"NOOP")
             await self._say(b"UID FETCH", b"1:* (UID RFC822.SIZE)", fetched)
         except CommandRefused:
@@ -322,8 +325,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
 
     async def fetch(self, uid: int, offset: int) -> bytes | None:
         """
-        @return: the octets of a message from an offset on, at most L{_PIECE}; L{None} if the
-            message does not exist.
+        @return: the octets of a message that begin at C{offset}, at most L{_PIECE} of them; L{None}
+            if the message does not exist.
         """
         found: list[bytes] = []
 
@@ -368,8 +371,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         others: list[int] = []
         try:
             if not self._hasUIDPlus:
-                # EXPUNGE also removes messages that other clients have marked (RFC 4549 section
-                # 4.2.4).
+                # EXPUNGE also removes messages that other clients have marked.  Remove the marks of
+                # these messages before, and set them again afterwards (RFC 4549 section 4.2.4).
                 others = sorted(set(await self._marked()) - set(uids))
                 await self._change(others, b"-FLAGS.SILENT")
             await self._change(uids, b"+FLAGS.SILENT")
@@ -403,7 +406,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
 
     async def _undo(self, uids: list[int], others: list[int]) -> None:
         """
-        Remove the marks again, if the server allows it.
+        Remove the deletion marks again.  Ignore a refusal of the server.
         """
         try:
             await self._change(uids, b"-FLAGS.SILENT")
@@ -434,7 +437,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
 def uidSets(uids: Iterable[int]) -> Iterator[bytes]:
     """
     @param uids: UIDs in ascending order.
-    @return: sets of messages (RFC 3501 section 9), each short enough for one command.
+    @return: sequence sets that contain the UIDs (RFC 3501 section 9).  Each set is short enough for
+        one command.
     """
     parts: list[str] = []
     octets = 0

@@ -1,5 +1,5 @@
 """
-A provider that passes logins on to another POP3 or IMAP server.
+A provider that logs in to another POP3 or IMAP server with the name and the password of the client.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ __all__ = ["UpstreamProvider"]
 
 log = Logger(namespace="pop3svc")
 
-# For each code of the other server, the text for the client.
+# The text of the reply to the client, by the response code of the other server.
 _TEXTS = {
     "IN-USE": "Mailbox is locked by another session.",
     "LOGIN-DELAY": "Too soon after the previous login.",
     "SYS/TEMP": "Mail server is not available now.",
     "SYS/PERM": "Mail server refuses this account.",
 }
-# The number of attempts of a session to log in again, and the seconds between two attempts.  The
-# mailbox may still be locked, because the server may not have noticed yet that the previous
-# connection has ended.
+# How often a session tries to log in again, and the seconds between two tries.  A first try may
+# find the mailbox locked, because the server has not noticed yet that the previous connection has
+# ended.
 _AGAIN, _PAUSE = 4, 0.5
 
 
@@ -57,14 +57,14 @@ class UpstreamProvider:
     ) -> None:
         """
         @param address: see L{Address.parse}.
-        @param authorities: a PEM file of certificates to trust; L{None} for those of the
-            system.
-        @param isInsecure: whether to send passwords without TLS if the address does not begin with
-            TLS.
-        @param believesSizes: whether to use the sizes that the server reports.  Otherwise each
-            message is read to count its octets.
-        @param endpoint: connects to the server, in tests.
-        @raise ValueError: a sentence for the operator.
+        @param authorities: the path of a PEM file with the certificates of the authorities; L{None}
+            for the authorities of the system.
+        @param isInsecure: whether passwords may be sent without TLS to an address that begins with
+            C{pop3://} or C{imap://}.
+        @param believesSizes: whether to use the message sizes that the server reports.  Otherwise
+            the service reads each message to count its octets.
+        @param endpoint: replaces the connection to the server in tests.
+        @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
         """
         self._address = Address.parse(address)
         if isInsecure and self._address.isTLS:
@@ -111,8 +111,8 @@ class UpstreamProvider:
 
     async def _logInAgain(self, secrets: list[bytes], attempts: int) -> Connection:
         """
-        @param attempts: the number of attempts while the mailbox is in use: 1 for the first login,
-            more for later logins.
+        @param attempts: how often to try while the mailbox is in use: once for the first login, and
+            more often for a later login.
         @raise LoginRefused: the password is wrong.
         """
         for attempt in range(1, attempts + 1):
@@ -161,7 +161,7 @@ class UpstreamProvider:
 
     def _report(self, error: ServerUnavailable) -> POP3ResponseError:
         """
-        Log once that the server cannot be used, until it works again.
+        Log that the server cannot be used.  Do not log it again until the server has worked.
 
         @return: the error for the client.
         """

@@ -1,5 +1,5 @@
 """
-A mailbox of another server, for one session.
+A mailbox of another server, as one session uses it.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ __all__ = ["UpstreamMailbox"]
 @implementer(IChunkedContent)
 class _Counted:
     """
-    A message whose octets are counted while it is read.
+    The content of a message.  Its octets are counted while it is read.
     """
 
     def __init__(self, content: IChunkedContent, learned: Callable[[int], object], report: Any):
         """
-        @param learned: called with the size of the whole message.
-        @param report: takes an L{ServerUnavailable}, returns the error for the client.
+        @param learned: called with the size of the message when all of it was read.
+        @param report: takes an L{ServerUnavailable} and returns the error for the client.
         """
         self._content = content
         self._learned = learned
@@ -66,8 +66,9 @@ class _Counted:
 @implementer(IPOP3Mailbox, IBulkMessageSizes, IMailboxLogout, ISleepingMailbox)
 class UpstreamMailbox:
     """
-    The mailbox of one session, on another server.  It has one connection at a time.  It makes a new
-    connection when the server has closed the previous one, or to see new messages.
+    The mailbox of one session on another server.  It never has two connections at the same time.
+    It makes a new connection when the server has closed the previous one, or when this is necessary
+    to see new messages.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class UpstreamMailbox:
     ) -> None:
         """
         @param connect: connects and logs in.
-        @param report: logs that the server is unavailable, and makes the error for the client.
+        @param report: logs that the server is unavailable, and returns the error for the client.
         @param believesSizes: whether to trust the sizes that the server reports.
         """
         self._connect = connect
@@ -86,7 +87,7 @@ class UpstreamMailbox:
         self._believesSizes = believesSizes
         self._connection: Connection | None = None
         self._present: dict[str, int] = {}
-        # Sizes of messages that were read.
+        # The sizes of messages that were read, by unique-id.
         self._known: dict[str, int] = {}
         self._isListed = False
 
@@ -166,7 +167,7 @@ class UpstreamMailbox:
         """
         await self._ready()
         if not self._believesSizes:
-            # The service asks for each message.
+            # Return no sizes, so that the service asks for each message.
             raise NotImplementedError
         present, known = self._present, self._known
         return [known.get(each, present[each]) if each in present else None for each in uniqueIDs]
@@ -190,8 +191,9 @@ class UpstreamMailbox:
 
     async def messageDelete(self, info: IPOP3ConnectionInfo, uniqueIDs: Sequence[str]) -> None:
         """
-        See L{IPOP3Mailbox.messageDelete}.  The other server deletes the messages.  If its reply
-        does not show whether all were deleted, the mailbox lists the messages again.
+        See L{IPOP3Mailbox.messageDelete}.  The other server deletes the messages.  If the reply of
+        the server does not show whether it has deleted all of them, the mailbox lists the messages
+        again.
         """
         for isLast in (False, True):
             connection = await self._ready()
@@ -203,7 +205,8 @@ class UpstreamMailbox:
             except CommandRefused:
                 if isLast:
                     raise POP3ResponseError("Messages were not deleted.", "SYS/TEMP")
-                # Another session may have deleted some of these messages.
+                # List again at the next access, because another session may have deleted some of
+                # these messages.
                 self._drop()
             except ServerUnavailable as error:
                 await self._verify(uniqueIDs, error)
@@ -213,8 +216,8 @@ class UpstreamMailbox:
         """
         Find out whether all messages were deleted.
 
-        @raise POP3ResponseError: some messages exist, or the mailbox cannot find out whether they
-            exist.
+        @raise POP3ResponseError: some of the messages still exist, or the mailbox cannot find out
+            whether they exist.
         """
         failure = self._report(error)
         self._drop()
@@ -226,7 +229,8 @@ class UpstreamMailbox:
 
     def onSleep(self, info: IPOP3ConnectionInfo) -> None:
         """
-        See L{ISleepingMailbox.onSleep}.  Another session may use the mailbox meanwhile.
+        See L{ISleepingMailbox.onSleep}.  The connection ends, so that another session can use the
+        mailbox meanwhile.
         """
         self._drop()
         self._present = {}

@@ -1,5 +1,5 @@
 """
-A connection to another POP3 server, as a mailbox uses it.
+A connection to another POP3 server.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class POP3Upstream(POP3Client):
     A session with another POP3 server.
     """
 
-    # A session sees only the messages that existed when it began (RFC 1939 section 8).
+    # A POP3 session does not see messages that arrive after its login (RFC 1939 section 8).
     seesNewMessages = False
 
     def __init__(self, clock: Any) -> None:
@@ -38,9 +38,9 @@ class POP3Upstream(POP3Client):
 
     async def beginTLS(self, creator: Any) -> None:
         """
-        Begin TLS by STLS (RFC 2595 section 4).
+        Begin TLS with the command STLS (RFC 2595 section 4).
 
-        @raise ServerUnavailable: the server has no TLS.
+        @raise ServerUnavailable: the server does not offer TLS.
         """
         await self.askCapabilities()
         if not self.has("STLS"):
@@ -49,8 +49,8 @@ class POP3Upstream(POP3Client):
 
     async def passLogin(self, username: bytes, password: bytes) -> None:
         """
-        Log in by USER and PASS, because the password of a client is known, and any server has
-        these commands.
+        Log in with USER and PASS.  Every server has these commands, and the service knows the
+        password of the client.
 
         @raise LoginRefused: the server refused the login.
         """
@@ -88,8 +88,9 @@ class POP3Upstream(POP3Client):
 
     async def deleteMessages(self, uniqueIDs: Sequence[str]) -> None:
         """
-        See L{Connection.deleteMessages<pop3svc.providers.upstream.client.Connection>}.  The
-        server deletes at QUIT (RFC 1939 section 6), so this ends the connection.
+        See L{Connection.deleteMessages<pop3svc.providers.upstream.client.Connection>}.  A POP3
+        server deletes messages at QUIT (RFC 1939 section 6).  This method therefore ends the
+        connection.
         """
         numbers = [self._numbers[each] for each in uniqueIDs if each in self._numbers]
         if not numbers:
@@ -98,7 +99,7 @@ class POP3Upstream(POP3Client):
             for number in numbers:
                 await self.delete(number)
         except (CommandRefused, ServerUnavailable, CancelledError):
-            # Without QUIT the server deletes nothing.
+            # Disconnect without QUIT, so that the server deletes nothing.
             self.abort("was disconnected, because it refuses DELE")
             raise CommandRefused(b"DELE")
         try:
@@ -108,15 +109,16 @@ class POP3Upstream(POP3Client):
 
     async def restore(self, uniqueIDs: Sequence[str]) -> None:
         """
-        Do nothing, because marks end with the session (RFC 1939 section 6).
+        Do nothing, because the server forgets the marks at the end of a session (RFC 1939 section
+        6).
         """
 
 
 def _named(names: dict[int, str]) -> dict[str, int]:
     """
-    @return: the message numbers by unique-id, in order, of all messages whose unique-id is
-        well-formed and occurs only once.  RFC 1939 section 7 allows a server to give equal messages
-        the same unique-id.
+    @return: the message numbers by unique-id, in ascending order.  Messages are missing if their
+        unique-id is malformed or occurs twice.  RFC 1939 section 7 allows a server to give equal
+        messages the same unique-id.
     """
     named: dict[str, int] = {}
     times: dict[str, int] = {}
