@@ -1,3 +1,3 @@
 """
-Accounts: check passwords, and throttle failed logins.
+Sources of accounts, which check passwords, and the limits on failed logins.
 """

@@ -1,5 +1,5 @@
 """
-The application passwords of a password file, for logins.
+Find the application passwords of a password file when users log in, and record their use.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ log = Logger(namespace="pop3svc")
 
 Key = tuple[str, str]
 
-# The file of application passwords has its own thread, like the password file.
+# A separate thread reads the file of application passwords.  The password file has its own thread
+# as well.
 _files = BoundedThreadPool("pop3svc-app-passwords", threads=1, waiting=100)
-# Another thread writes the times of use, because a write waits for the lock of the directory.
-# Every user of the machine who may read the directory can hold this lock, and no login may wait for
-# the lock.
+# Another thread writes the times of use.  A write waits for the lock of the directory, and every
+# user of the machine who may read the directory can hold this lock.  No login may wait for the
+# lock.
 _recording = BoundedThreadPool("pop3svc-app-password-uses", threads=1, waiting=100)
 
 
 def _read(path: str) -> tuple[FileStamp | None, dict[Key, Entry], list[str]]:
     """
-    @return: the stamp of the file before it was read, and the result of L{readAppPasswords}.
+    @return: the stamp of the file, and the result of L{readAppPasswords}.  The stamp was taken
+        before the file was read.
     """
     return stampOf(fileOf(path)), *readAppPasswords(path)
 
@@ -47,11 +49,12 @@ class UseTimes:
     Records when application passwords are used, at most once a minute for each password.
     """
 
-    # Seconds between two records of one password.
+    # The least number of seconds between two records of the same password.
     PERIOD = 60.0
-    # Seconds from a use until it is written together with others.
+    # Seconds from a use until the record is written.  All records of these seconds are written
+    # together.
     PAUSE = 5.0
-    # The most passwords that are remembered; some 200 octets each.
+    # The most passwords that are remembered.  Each takes some 200 octets.
     MOST = 10_000
 
     def __init__(
@@ -61,7 +64,7 @@ class UseTimes:
         clock: IReactorTime | None = None,
     ) -> None:
         """
-        @param write: writes times in seconds since 1970, and may return a Deferred.
+        @param write: writes the times of use, in seconds since 1970.  It may return a Deferred.
         @param what: see L{LazyWriter}.
         """
         self._writer: LazyWriter[Key, float] = LazyWriter(what, write, self.PAUSE, self.MOST, clock)
@@ -69,10 +72,10 @@ class UseTimes:
 
     def record(self, key: Key, now: float) -> None:
         """
-        Record a use.
+        Record that a password was used.
 
-        @param key: a user and a selector.
-        @param now: seconds since 1970.
+        @param key: the user and the selector of the password.
+        @param now: the present time in seconds since 1970.
         """
         before = self._recorded.get(key)
         if before is None or not 0 <= now - before < self.PERIOD:
@@ -82,24 +85,24 @@ class UseTimes:
 
 class AppPasswordFile:
     """
-    Finds the application passwords of a password file, and records their use.  The file is read
-    again, in a thread, when it has changed.  The service checks for a change only when a client
-    sends a password in the form of an application password.
+    Finds the application passwords of a password file, and records their use.  The class looks for
+    a change of the file when a client sends a password in the form of an application password.  If
+    the file has changed, a thread reads it again.
     """
 
-    # Seconds that a login waits for the file.  After this time the login is refused, because the
-    # application password may have been revoked.
+    # Seconds that a login waits until the file has been read.  After this time the login is
+    # refused, because the application password may have been revoked.
     PATIENCE = 5.0
-    # Seconds between attempts to read an unreadable file.
+    # Seconds between two attempts to read a file that cannot be read.
     RETRY = 1.0
 
     def __init__(
         self, path: str, runner: Executor | None = None, clock: IReactorTime | None = None
     ) -> None:
         """
-        @param path: the password file.
-        @param runner: reads and writes the files.
-        @param clock: the reactor if not given.
+        @param path: the path of the password file.
+        @param runner: runs the reading and writing of the files.
+        @param clock: limits the wait for the file; the reactor if not given.
         """
         self._path = path
         self._file = fileOf(path)
@@ -107,7 +110,7 @@ class AppPasswordFile:
         self._recorder = _recording if runner is None else runner
         self._clock = clock
         self._hasRead = False
-        # None if there is no file.
+        # The stamp of the file; None if the file does not exist.
         self._seen: FileStamp | None = None
         self._entries: dict[Key, Entry] = {}
         self._reading: Shielded | None = None
@@ -120,9 +123,10 @@ class AppPasswordFile:
 
     async def find(self, user: str, selector: str) -> Entry | None:
         """
-        @raise POP3ResponseError: C{SYS/TEMP}: the file cannot be read.
+        @raise POP3ResponseError: C{SYS/TEMP}: the file cannot be read now.
         """
-        # Check twice, because a read that began before the change of the file may be running.
+        # Check twice, because a thread may be reading the file that began before the file was
+        # changed.
         for _ in range(2):
             if self._hasRead and stampOf(self._file) == self._seen:
                 break
@@ -168,7 +172,7 @@ class AppPasswordFile:
 
     def forget(self) -> None:
         """
-        Read the file again at the next login, and log its errors again.
+        Make the next login read the file again, and log each error of the file again.
         """
         self._hasRead, self._fault, self._reported = False, "", Once(1000)
 
@@ -176,7 +180,7 @@ class AppPasswordFile:
         """
         Record that a password was used.
 
-        @param now: seconds since 1970.
+        @param now: the present time in seconds since 1970.
         """
         self._uses.record((entry.user, entry.selector), now)
 

@@ -1,12 +1,14 @@
 """
-The files with the application passwords of a password file.
+Read and change the two files that contain the application passwords of a password file.
 
-C{FILE.app-passwords} has a line for each::
+The application passwords of the password file C{FILE} are in C{FILE.app-passwords}.  Each has a
+line::
 
     user:selector:hash:created=TIME [expires=TIME] [networks=NETWORK,...] label=TEXT
 
-Only C{pop3svc user} writes this file, so that no change of an operator is lost.  The service writes
-C{FILE.app-passwords-used}, with the times at which the passwords were last used::
+The service itself never writes this file, because it could lose a change of the operator.
+C{pop3svc user} writes the file.  The service writes the times of the last uses to
+C{FILE.app-passwords-used}.  Each application password has a line::
 
     user:selector:TIME
 """
@@ -34,20 +36,21 @@ __all__ = [
     "revokeAppPasswords",
 ]
 
-# The most application passwords of a user.  The limit keeps the list short enough to read.
+# The most application passwords of a user.  With this limit the operator can read the list of a
+# user's passwords.
 MOST = 100
 # The most characters of a label.
 _LONGEST_LABEL = 100
 
-# A user and a selector.
+# The user and the selector of an application password.
 Key = tuple[str, str]
 
 
 class Entry(NamedTuple):
     """
-    A line of the file.
+    A line of the file of application passwords.
 
-    @ivar created: the time at which the password was made, as the file has it.
+    @ivar created: the time at which the password was made, in the form that the file has.
     """
 
     user: str
@@ -59,8 +62,8 @@ class Entry(NamedTuple):
 
 def fileOf(path: str) -> str:
     """
-    @param path: a password file.
-    @return: the file of its application passwords.
+    @param path: the path of a password file.
+    @return: the path of the file with the application passwords.
     """
     return f"{path}.app-passwords"
 
@@ -74,7 +77,7 @@ def _usesOf(path: str) -> str:
 
 def _entryIn(line: str) -> Entry:
     """
-    @raise ValueError: the line is malformed; a short reason.
+    @raise ValueError: the line is malformed.  The text is a short reason.
     """
     fields = line.split(":", 3)
     if len(fields) < 4:
@@ -88,8 +91,8 @@ def _entryIn(line: str) -> Entry:
     values = dict(each.partition("=")[::2] for each in settings.split())
     others = sorted(set(values) - {"created", "expires", "networks"})
     if others:
-        # The unknown field may be a misspelled restriction, so the password must not be valid
-        # without it.
+        # Refuse the whole line, because the unknown field may be a misspelled restriction.  Without
+        # the restriction the password must not be valid.
         raise ValueError("an unknown setting")
     networks = networksOf(values.get("networks", ""))
     if "networks" in values and not networks:
@@ -107,8 +110,8 @@ def readAppPasswords(path: str) -> tuple[dict[Key, Entry], list[str]]:
 
     @param path: the password file.
     @return: the application passwords, and a sentence about each line that cannot be used.  Both
-        are empty if the file does not exist.
-    @raise ValueError: the file cannot be read; a sentence that names it.
+        values are empty if the file does not exist.
+    @raise ValueError: the file cannot be read.  The text is a sentence that names the file.
     """
     try:
         return _parse(linesOf(fileOf(path)))
@@ -150,9 +153,10 @@ def addAppPassword(
 
     @param path: the password file.
     @param networks: the networks from which the password may be used; empty for all networks.
-    @param expires: a time for L{expiryOf}; empty for never.
-    @return: the secret.
-    @raise ValueError: the password cannot be made; a sentence that gives the reason.
+    @param expires: the time from which the password is not valid any more, in a form that
+        L{expiryOf} reads; empty if it is always valid.
+    @return: the new application password.
+    @raise ValueError: the password cannot be made.  The text is a sentence with the reason.
     """
     isText = label.isprintable() and label == label.strip()
     if not label or not isText or len(label) > _LONGEST_LABEL:
@@ -180,7 +184,8 @@ def addAppPassword(
 
 def _ownerOf(path: str) -> tuple[int, int] | None:
     """
-    @return: the owner of the password file, for the new file, if this process may set it.
+    @return: the user and the group that own the password file, so that a new file gets the same
+        ones; L{None} if this process may not set them.
     """
     if os.geteuid() != 0:
         return None
@@ -193,10 +198,10 @@ def revokeAppPasswords(path: str, user: str, which: str | None = None) -> int:
     Remove application passwords of a user.  Blocks.
 
     @param path: the password file.
-    @param which: a label or a selector; L{None} for all passwords, including those of unusable
-        lines.
+    @param which: the label or the selector of a password.  L{None} means all passwords, including
+        those of lines that cannot be used.
     @return: the number of passwords that were removed.
-    @raise ValueError: the file cannot be changed; a sentence that names it.
+    @raise ValueError: the file cannot be changed.  The text is a sentence that names the file.
     """
     if not os.path.exists(fileOf(path)):
         return 0
@@ -205,7 +210,8 @@ def revokeAppPasswords(path: str, user: str, which: str | None = None) -> int:
         own = {index for index, each in enumerate(fields) if each[0] == user and len(each) > 1}
         if which is not None:
             labels = {index: f" {fields[index][-1]}".partition(" label=")[2] for index in own}
-            # A selector may look like the label of another password.
+            # Look for a label first, because the label of one password may be equal to the selector
+            # of another one.
             own = {index for index in own if labels[index] == which} or {
                 index for index in own if fields[index][1] == which
             }
@@ -218,11 +224,11 @@ def revokeAppPasswords(path: str, user: str, which: str | None = None) -> int:
 
 def lastUses(path: str) -> dict[Key, int]:
     """
-    Read when application passwords were last used.  Blocks.
+    Read the times at which application passwords were last used.  Blocks.
 
     @param path: the password file.
-    @return: seconds since 1970, by user and selector.
-    @raise ValueError: the file cannot be read; a sentence that names it.
+    @return: the times in seconds since 1970, by user and selector.
+    @raise ValueError: the file cannot be read.  The text is a sentence that names the file.
     """
     try:
         return _usesIn(linesOf(_usesOf(path)))
@@ -244,12 +250,12 @@ def _usesIn(lines: Iterable[str]) -> dict[Key, int]:
 
 def recordUses(path: str, uses: Mapping[Key, float]) -> None:
     """
-    Write when application passwords were last used.  Drop the times of passwords that do not exist
-    any more.  Blocks.
+    Write the times at which application passwords were last used.  Remove the times of passwords
+    that do not exist any more.  Blocks.
 
     @param path: the password file.
-    @param uses: seconds since 1970, by user and selector.
-    @raise ValueError: the file cannot be written; a sentence that names it.
+    @param uses: the new times in seconds since 1970, by user and selector.
+    @raise ValueError: the file cannot be written.  The text is a sentence that names the file.
     """
     existing = readAppPasswords(path)[0]
     with changing(_usesOf(path), mayBeNew=True, owner=_ownerOf(path)) as lines:

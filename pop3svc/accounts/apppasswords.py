@@ -1,9 +1,10 @@
 """
-Application passwords: secrets that the service makes, one for each mail program of a user.
+Make and recognise application passwords.  An application password is a secret that the service
+makes for one mail program of a user.
 
 A secret has 32 characters of base32 (RFC 4648 section 6) in eight groups.  The first group is the
-selector, which is not secret.  By the selector the service finds the hash to compare with, because
-a comparison with each hash of a user would take too long.
+selector, which is not secret.  It tells the service which hash of the user to compare.  A
+comparison with each hash of the user would take too long.
 """
 
 from __future__ import annotations
@@ -21,22 +22,23 @@ __all__ = ["AppPassword", "expiryOf", "makeSecret", "secretIn"]
 
 _ALPHABET = "abcdefghijklmnopqrstuvwxyz234567"
 _GROUP = 4
-# Groups after the selector; 28 characters have 140 bits.
+# The number of groups after the selector.  Their 28 characters have 140 bits.
 _SECRET_GROUPS = 7
 _LENGTH = _GROUP * (1 + _SECRET_GROUPS)
-# People may type capital letters, and may type spaces or nothing between the groups.
+# Users may type small or capital letters.  Between the groups they may type a hyphen, a space or
+# nothing.
 _FORM = re.compile(rb"[A-Za-z2-7]{4}(?:[ -]?[A-Za-z2-7]{4}){7}")
 _SEPARATORS = bytes.maketrans(b" ", b"-")
 
 
 class AppPassword(NamedTuple):
     """
-    A stored application password.
+    An application password as a source of accounts stores it.
 
-    @ivar stored: the hash of the secret without the separators of its groups.
+    @ivar stored: the hash of the secret.  The hashed text has no separators between the groups.
     @ivar networks: the networks from which the password may be used; empty for all networks.
-    @ivar expires: the time, in seconds since 1970, from which the password is not valid any more;
-        L{None} for never.
+    @ivar expires: the time in seconds since 1970 from which the password is not valid any more;
+        L{None} if it is always valid.
     """
 
     stored: str
@@ -45,14 +47,14 @@ class AppPassword(NamedTuple):
 
     def isExpired(self, now: float) -> bool:
         """
-        @param now: seconds since 1970.
+        @param now: the present time in seconds since 1970.
         """
         return self.expires is not None and now >= self.expires
 
     def mayBeUsed(self, client: Any, now: float) -> bool:
         """
-        @param client: credentials or another object with C{clientIP}.
-        @param now: seconds since 1970.
+        @param client: credentials, or another object with the attribute C{clientIP}.
+        @param now: the present time in seconds since 1970.
         """
         return not self.isExpired(now) and Restrictions(None, self.networks).allows(client)
 
@@ -66,7 +68,7 @@ def makeSecret(taken: Container[str] = ()) -> tuple[str, str]:
     Make a secret.
 
     @param taken: the selectors of the user's other application passwords.
-    @return: the selector, and the secret in groups, for the user.
+    @return: the selector, and the secret as the user sees it, in groups.
     """
     selector = _random(1)[0]
     while selector in taken:
@@ -77,10 +79,10 @@ def makeSecret(taken: Container[str] = ()) -> tuple[str, str]:
 def secretIn(password: bytes) -> tuple[str, bytes] | None:
     """
     @param password: the password that a client has sent.
-    @return: the selector, and the secret without separators, which is the text to hash; L{None} if
-        the password does not have the form of a secret.
+    @return: the selector, and the secret without separators; L{None} if the password does not have
+        the form of an application password.  The hash is made of the secret without separators.
     """
-    # Most passwords end here.
+    # Most passwords are no application passwords, and this quick check finds them.
     if len(password) < _LENGTH or _FORM.fullmatch(password) is None:
         return None
     secret = password.translate(_SEPARATORS, b" -").lower()
@@ -91,10 +93,10 @@ def expiryOf(value: Any) -> float | None:
     """
     Read the time at which an application password expires.
 
-    @param value: L{None}, a number of seconds since 1970, a C{datetime}, a C{date}, or a text in
-        the form of ISO 8601.  A date means the end of that day.  A time without an offset is UTC.
-    @return: seconds since 1970; L{None} for never.
-    @raise ValueError: the value is none of these; a short reason.
+    @param value: L{None}, a number of seconds since 1970, a C{datetime}, a C{date}, or a text in a
+        form of ISO 8601.  A date means the end of that day.  A time without an offset is UTC.
+    @return: the time in seconds since 1970; L{None} if the password is always valid.
+    @raise ValueError: C{value} is not a time.  The text is a short reason.
     """
     if value is None or value == "":
         return None

@@ -1,6 +1,6 @@
 """
-Check passwords by functions that block, such as those of a C library.  The checks run in separate
-threads, and each check has a time limit.
+Check passwords with functions that block, such as functions of a C library.  The checks run in
+separate threads, and each check has a time limit.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ log = Logger(namespace="pop3svc")
 
 T = TypeVar("T")
 
-# Checks at the same time.  Each needs a thread, some 100 KiB.
+# The number of checks that run at the same time.  Each needs a thread, which takes some 100 KiB.
 CONCURRENT = 10
-# Logins that may wait for their check.  Each takes about 2 KiB.
+# The most logins that may wait for their check.  Each takes about 2 KiB.
 MOST_WAITING = 1000
 # The most threads that may hang in checks whose time limit has passed.  Without this limit, a
 # library that does not return would take another thread for each login.
@@ -36,8 +36,8 @@ MOST_LOST = 16
 
 class CheckUnavailable(Exception):
     """
-    A check has no result, because the source of accounts has failed.  The text is the reason, for
-    the operator.  The text contains neither the name nor the password of the login.
+    A check has no result, because the source of accounts has failed.  The text of the exception is
+    the reason, for the operator.  It contains neither the name nor the password of the login.
     """
 
 
@@ -46,14 +46,14 @@ class _Threads(BoundedThreadPool):
     Threads for checks.
     """
 
-    # Seconds.  A check never asks whether it was cancelled, so the pool need not wait before it
-    # considers the thread lost.
+    # A thread counts as lost 0 seconds after its check was cancelled.  The pool need not wait
+    # longer, because a check never finds out that it was cancelled.
     GRACE = 0.0
 
 
 class _Check:
     """
-    A check that has a thread.
+    A check that runs in a thread.
 
     @ivar isOver: whether the thread has returned.
     @ivar isLost: whether the time limit passed before the thread returned.
@@ -67,8 +67,8 @@ class _Check:
 
 class BlockingChecks:
     """
-    Runs the checks of one source of accounts in threads, a few at a time.  Logins from known
-    networks go first, and each login waits for a limited time.
+    Runs the checks of one source of accounts in a few threads.  Logins from known networks go
+    first, and each login waits for a limited time.
 
     If a check exceeds its time limit, its login gets C{SYS/TEMP}.  The thread of this check is
     I{lost} until the check returns, and another thread takes its place.  While too many threads are
@@ -89,16 +89,17 @@ class BlockingChecks:
     ) -> None:
         """
         @param name: the name of the source in the log, such as C{the LDAP server at ldap://HOST}.
-        @param limit: seconds for a check.
-        @param concurrent: checks that run at the same time.
-        @param mostWaiting: checks that may wait for their turn.
-        @param mostLost: if this many threads are lost, no check begins; at most
-            L{BoundedThreadPool.LOST}.  The threads of running checks may still be lost after that.
-        @param threads: runs the checks; separate threads if not given.
-        @param clock: the reactor if not given.
+        @param limit: the time limit of a check in seconds.
+        @param concurrent: the number of checks that run at the same time.
+        @param mostWaiting: the most checks that may wait for their turn.
+        @param mostLost: the number of lost threads from which no further check begins.  It is at
+            most L{BoundedThreadPool.LOST}.  Checks that run already may still lose their threads.
+        @param threads: runs the checks; a new pool of threads if not given.
+        @param clock: used for the time limits; the reactor if not given.
         """
         if threads is None:
-            # The pool also holds checks whose time limit passed before their thread began.
+            # A check may exceed its time limit before a thread begins it.  Such checks need places
+            # in the queue of the pool.
             threads = _Threads("pop3svc-check", concurrent, waiting=concurrent)
         self._threads = threads
         self._name = name
@@ -114,10 +115,11 @@ class BlockingChecks:
         """
         Check the password of a login in a thread.
 
-        @param credentials: L{pop3svc.credentials.IPasswordAttempt}.  C{comparing} is
-            called before C{work} begins.  If the password is wrong, the caller calls C{refused}.
-        @param work: called in a thread with C{arguments}.  The work raises L{CheckUnavailable} if
-            it has no result.  After the time limit the result is ignored.
+        @param credentials: L{pop3svc.credentials.IPasswordAttempt}.  C{comparing} is called before
+            C{work} begins.  If the password is wrong, the caller of this method has to call
+            C{refused}.
+        @param work: called in a thread with C{arguments}.  It raises L{CheckUnavailable} if it
+            cannot find a result.  A result that comes after the time limit is ignored.
         @return: the result of C{work}.
         @raise POP3ResponseError: C{SYS/TEMP}: C{work} had no result, exceeded the time limit, or
             had to wait for too long.
@@ -138,10 +140,11 @@ class BlockingChecks:
         patience: float = Policy.loginWait,
     ) -> T:
         """
-        Run C{work} in a thread; see L{check}.  The work does not compare a password.
+        Run C{work} in a thread, as L{check} does.  This method is for work that does not compare a
+        password.
 
-        @param isUrgent: whether the work runs before other waiting work.
-        @param patience: how many seconds the work may wait for its turn.
+        @param isUrgent: whether C{work} runs before waiting work that is not urgent.
+        @param patience: how many seconds C{work} may wait for its turn.
         """
         return await self._answer(work, arguments, isUrgent=isUrgent, patience=patience)
 
@@ -166,7 +169,8 @@ class BlockingChecks:
         """
         Begin a check whose turn has come.  L{CheckQueue} calls this.
 
-        @return: a Deferred with the result, or with L{CheckUnavailable} after the time limit.
+        @return: a Deferred with the result.  It fails with L{CheckUnavailable} after the time
+            limit.
         @raise CheckUnavailable: too many threads are lost.
         @raise POP3ResponseError: C{SYS/TEMP}: no thread can be started.
         """

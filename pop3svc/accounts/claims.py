@@ -1,6 +1,7 @@
 """
-Check the claims of an issuer about an access token.  The claims are in the signed token itself (RFC
-7519, RFC 9068), or in the answer to a request (RFC 7662).
+Check the claims of an access token, which say who issued the token, for which user, and until when.
+The claims are in the signed token itself (RFC 7519, RFC 9068) or in an answer of the issuer (RFC
+7662).
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ __all__ = [
     "unavailable",
 ]
 
-# The most octets of a token.  A longer token is refused unread.
+# The most octets of a token.  A longer token is refused without further checks.
 LONGEST_TOKEN = 8192
-# Seconds by which the clocks of the issuer and of this machine may differ.
+# The most seconds by which the clock of the issuer and the clock of this machine may differ.
 _LEEWAY = 60
 _LONGEST_NAME = 255
 # The exceptions that joserfc and the modules of Python raise for malformed input.
@@ -51,19 +52,20 @@ _REASONS = {
 
 class BadToken(Exception):
     """
-    A token that is not valid.  The text is the reason, without any part of the token.
+    A token is not valid.  The text of the exception is the reason.  It contains no part of the
+    token.
     """
 
 
 class BadSignature(BadToken):
     """
-    A token whose signature was made with another key.
+    The signature of a token was made with another key.
     """
 
 
 def unavailable() -> POP3ResponseError:
     """
-    @return: the error of a login whose token cannot be checked now.
+    @return: the error for a login if the token cannot be checked now.
     """
     return POP3ResponseError("Tokens cannot be checked now.", "SYS/TEMP")
 
@@ -81,7 +83,7 @@ def _noConstant(name: str) -> Any:
 
 def parseJSON(data: bytes) -> dict[str, Any]:
     """
-    Parse an object.
+    Parse a JSON object.
 
     @raise ValueError: the JSON is malformed, has a name twice, is nested too deeply, or is not an
         object.
@@ -103,9 +105,9 @@ class ClaimRules:
     The claims that a valid token must have.
 
     @ivar issuer: the claim C{iss}; L{None} if the claim may be missing or have any value.
-    @ivar audience: one value of the claim C{aud}; L{None} if the claim may be missing or have any
-        value.
-    @ivar claim: the claim with the name of the user.
+    @ivar audience: a value that the claim C{aud} must contain; L{None} if the claim may be missing
+        or have any value.
+    @ivar claim: the claim that contains the name of the user.
     @ivar scopes: the scopes that a token must have, in its claim C{scope} or C{scp}.
     @ivar clients: the values that the claim C{client_id} may have; empty if the claim may be
         missing or have any value.
@@ -119,9 +121,10 @@ class ClaimRules:
 
     def userOf(self, claims: dict[str, Any], now: float, mustExpire: bool) -> str:
         """
-        Check the claims of a token whose origin is known.
+        Check the claims of a token.  The caller has already checked that the token comes from the
+        issuer.
 
-        @param now: seconds since the epoch.
+        @param now: the present time in seconds since the epoch.
         @param mustExpire: whether the claim C{exp} is necessary.
         @return: the name of the user.
         @raise BadToken: the token is not valid.
@@ -133,7 +136,8 @@ class ClaimRules:
         try:
             JWTClaimsRegistry(now=int(now), leeway=_LEEWAY, **checks).validate(claims)
         except MALFORMED as error:
-            # The issuer has made the claims, so the reason may name one of them.
+            # The reason may name a claim, because the claims come from the issuer and not from the
+            # client.
             raise BadToken(_REASONS.get(getattr(error, "claim", ""), "a claim is not valid"))
         if not self.scopes <= _scopesOf(claims):
             raise BadToken("a scope is missing")
@@ -141,8 +145,8 @@ class ClaimRules:
         if self.clients and not (isinstance(client, str) and client in self.clients):
             raise BadToken("it was issued to another client")
         if "cnf" in claims:
-            # Such a token is not a bearer token (RFC 7800).  Its client has to prove that it has a
-            # key, so that a thief cannot use the token.
+            # A token with the claim "cnf" is not a bearer token (RFC 7800).  The client would have
+            # to prove that it has a key, so that a thief cannot use the token.
             raise BadToken("it is bound to a key of its client")
         return self._nameIn(claims)
 
@@ -156,7 +160,8 @@ class ClaimRules:
             raise BadToken("it has no user name")
         if isLong:
             raise BadToken("it has no user name")
-        # With some issuers a user can enter any address.  Some issuers write true as a text.
+        # Require a verified address, because some issuers let a user enter any address.  Some
+        # issuers write true as a text.
         if self.claim == "email" and claims.get("email_verified", True) not in (True, "true"):
             raise BadToken("its address is not verified")
         return name

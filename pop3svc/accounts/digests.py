@@ -1,5 +1,6 @@
 """
-The digests of passwords that Dovecot and Courier store.  Most of them are quick to compute.
+Compare passwords with the digests that Dovecot and Courier store.  Most of these digests are quick
+to compute.
 """
 
 from __future__ import annotations
@@ -28,21 +29,22 @@ __all__ = [
     "scram",
 ]
 
-# Bound on the rounds of PBKDF2 and SCRAM: some two seconds of CPU time.  The bound is needed
-# because clients that are not logged in can cause comparisons.
+# The most rounds of PBKDF2 and SCRAM.  So many rounds take some two seconds of CPU time.  A limit
+# is necessary because a client can cause a comparison without being logged in.
 _MOST_ROUNDS = 5_000_000
-# RFC 7677 section 4 requires at least this many, and clients refuse fewer.
+# The least number of rounds of SCRAM.  RFC 7677 section 4 requires it, and clients refuse fewer
+# rounds.
 _LEAST_SCRAM_ROUNDS = 4096
 _ROUNDS_PER_MILLISECOND = 2500
 
 
 class DigestScheme(NamedTuple):
     """
-    A digest of the password followed by a salt.
+    A scheme whose digest is made of the password and then a salt.  The salt may be missing.
 
     @ivar algorithm: the name of the digest in C{hashlib}.
-    @ivar size: size of the digest, octets.
-    @ivar isSalted: whether a salt follows the digest.
+    @ivar size: the size of the digest in octets.
+    @ivar isSalted: whether the stored value contains a salt after the digest.
     """
 
     algorithm: str
@@ -51,7 +53,7 @@ class DigestScheme(NamedTuple):
 
     def check(self, data: bytes) -> None:
         """
-        @raise ValueError: the digest has another length.
+        @raise ValueError: C{data} does not have the length of this scheme.
         """
         isWhole = len(data) > self.size if self.isSalted else len(data) == self.size
         if not isWhole:
@@ -59,7 +61,7 @@ class DigestScheme(NamedTuple):
 
     def verify(self, data: bytes, password: bytes) -> bool:
         """
-        @return: whether the password has this digest.
+        @return: whether the digest of the password is the one in C{data}.
         """
         known, salt = data[: self.size], data[self.size :]
         made = hashlib.new(self.algorithm, password + salt, usedforsecurity=False).digest()
@@ -87,10 +89,11 @@ SALTED = {
 
 class _Rounds(NamedTuple):
     """
-    A scheme with rounds.
+    A scheme whose hash is computed in many rounds.
 
-    @ivar cost: takes the text, returns milliseconds; raises L{ValueError}.
-    @ivar verify: takes the text and a password.
+    @ivar cost: takes the stored text and returns the CPU time of a comparison in milliseconds.  It
+        raises L{ValueError} if the text is malformed.
+    @ivar verify: takes the stored text and a password, and returns whether they match.
     """
 
     cost: Callable[[str], float]
@@ -131,10 +134,10 @@ _SCRAM = re.compile(
 
 def readScram(text: str, algorithm: str) -> ScramKeys:
     """
-    Read a verifier of SCRAM (RFC 5802 section 3): C{rounds,salt,StoredKey,ServerKey}, the last
-    three in base64.
+    Read a verifier of SCRAM (RFC 5802 section 3).  Its form is C{rounds,salt,StoredKey,ServerKey}.
+    The last three values are in base64.
 
-    @raise ValueError: the verifier is malformed, or its rounds are out of bounds.
+    @raise ValueError: the verifier is malformed, or the number of rounds is too small or too large.
     """
     size = hashlib.new(algorithm).digest_size
     found = _SCRAM.fullmatch(text)
@@ -154,8 +157,8 @@ def readScram(text: str, algorithm: str) -> ScramKeys:
 
 def _prepared(password: bytes) -> bytes:
     """
-    @return: the password, prepared for SCRAM (RFC 5802 section 2.2); unchanged if SASLprep (RFC
-        4013) does not allow it.
+    @return: the password after the preparation for SCRAM (RFC 5802 section 2.2).  If SASLprep (RFC
+        4013) does not allow the password, it is returned unchanged.
     """
     if password.isascii():
         return password
@@ -170,7 +173,7 @@ def _prepared(password: bytes) -> bytes:
 
 def scram(algorithm: str) -> _Rounds:
     """
-    Make the scheme of SCRAM's verifiers; see L{readScram}.
+    Make the scheme of SCRAM verifiers; see L{readScram}.
     """
 
     def verify(text: str, password: bytes) -> bool:
@@ -187,7 +190,8 @@ def scram(algorithm: str) -> _Rounds:
 
 def plainMD4(data: bytes, password: bytes) -> bool:
     """
-    Compare a password with its MD4, which OpenSSL no longer has.
+    Compare a password with an MD4 digest.  The computation does not use OpenSSL, because newer
+    versions have no MD4.
     """
     from passlib.crypto.digest import lookup_hash
 
@@ -199,7 +203,8 @@ def digestMD5(data: bytes, password: bytes, username: str) -> bool:
     """
     Compare a password with the MD5 of C{user:realm:password} (RFC 2831 section 2.1.2.1).
 
-    @param username: the part after the first C{@} is the realm.  Without C{@} the realm is empty.
+    @param username: the name of the user.  The part after the first C{@} is the realm.  Without
+        C{@} the realm is empty.
     """
     user, _, realm = username.encode("utf-8", "surrogateescape").partition(b"@")
     made = hashlib.md5(b":".join((user, realm, password)), usedforsecurity=False).digest()
@@ -213,9 +218,9 @@ _START = (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)
 
 def _stateMD5(block: bytes) -> bytes:
     """
-    @param block: 64 octets.
-    @return: the state of MD5 (RFC 1321 section 3.4) after the block.  C{hashlib} does not return
-        this state.
+    @param block: the first block of a message, 64 octets.
+    @return: the state of MD5 (RFC 1321 section 3.4) after the block.  This function computes it,
+        because C{hashlib} does not return the state.
     """
     words = struct.unpack("<16I", block)
     a, b, c, d = _START
@@ -236,8 +241,9 @@ def _stateMD5(block: bytes) -> bytes:
 
 def cramMD5(data: bytes, password: bytes) -> bool:
     """
-    Compare a password with the two states of MD5 that HMAC-MD5 (RFC 2104) has after the padded
-    key, the outer one first.
+    Compare a password with a digest that Dovecot stores for CRAM-MD5.  The digest contains the two
+    states of MD5 that HMAC-MD5 (RFC 2104) has after it has processed the padded key.  The outer
+    state comes first.
     """
     key = password
     if len(key) > 64:

@@ -1,5 +1,5 @@
 """
-Several providers in one service, each for the users of a domain.
+Use several providers in one service.  Each provider has the users of one domain.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ __all__ = ["DomainProvider"]
 @implementer(IPOP3MailboxProvider, IAccountStatus, IExpiry)
 class DomainProvider:
     """
-    Passes each login to the provider of the user's domain: the part of the name after its
-    last C{@}, in lower case.  The provider gets the whole name as the client sent it.
+    Passes each login to the provider of the user's domain.  The domain is the part of the name
+    after the last C{@}, in lower case.  The provider gets the whole name as the client sent it.
 
-    @ivar expireDays: see L{IExpiry}; the shortest time of all providers, because a client may ask
-        before it has sent its name.
+    @ivar expireDays: see L{IExpiry}.  It is the shortest time of all providers, because a client
+        may ask for the time before it has sent a name.
     """
 
     def __init__(self, providers: Mapping[str | None, Any], name: str) -> None:
         """
-        @param providers: L{IPOP3MailboxProvider} by domain, in lower case.  The provider with the
-            key L{None} has the users of all other domains, and the users without a domain.  Without
-            such a provider, the logins of these users are refused.
+        @param providers: an L{IPOP3MailboxProvider} for each domain.  The domains are in lower
+            case.  The provider with the key L{None} has the users of all other domains, and the
+            users without a domain.  If there is no provider with this key, the logins of these
+            users are refused.
         @param name: see L{IPOP3MailboxProvider}.
         """
         self._providers = {
@@ -51,9 +52,9 @@ class DomainProvider:
         days = [each.expireDays for each in self._providers.values() if IExpiry.providedBy(each)]
         self.expireDays: int = min((each for each in days if each), default=0)
 
-        # For each connection, the name of the mailbox that belongs to the last found keys or
-        # secret, and their provider.  The provider is stored because the name of the mailbox may
-        # have another domain.
+        # For each connection on which a provider has returned SCRAM keys or a secret: the name of
+        # the mailbox, and this provider.  The provider must be stored, because the name of the
+        # mailbox may have another domain than the name of the user.
         self._foundBy: WeakKeyDictionary[Any, tuple[str, Any]] = WeakKeyDictionary()
         for interface in (IScramAccounts, ISharedSecrets, IBearerAccounts, IProvenAccounts):
             if any(interface.providedBy(each) for each in self._providers.values()):
@@ -75,8 +76,8 @@ class DomainProvider:
         """
         See L{IMailboxStore.openMailbox}.
         """
-        # The entry may be left over from a cancelled exchange, and another mechanism may have
-        # proved this name.
+        # Compare the name, because the entry may be left over from an exchange that was cancelled
+        # before another mechanism proved a name.
         mailbox, provider = self._foundBy.pop(info, ("", None))
         if mailbox != username:
             provider = self._of(username)
@@ -136,8 +137,8 @@ class DomainProvider:
         self, info: IPOP3ConnectionInfo, token: str, username: str | None
     ) -> str | None:
         """
-        See L{IBearerAccounts.userOfToken}.  A provider's tokens are valid only for the users of
-        its own domain.
+        See L{IBearerAccounts.userOfToken}.  A token that a provider accepts is valid only for users
+        of the provider's own domain.
         """
         for provider in self._providers.values():
             if not IBearerAccounts.providedBy(provider):

@@ -1,5 +1,6 @@
 """
-Queue the checks of passwords.  Logins from known networks go first, and each wait has a limit.
+A queue for checks of passwords.  Logins from known networks go first.  No login waits longer than a
+time limit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["CheckQueue", "CoroutineRunner", "hashing", "startHashing"]
 
 class _Runner(Protocol):
     """
-    Runs a check: L{pop3svc.threadpool.Executor} or L{CoroutineRunner}.
+    Runs a check.  L{pop3svc.threadpool.Executor} and L{CoroutineRunner} are such runners.
     """
 
     def run(self, work: Callable[..., Any], *arguments: Any) -> Deferred[Any]:
@@ -43,7 +44,7 @@ class CoroutineRunner:
 
 class _Entry:
     """
-    A password to be checked.
+    A check that waits in the queue or runs.
     """
 
     __slots__ = ("arguments", "begun", "result", "timer", "work")
@@ -60,7 +61,7 @@ class _Entry:
     def finish(self, outcome: Any) -> None:
         result, self.result = self.result, None
         if result is None:
-            # The caller has cancelled.
+            # The caller has cancelled the Deferred.
             return
         if isinstance(outcome, Failure):
             result.errback(outcome)
@@ -74,14 +75,15 @@ def _busy() -> POP3ResponseError:
 
 class CheckQueue:
     """
-    Checks passwords, a few at a time.  Urgent entries go first; every entry waits for a limited
-    time.
+    Runs checks of passwords, a few at a time.  Urgent checks go first.  No check waits longer than
+    its time limit.
     """
 
-    # Concurrent hashes.  Each takes about 0.1 s of CPU time and 64 MiB.
+    # The number of hashes that are computed at the same time.  Each takes about 0.1 s of CPU time
+    # and 64 MiB of memory.
     CONCURRENT = 2
-    # The most passwords that may wait.  The time limit usually keeps the queue shorter.  Each entry
-    # takes about 2 KiB.
+    # The most checks that may wait.  Usually the time limits keep the queue shorter.  A waiting
+    # check takes about 2 KiB.
     MAX_WAITING = 10_000
 
     def __init__(
@@ -93,9 +95,9 @@ class CheckQueue:
     ) -> None:
         """
         @param runner: runs the checks.
-        @param clock: the reactor if not given.
-        @param concurrent: checks that run at the same time.
-        @param mostWaiting: checks that may wait.
+        @param clock: used for the time limits; the reactor if not given.
+        @param concurrent: the number of checks that run at the same time.
+        @param mostWaiting: the most checks that may wait.
         """
         self._runner = runner
         self._clock = clock
@@ -124,13 +126,13 @@ class CheckQueue:
         """
         Run C{work} when its turn comes.
 
-        @param isUrgent: whether the work runs before work that is not urgent.
-        @param patience: how many seconds the work may wait for its turn.
+        @param isUrgent: whether C{work} runs before waiting work that is not urgent.
+        @param patience: how many seconds C{work} may wait for its turn.
         @param begun: called when C{work} begins.
-        @return: a Deferred that fires with the result of C{work}.  If the work waits longer than
-            C{patience}, the Deferred fails with L{POP3ResponseError}, C{SYS/TEMP}.  If the Deferred
-            is cancelled, work that has not begun is removed.  Work that has begun goes on to its
-            end, because nothing can interrupt the computation of a hash.
+        @return: a Deferred that fires with the result of C{work}.  If C{work} waits longer than
+            C{patience}, the Deferred fails with L{POP3ResponseError}, C{SYS/TEMP}.  Cancelling the
+            Deferred removes work that has not begun.  Work that has begun is not interrupted,
+            because nothing can interrupt the computation of a hash.
         @raise POP3ResponseError: C{SYS/TEMP} if the queue is full.
         """
         if len(self._urgent) + len(self._others) >= self._mostWaiting:
@@ -164,8 +166,8 @@ class CheckQueue:
 
     def _startNext(self) -> None:
         if self._isStarting:
-            # The loop below has just started this work, and it has already finished.  The loop
-            # starts the next work.
+            # The loop below has started work that has already ended, and this end has called this
+            # method.  The loop itself will start the next work.
             return
         self._isStarting = True
         try:

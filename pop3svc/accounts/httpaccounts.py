@@ -1,5 +1,5 @@
 """
-Accounts from an HTTP server: a server of the operator checks each password.
+Check the password of each login by a request to an HTTP server of the operator.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from pop3svc.health import Health
 
 __all__ = ["CONCURRENT", "MOST_WAITING", "TIMEOUT", "HTTPAccounts"]
 
-# Seconds for a whole request, including its answer.  A server that compares a slow hash needs less
-# than one second.
+# The time limit of a request in seconds, including the answer.  Even the comparison of a slow hash
+# takes a server less than one second.
 TIMEOUT = 5
-# Requests at the same time.  Each needs a connection.
+# The number of requests at the same time.  Each needs a connection.
 CONCURRENT = 10
-# Logins that may wait for their request.  Each takes about 2 KiB.
+# The most logins that may wait for their request.  Each takes about 2 KiB.
 MOST_WAITING = 1000
-# The most octets of a name.  An address has at most 254 (RFC 5321 section 4.5.3.1).
+# The most octets of a name.  A mail address has at most 254 octets (RFC 5321 section 4.5.3.1).
 _LONGEST_NAME = 512
-# The most octets of an answer, which contains the name of a user.
+# The most octets of an answer.  An answer contains little more than the name of a user.
 _LARGEST = 65_536
 _REFUSALS = (401, 403)
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -49,16 +49,17 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 @implementer(ICredentialsChecker)
 class HTTPAccounts:
     """
-    A checker that asks a server.  It sends one POST with a JSON object, which has these members:
+    A checker that asks an HTTP server.  It sends one POST with a JSON object.  The object has these
+    members:
 
       - C{name}: the name of the login.
       - C{password}: the password.
       - C{address}: the address of the client, or null.
       - C{tls}: whether the client's connection uses TLS.
 
-    The server answers with the status 200 and the object C{{"user": NAME}}, where NAME is the name
-    of the mailbox, or with the status 401 or 403.  After any other answer, and without an answer,
-    the login gets C{SYS/TEMP}.
+    If the password is right, the server answers with the status 200 and the object C{{"user":
+    NAME}}, where NAME is the name of the mailbox.  If not, it answers with the status 401 or 403.
+    If there is another answer or none, the login gets C{SYS/TEMP}.
     """
 
     credentialInterfaces = (IUsernamePassword, IPasswordAttempt)
@@ -74,15 +75,17 @@ class HTTPAccounts:
         endpoints: Any = None,
     ) -> None:
         """
-        @param timeout: seconds for a whole exchange.
-        @param concurrent: requests at the same time.
-        @param authorities: a PEM file of certificates to trust; L{None} for those of the
-            system.
+        @param timeout: the time limit of a request and its answer, in seconds.
+        @param concurrent: the number of requests at the same time.
+        @param authorities: the path of a PEM file with the certificates of the authorities; L{None}
+            for the authorities of the system.
         @param isInsecure: whether the URL may begin with C{http} although the server is on another
             machine.
-        @param reactor: the global one if not given.
-        @param endpoints: L{twisted.web.iweb.IAgentEndpointFactory}, in tests.
-        @raise ValueError: the server cannot be asked; a sentence for the operator.
+        @param reactor: the reactor; the global reactor if not given.
+        @param endpoints: an L{twisted.web.iweb.IAgentEndpointFactory} that replaces the connections
+            in tests.
+        @raise ValueError: an argument cannot be used, or a library is missing.  The text is a
+            sentence for the operator.
         """
         parts = checkURL(url)
         if parts.scheme == "http" and parts.hostname not in _LOOPBACK and not isInsecure:
@@ -101,7 +104,7 @@ class HTTPAccounts:
         See L{ICredentialsChecker.requestAvatarId}.
 
         @return: the name of the mailbox in UTF-8.
-        @raise POP3ResponseError: C{SYS/TEMP} if the server gives no usable answer.
+        @raise POP3ResponseError: C{SYS/TEMP}: the server has given no usable answer.
         """
         return startNow(self._checked(credentials))
 
@@ -119,7 +122,7 @@ class HTTPAccounts:
             begun=credentials.comparing,
         )
         if user is None:
-            # The service cannot know whether the user exists, so the attempt counts as a guess.
+            # Count the attempt as a guess, because the service cannot know whether the user exists.
             credentials.refused()
             raise UnauthorizedLogin()
         return user.encode("utf-8")
@@ -146,8 +149,9 @@ class HTTPAccounts:
 
 def _isText(data: bytes, most: int) -> bool:
     """
-    @return: whether a name or a password can be sent to the server.  It must not contain a NUL,
-        because many servers fail at a NUL, and a client must not be able to make the server fail.
+    @return: whether a name or a password can be sent to the server.  A text with a NUL cannot be
+        sent, because many servers fail at a NUL, and a client must not be able to make the server
+        fail.
     """
     try:
         return len(data) <= most and "\0" not in data.decode("utf-8")
@@ -157,8 +161,8 @@ def _isText(data: bytes, most: int) -> bool:
 
 def _userIn(answer: Answer) -> str | None:
     """
-    @return: the user; L{None} if the server refuses the login.
-    @raise HTTPUnavailable: the answer has another form.
+    @return: the name of the user; L{None} if the server refuses the login.
+    @raise HTTPUnavailable: the answer does not have one of the expected forms.
     """
     if answer.status in _REFUSALS:
         return None
@@ -167,7 +171,8 @@ def _userIn(answer: Answer) -> str | None:
     except (ValueError, RecursionError):
         raise HTTPUnavailable("its answer is not valid JSON") from None
     user = values.get("user") if isinstance(values, dict) else None
-    # Refuse an unprintable name, because it could not be logged.  This includes lone surrogates.
+    # Refuse a name that is not printable, because it could not be logged.  Lone surrogates are not
+    # printable.
     if not isinstance(user, str) or not user.isprintable() or not 0 < len(user) <= _LONGEST_NAME:
         raise HTTPUnavailable("its answer names no user")
     return user

@@ -1,8 +1,8 @@
 """
-Send requests to an HTTP server, with a limit on the time and the size of each answer.
+Send requests to an HTTP server.  The time and the size of each answer are limited.
 
-The requests may contain secrets.  Therefore no redirection is followed, no cookie is kept, and no
-request is repeated.
+The requests may contain secrets.  The module therefore follows no redirection, keeps no cookie and
+repeats no request.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ __all__ = [
 
 JSON = "application/json"
 _VISIBLE = re.compile(r"[!-~]+")
-# The most octets of an answer besides its body, such as headers.  Twisted has no limit for these.
+# The most octets of an answer that do not belong to the body, such as header fields.  Twisted has
+# no limit for them.
 _MOST_HEADERS = 65_536
 
 
 class HTTPUnavailable(Exception):
     """
-    The server gave no usable answer.  The text is the reason, for the operator.  The text contains
-    no part of the request.
+    The server has given no usable answer.  The text of the exception is the reason, for the
+    operator.  It contains no part of the request.
     """
 
 
@@ -58,7 +59,7 @@ class Answer(NamedTuple):
     The answer to a request.
 
     @ivar mediaType: the media type of the body, in lower case and without parameters.
-    @ivar body: empty unless the status is 200.
+    @ivar body: the body; empty if the status is not 200.
     """
 
     status: int
@@ -68,7 +69,7 @@ class Answer(NamedTuple):
 
 def requireTreq() -> None:
     """
-    @raise ValueError: treq is missing; a sentence for the operator.
+    @raise ValueError: treq is missing.  The text is a sentence for the operator.
     """
     try:
         import treq  # noqa: F401
@@ -81,8 +82,9 @@ def requireTreq() -> None:
 
 def checkURL(url: str) -> SplitResult:
     """
-    @return: the parts of the URL, if requests can be sent to it.
-    @raise ValueError: requests cannot be sent to this URL; a sentence for the operator.
+    @return: the parts of the URL.
+    @raise ValueError: requests cannot be sent to this URL.  The text is a sentence for the
+        operator.
     """
     try:
         parts = urlsplit(url)
@@ -98,7 +100,7 @@ def checkURL(url: str) -> SplitResult:
 
 def withoutQuery(parts: SplitResult) -> str:
     """
-    @return: the URL for the log, without its query, because a query may contain a secret.
+    @return: the URL without its query, for the log.  A query may contain a secret.
     """
     return f"{parts.scheme}://{parts.netloc}{parts.path}"
 
@@ -115,8 +117,9 @@ class _VerifiedEndpoints:
     def __init__(self, reactor: Any, authorities: str | None, timeout: float) -> None:
         """
         @param authorities: see L{trustRootOf}.
-        @param timeout: seconds until a connection is made.
-        @raise ValueError: the file of authorities cannot be used; a sentence for the operator.
+        @param timeout: the time limit for making a connection, in seconds.
+        @raise ValueError: the file of authorities cannot be used.  The text is a sentence for the
+            operator.
         """
         self._reactor = reactor
         self._trustRoot = trustRootOf(authorities)
@@ -136,9 +139,9 @@ class _VerifiedEndpoints:
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)
 class _Connection:
     """
-    The connection of one request.  The next request uses a new connection.  If the server closed a
-    kept connection just when the next request was sent, the service could not know whether the
-    server has processed the request.
+    A connection for one request.  The next request uses a new connection.  A server may close a
+    connection that is kept just when the next request is sent.  The service could then not know
+    whether the server has processed the request.
 
     @ivar isTooMuch: whether the connection was aborted because the server has sent too much.
     """
@@ -184,8 +187,8 @@ class _Connection:
 
     def abort(self) -> None:
         """
-        End the connection at once.  A response of twisted.web has only C{loseConnection}, which
-        waits for the server if the connection uses TLS.
+        End the connection at once.  C{loseConnection}, which a response of twisted.web has, would
+        wait for the server if the connection uses TLS.
         """
         if self._protocol is not None and self._protocol.transport is not None:
             self._protocol.transport.abortConnection()
@@ -197,7 +200,7 @@ class _Connection:
 @implementer(IAgent)
 class _Plain:
     """
-    Refuses compressed answers, because a small compressed answer may become very large.
+    An agent that refuses compressed answers.  A small compressed answer may become very large.
     """
 
     def __init__(self, agent: Any) -> None:
@@ -223,14 +226,14 @@ class _Plain:
 
 class _Body(Protocol):
     """
-    Takes the body of an answer, up to a limit.
+    Collects the body of an answer up to a limit.
 
     @ivar whole: fires with the body.
     """
 
     def __init__(self, largest: int) -> None:
         """
-        @param largest: octets.
+        @param largest: the most octets of the body.
         """
         self._largest = largest
         self._data = bytearray()
@@ -253,8 +256,8 @@ class _Body(Protocol):
         """
         if self.whole.called:
             return
-        # Without a length, the end of the connection is the end of the body.  Incomplete JSON is
-        # not valid.
+        # If the answer has no length, the body ends with the connection.  The check of the JSON
+        # finds out whether the body is complete.
         if reason.check(ResponseDone, PotentialDataLoss):
             self.whole.callback(bytes(self._data))
         else:
@@ -268,8 +271,9 @@ def _mediaTypeOf(headers: Headers) -> str:
 
 def _reasonOf(error: BaseException) -> str:
     """
-    @return: why a request failed.  The reason is made from the types of the errors, because the
-        texts of errors may contain parts of the request or the answer.
+    @return: the reason why a request failed.  The reason is made from the types of the errors.  The
+        texts of the errors are not used, because they may contain parts of the request or of the
+        answer.
     """
     reasons = getattr(error, "reasons", None)
     inner = [each.value for each in reasons] if reasons else [error]
@@ -317,7 +321,8 @@ class HTTPExchange:
         @param authorities: see L{trustRootOf}.
         @param reactor: the global one if not given.  Its clock limits the time.
         @param endpoints: L{IAgentEndpointFactory}, in tests.
-        @raise ValueError: the file of authorities cannot be used; a sentence for the operator.
+        @raise ValueError: the file of authorities cannot be used.  The text is a sentence for the
+            operator.
         """
         if reactor is None:
             from twisted.internet import reactor

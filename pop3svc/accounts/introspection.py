@@ -112,7 +112,7 @@ class IntrospectedTokens:
             system.
         @param reactor: the global one if not given.
         @param endpoints: L{twisted.web.iweb.IAgentEndpointFactory}, in tests.
-        @raise ValueError: the server cannot be asked; a sentence for the operator.
+        @raise ValueError: the server cannot be asked.  The text is a sentence for the operator.
         """
         self._client = client
         self._secret = secret

@@ -281,7 +281,8 @@ def fetchedKeys(
     @param reactor: the global one if not given.
     @param endpoints: L{twisted.web.iweb.IAgentEndpointFactory}, in tests.
     @return: the keys that are fetched from the address.
-    @raise ValueError: the address or the file cannot be used; a sentence for the operator.
+    @raise ValueError: the address or the file cannot be used.  The text is a sentence for the
+        operator.
     """
     source = withoutQuery(checkURL(url))
     exchange = HTTPExchange(url, _TIMEOUT, _LARGEST, authorities, reactor, endpoints)

@@ -72,8 +72,8 @@ class Template:
     def __init__(self, name: str, text: str) -> None:
         """
         @param name: the name of the option, for errors.
-        @raise ValueError: there is an unknown placeholder, or no placeholder for the user; a
-            sentence for the operator.
+        @raise ValueError: there is an unknown placeholder, or no placeholder for the user.  The
+            text is a sentence for the operator.
         """
         used = _PLACEHOLDER.findall(text)
         rest = _PLACEHOLDER.sub("", text)
@@ -167,7 +167,7 @@ class DirectBind:
         """
         @param attribute: has the name of the mailbox in the user's entry; by default the attribute
             at the beginning of the DN.
-        @raise ValueError: a value cannot be used; a sentence for the operator.
+        @raise ValueError: a value cannot be used.  The text is a sentence for the operator.
         """
         self._template = Template("dn", template)
         if not ldap.dn.is_dn(self._template.fill("x@x", ldap.dn.escape_dn_chars) or "="):
@@ -217,7 +217,7 @@ class Search:
             compares with the user's name.
         @param binder: returns the DN and the password for the search; both are empty for an
             anonymous search.
-        @raise ValueError: a value cannot be used; a sentence for the operator.
+        @raise ValueError: a value cannot be used.  The text is a sentence for the operator.
         """
         if not base or not ldap.dn.is_dn(base):
             raise ValueError("base is not a valid DN")

@@ -71,7 +71,8 @@ class Entry(NamedTuple):
 def _checkURL(url: str, startsTLS: bool, isInsecure: bool, authorities: str | None) -> bool:
     """
     @return: whether connections use TLS.
-    @raise ValueError: the URL or an option cannot be used; a sentence for the operator.
+    @raise ValueError: the URL or an option cannot be used.  The text is a sentence for the
+        operator.
     """
     found = _URL.fullmatch(url)
     if found is None or (found[3] is not None and not 0 < int(found[3]) < 65536):
@@ -92,7 +93,7 @@ def _checkURL(url: str, startsTLS: bool, isInsecure: bool, authorities: str | No
 def _systemAuthorities() -> str:
     """
     @return: the file of certificates that the system trusts.
-    @raise ValueError: there is no such file; a sentence for the operator.
+    @raise ValueError: there is no such file.  The text is a sentence for the operator.
     """
     # The file that ldap.conf names.  If libldap uses OpenSSL, ldap.conf may name none; OpenSSL's
     # own file is then right.
@@ -128,7 +129,7 @@ class LDAPServer:
         @param timeout: seconds for an exchange.
         @param mostKept: the most idle connections to keep.
         @param now: the monotonic clock, in seconds.
-        @raise ValueError: the server cannot be asked; a sentence for the operator.
+        @raise ValueError: the server cannot be asked.  The text is a sentence for the operator.
         """
         self._usesTLS = _checkURL(url, startsTLS, isInsecure, authorities)
         if authorities is not None:

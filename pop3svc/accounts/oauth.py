@@ -240,7 +240,7 @@ def makeOAuth(argument: str, pathOfCredential: Callable[[str], str]) -> OAuthAcc
         [:audience=AUDIENCE][:timeout=SECONDS][:concurrent=NUMBER]}, and then C{[:claim=CLAIM]
         [:scope=SCOPE,...][:clients=ID,...][:ca=FILE]}
     @param pathOfCredential: takes the name of a systemd credential, returns the path of its file.
-    @raise ValueError: the argument is not valid; a sentence.
+    @raise ValueError: the argument is not valid.  The text is a sentence.
     """
     options = _optionsOf(argument)
     if "jwks" in options:

@@ -72,7 +72,7 @@ def checkService(service: str) -> str:
     Check the name of a PAM service.
 
     @return: the name.
-    @raise ValueError: the name is not valid; a sentence for the operator.
+    @raise ValueError: the name is not valid.  The text is a sentence for the operator.
     """
     if not _SERVICE.fullmatch(service):
         raise ValueError("a PAM service is the name of a file in /etc/pam.d")
@@ -145,7 +145,7 @@ class PAMAccounts:
         @param clock: the reactor if not given.
         @param pam: the library, in tests another one.
         @param look: looks up a user of the system; blocks.
-        @raise ValueError: C{service} cannot be used; a sentence for the operator.
+        @raise ValueError: C{service} cannot be used.  The text is a sentence for the operator.
         """
         self._service = checkService(service)
         self._checks = BlockingChecks(

@@ -32,7 +32,7 @@ def checkUserName(name: str, isCaseMapped: bool = False) -> str:
 
     @param isCaseMapped: see L{prepareName}.
     @return: the prepared name.
-    @raise ValueError: the name is not allowed; a sentence for the operator.
+    @raise ValueError: the name is not allowed.  The text is a sentence for the operator.
     """
     if not name or not name.isprintable() or any(c in ":#" or c.isspace() for c in name):
         raise ValueError("a user name is printable, without spaces, ':' and '#'")

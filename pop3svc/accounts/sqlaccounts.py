@@ -185,8 +185,8 @@ class SQLAccounts:
         @param runner: compares passwords.
         @param clock: the reactor if not given.
         @param apps: the users' application passwords.
-        @raise ValueError: the query has none of the parameters, or an unknown one; a sentence for
-            the operator.
+        @raise ValueError: the query has none of the parameters, or an unknown one.  The text is a
+            sentence for the operator.
         """
         used = parametersOf(query)
         others = sorted(used - set(PARAMETERS))
@@ -218,8 +218,8 @@ class SQLAccounts:
         Try the query.  Blocks, for a limited time.
 
         @raise DatabaseUnavailable: the database cannot work now.
-        @raise ValueError: the query cannot work, or a setting of the database is wrong; a sentence
-            for the operator.
+        @raise ValueError: the query cannot work, or a setting of the database is wrong.  The text
+            is a sentence for the operator.
         """
         try:
             self._database.check(_look, self._query, "nobody@example.invalid")

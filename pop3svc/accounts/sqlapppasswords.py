@@ -35,7 +35,7 @@ Key = tuple[str, str]
 
 class BadQuery(Exception):
     """
-    A query does not return the required columns; a sentence for the operator.
+    A query does not return the required columns.  The text is a sentence for the operator.
     """
 
 
@@ -50,7 +50,7 @@ def valuesOf(name: str) -> dict[str, str]:
 
 def _checkParameters(what: str, statement: str) -> None:
     """
-    @raise ValueError: a parameter is missing or unknown; a sentence for the operator.
+    @raise ValueError: a parameter is missing or unknown.  The text is a sentence for the operator.
     """
     used = parametersOf(statement)
     others = sorted(used - set(_PARAMETERS))
@@ -120,7 +120,8 @@ class SQLAppPasswords:
             minute for each password.
         @param runner: compares secrets.
         @param clock: the reactor if not given.
-        @raise ValueError: a statement has wrong parameters; a sentence for the operator.
+        @raise ValueError: a statement has wrong parameters.  The text is a sentence for the
+            operator.
         """
         _checkParameters("apps: the query", query)
         if writing is not None:
