@@ -286,7 +286,7 @@ def _reasonOf(error: BaseException) -> str:
 
 def bodyOf(answer: Answer, mediaType: str | None = None) -> bytes:
     """
-    @param mediaType: the media type that the body must have; L{None}: any.
+    @param mediaType: the media type that the body must have; L{None} if any type is allowed.
     @return: the body of an answer.
     @raise HTTPUnavailable: the status is not 200, or the media type is wrong.
     """
@@ -302,7 +302,7 @@ def bodyOf(answer: Answer, mediaType: str | None = None) -> bytes:
 
 class HTTPExchange:
     """
-    Sends requests to one URL, each over a new connection.
+    Sends requests to one URL.  Each request uses a new connection.
     """
 
     def __init__(
@@ -316,11 +316,13 @@ class HTTPExchange:
     ) -> None:
         """
         @param url: see L{checkURL}.
-        @param timeout: seconds for a whole exchange, from the connection to the last octet.
+        @param timeout: the time limit of a request in seconds, from the connection to the last
+            octet of the answer.
         @param largest: the most octets of a body.
         @param authorities: see L{trustRootOf}.
-        @param reactor: the global one if not given.  Its clock limits the time.
-        @param endpoints: L{IAgentEndpointFactory}, in tests.
+        @param reactor: used for connections and for the time limit; the global reactor if not
+            given.
+        @param endpoints: an L{IAgentEndpointFactory} that replaces the connections in tests.
         @raise ValueError: the file of authorities cannot be used.  The text is a sentence for the
             operator.
         """
@@ -343,11 +345,11 @@ class HTTPExchange:
         """
         Send one request, and wait for its answer.
 
-        @param body: the body of the request; if it is empty, the request has no body.
+        @param body: the body of the request; empty for a request without a body.
         @param mediaType: the media type of the body.
         @param credentials: a name and a password for Basic authentication (RFC 7617).
-        @param accept: the media type of the answer.
-        @raise HTTPUnavailable: there was no complete answer in time, or it was too large.
+        @param accept: the media type that the answer should have.
+        @raise HTTPUnavailable: no complete answer arrived in time, or the answer was too large.
         """
         headers = Headers({"Accept": [accept]})
         if mediaType is not None:
@@ -371,9 +373,9 @@ class HTTPExchange:
     async def _exchange(self, method: str, headers: Headers, data: bytes) -> Answer:
         from treq.client import HTTPClient
 
-        # A body in chunks takes more octets than its content.
+        # A body that is sent in chunks has more octets than its content.
         connection = _Connection(self._endpoints, 2 * self._largest + _MOST_HEADERS)
-        # A client of treq keeps cookies, so each request uses a new client.
+        # Use a new client for each request, because a client of treq keeps cookies.
         client = HTTPClient(_Plain(Agent.usingEndpointFactory(self._reactor, connection)))
         producer = FileBodyProducer(BytesIO(data), Cooperator(scheduler=self._soon))
         try:

@@ -1,5 +1,5 @@
 """
-Check access tokens by asking the authorization server that has issued them (RFC 7662).
+Check access tokens by a request to the authorization server that has issued them (RFC 7662).
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ __all__ = ["CONCURRENT", "MOST_WAITING", "TIMEOUT", "IntrospectedTokens", "Secre
 
 log = Logger(namespace="pop3svc")
 
-# Seconds for a whole request, including its answer.  A server that looks up a token needs less than
-# one second.
+# The time limit of a request in seconds, including the answer.  Usually a server takes less than
+# one second to look up a token.
 TIMEOUT = 5
-# The most requests at the same time.  Each needs a connection.
+# The number of requests at the same time.  Each needs a connection.
 CONCURRENT = 10
-# Logins that may wait for their request.  Each takes about 10 KiB, because of its token.
+# The most logins that may wait for their request.  Each takes about 10 KiB, because it contains a
+# token.
 MOST_WAITING = 1000
-# The most octets of an answer, which contains the claims of one token.
+# The most octets of an answer.  An answer contains the claims of one token.
 _LARGEST = 65_536
 _LONGEST_SECRET = 1024
 _FORM = "application/x-www-form-urlencoded"
@@ -48,15 +49,15 @@ _FORM = "application/x-www-form-urlencoded"
 
 class SecretFile:
     """
-    The secret with which this service authenticates itself, in a file.
+    A file with the secret by which this service authenticates itself to the server.
 
     @ivar secret: the secret.
     """
 
     def __init__(self, path: str, runner: Executor | None = None) -> None:
         """
-        @param runner: reads the file again.
-        @raise ValueError: the file cannot be used; a sentence that names it.
+        @param runner: runs the reading of the file by L{reload}.
+        @raise ValueError: the file cannot be used.  The text is a sentence that names the file.
         """
         self._path = os.path.abspath(path)
         self._reader = reading if runner is None else runner
@@ -87,7 +88,8 @@ class SecretFile:
 
 class IntrospectedTokens:
     """
-    Asks the server about each token.  A token is sent only in the body of a request.
+    Asks the server about each token.  The token is sent in the body of the request and never in its
+    URL, because URLs are logged.
     """
 
     def __init__(
@@ -103,16 +105,18 @@ class IntrospectedTokens:
         endpoints: Any = None,
     ) -> None:
         """
-        @param url: the introspection endpoint.
-        @param client: the name with which this service authenticates itself.
-        @param rules: the claims that the answer must have.
-        @param timeout: seconds for a whole exchange.
-        @param concurrent: requests at the same time.
-        @param authorities: a PEM file of certificates to trust; L{None} for those of the
-            system.
-        @param reactor: the global one if not given.
-        @param endpoints: L{twisted.web.iweb.IAgentEndpointFactory}, in tests.
-        @raise ValueError: the server cannot be asked.  The text is a sentence for the operator.
+        @param url: the URL of the introspection endpoint.
+        @param client: the name by which this service authenticates itself to the server.
+        @param rules: the claims that the answer must contain.
+        @param timeout: the time limit of a request and its answer, in seconds.
+        @param concurrent: the number of requests at the same time.
+        @param authorities: the path of a PEM file with the certificates of the authorities; L{None}
+            for the authorities of the system.
+        @param reactor: the reactor; the global reactor if not given.
+        @param endpoints: an L{twisted.web.iweb.IAgentEndpointFactory} that replaces the connections
+            in tests.
+        @raise ValueError: an argument cannot be used, or a library is missing.  The text is a
+            sentence for the operator.
         """
         self._client = client
         self._secret = secret
@@ -125,11 +129,12 @@ class IntrospectedTokens:
         self, info: IPOP3ConnectionInfo | None, token: str, now: Callable[[], float]
     ) -> str:
         """
-        @param info: the client's connection.  A login from a known network goes first.
-        @param now: returns seconds since the epoch.
+        @param info: the connection of the client.  If the client is in a known network, its login
+            goes first.
+        @param now: returns the present time in seconds since the epoch.
         @return: the name of the user.
         @raise BadToken: the token is not valid.
-        @raise POP3ResponseError: C{SYS/TEMP}: the server gives no usable answer.
+        @raise POP3ResponseError: C{SYS/TEMP}: the server has given no usable answer.
         """
         if len(token) > LONGEST_TOKEN:
             raise BadToken("it is too long")
@@ -154,10 +159,11 @@ class IntrospectedTokens:
 
     async def _ask(self, token: str) -> dict[str, Any]:
         """
-        @return: the claims; C{active} is a truth value.
+        @return: the claims.  The value of C{active} is true or false.
         """
         form = urlencode({"token": token, "token_type_hint": "access_token"}).encode("ascii")
-        # RFC 6749 section 2.3.1 requires this encoding inside the encoding of Basic authentication.
+        # RFC 6749 section 2.3.1 requires that name and secret are URL-encoded first and then
+        # encoded for Basic authentication.
         name, secret = quote_plus(self._client), quote_plus(self._secret.secret)
         credentials = name.encode("ascii"), secret.encode("ascii")
         try:
@@ -170,14 +176,14 @@ class IntrospectedTokens:
 
     async def reload(self) -> None:
         """
-        Read the secret again.
+        Read the file of the secret again.
         """
         await self._secret.reload()
 
 
 def _claimsIn(answer: Answer) -> dict[str, Any]:
     """
-    @return: the members of an answer that have a value.
+    @return: the members of the answer whose value is not null.
     @raise HTTPUnavailable: the answer does not have the form of RFC 7662 section 2.2.
     """
     if answer.status == 401:

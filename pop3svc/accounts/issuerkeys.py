@@ -1,5 +1,5 @@
 """
-Read the keys of an issuer from a file, or fetch them from the issuer's server.
+Read the public keys of an issuer of tokens from a file, or fetch them from the issuer's server.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ __all__ = ["FetchedKeys", "FileKeys", "fetchedKeys", "reading", "theClock"]
 
 log = Logger(namespace="pop3svc")
 
-# Files of keys and secrets have their own thread, because other threads may hang on a disk with
-# mail.
+# A separate thread reads the files of keys and secrets, because other threads may hang on a disk
+# with mail.
 reading = BoundedThreadPool("pop3svc-keys", threads=1, waiting=100)
 
-# The most octets of a key set.  A set has some 10 KiB.
+# The most octets of a key set.  A typical set has some 10 KiB.
 _LARGEST = 512 << 10
 # Seconds that a fetch may take.
 _TIMEOUT = 10
@@ -42,7 +42,8 @@ _TIMEOUT = 10
 
 def theClock() -> Any:
     """
-    @return: the reactor, which is imported only now because tests and C{twistd} choose one.
+    @return: the global reactor.  It is imported when this function is called, because C{twistd} and
+        the tests install the reactor before.
     """
     from twisted.internet import reactor
 
@@ -51,7 +52,8 @@ def theClock() -> Any:
 
 def _read(path: str) -> tuple[FileStamp | None, KeySet | str]:
     """
-    @return: the stamp of the file before it was read, and the keys or a sentence.
+    @return: the stamp of the file before it was read.  The second value is the keys; if they cannot
+        be read, it is a sentence with the reason.
     """
     stamp = stampOf(path)
     try:
@@ -63,28 +65,28 @@ def _read(path: str) -> tuple[FileStamp | None, KeySet | str]:
 
 
 def _reason(error: ValueError) -> str:
-    # The errors of json quote the text that could not be parsed.
+    # Do not show an error of json, because it quotes the text that could not be parsed.
     return "it is not JSON" if type(error) is not ValueError else str(error)
 
 
 class FileKeys:
     """
-    The keys in a file.  When the file has changed, it is read again in a thread.  If it cannot be
-    read, the previous keys stay in use.
+    The keys in a file.  If the file has changed, a thread reads it again.  If it cannot be read,
+    the previous keys stay in use.
     """
 
     # Seconds that a login waits until a changed file has been read again.
     PATIENCE = 5.0
-    # Seconds between attempts to read an unreadable file.
+    # Seconds between two attempts to read a file that cannot be read.
     RETRY = 1.0
 
     def __init__(
         self, path: str, runner: Executor | None = None, clock: IReactorTime | None = None
     ) -> None:
         """
-        @param runner: reads the file.
-        @param clock: the reactor if not given.
-        @raise ValueError: the file cannot be read; a sentence that names it.
+        @param runner: runs the reading of the file.
+        @param clock: limits the wait for the file; the reactor if not given.
+        @raise ValueError: the file cannot be read.  The text is a sentence that names the file.
         """
         self._path = os.path.abspath(path)
         self._reader = reading if runner is None else runner
@@ -100,8 +102,8 @@ class FileKeys:
 
     async def find(self, name: str | None) -> Any:
         """
-        @param name: the C{kid} of a token, or L{None}.
-        @return: the key, or L{None} if there is none.
+        @param name: the name of the key in a token (C{kid}); L{None} if the token contains no name.
+        @return: the key; L{None} if there is no such key.
         """
         stamp = stampOf(self._path)
         if stamp is None or stamp != self._seen:
@@ -110,10 +112,10 @@ class FileKeys:
 
     async def findAgain(self, name: str | None) -> Any:
         """
-        Find a key after the known key of this name has failed to verify a token.
+        Find a key again, because the key with this name has not verified a token.
 
         @param name: see L{find}.
-        @return: the key of this name in the present file, or L{None}.
+        @return: the key with this name in the file as it is now; L{None} if there is no such key.
         """
         return await self.find(name)
 
@@ -128,7 +130,7 @@ class FileKeys:
         try:
             await settled(self._rereading.outcome(clock, self.PATIENCE))
         except CallTimeout:
-            # The disk is slow, so go on with the previous keys.
+            # Go on with the previous keys, because the disk is too slow.
             pass
 
     async def _reread(self) -> None:
@@ -158,28 +160,29 @@ def _report(source: str, keys: KeySet) -> None:
 
 class FetchedKeys:
     """
-    The keys that the issuer publishes.  They are fetched at the first login, and again when they
-    are old, when a token names an unknown key, or when a token has a wrong signature.
+    The keys that the issuer publishes.  The service fetches them at the first login.  It fetches
+    them again if they are old, if a token names an unknown key, or if a token has a wrong
+    signature.
     """
 
-    # Seconds after which keys are fetched again.  Meanwhile the old keys stay in use.
+    # Seconds after which keys are fetched again.  During the fetch the old keys stay in use.
     REFRESH = 3600.0
-    # Seconds after which old keys are not used any more if no fetch has succeeded, because the
-    # issuer may have withdrawn one of them.
+    # Seconds after which old keys are not used any more if no fetch has succeeded.  The issuer may
+    # have withdrawn one of these keys.
     OLDEST = 86_400.0
-    # The fewest seconds between two attempts to fetch.  Without this limit, each token with a
-    # made-up key name would cause a request to the issuer.
+    # The least number of seconds between two attempts to fetch keys.  Without this limit, each
+    # token with an invented key name would cause a request to the issuer.
     PAUSE = 60.0
-    # The same limit while there are no keys, because nobody can log in then.
+    # The limit while there are no keys.  It is shorter, because nobody can log in without keys.
     RETRY = 5.0
 
     def __init__(
         self, source: str, fetch: Callable[[], Awaitable[bytes]], clock: IReactorTime | None = None
     ) -> None:
         """
-        @param source: the address, for the log.
-        @param fetch: returns a key set in JSON, or raises L{HTTPUnavailable}.
-        @param clock: the reactor if not given.
+        @param source: the address of the key set, for the log.
+        @param fetch: fetches the key set and returns its JSON, or raises L{HTTPUnavailable}.
+        @param clock: measures the age of the keys and limits the waits; the reactor if not given.
         """
         self._source = source
         self._health = Health(f"the key set at {source}")
@@ -202,8 +205,8 @@ class FetchedKeys:
 
     async def find(self, name: str | None) -> Any:
         """
-        @param name: the C{kid} of a token, or L{None}.
-        @return: the key, or L{None} if there is none.
+        @param name: the name of the key in a token (C{kid}); L{None} if the token contains no name.
+        @return: the key; L{None} if there is no such key.
         @raise POP3ResponseError: C{SYS/TEMP}: there are no keys, or they are too old.
         """
         if not self._isUsable():
@@ -218,17 +221,18 @@ class FetchedKeys:
             await self._refreshed(self.PAUSE)
             key = self._keys.pick(name)
             if key is None and not self._health.isAvailable:
-                # The issuer may have a new key.
+                # Fetch the keys again, because the issuer may have a new key.
                 raise unavailable()
         return key
 
     async def findAgain(self, name: str | None) -> Any:
         """
-        Find a key after the known key of this name has failed to verify a token.  The issuer may
-        have replaced the key, so fetch the keys again, unless a fetch was tried within L{PAUSE}.
+        Find a key again, because the key with this name has not verified a token.  The issuer may
+        have replaced the key.  Therefore fetch the keys again, unless a fetch was tried less than
+        L{PAUSE} seconds ago.
 
         @param name: see L{find}.
-        @return: the key of this name, or L{None} if there is none.
+        @return: the key with this name; L{None} if there is no such key.
         """
         await self._refreshed(self.PAUSE)
         return None if self._keys is None else self._keys.pick(name)
@@ -238,7 +242,8 @@ class FetchedKeys:
 
     def _begin(self, pause: float) -> None:
         """
-        Begin to fetch the keys, unless a fetch is running or was tried within C{pause} seconds.
+        Begin to fetch the keys, unless a fetch is running or was tried less than C{pause} seconds
+        ago.
         """
         if self._fetching is not None and not self._fetching.done:
             return
@@ -266,7 +271,7 @@ class FetchedKeys:
 
     async def reload(self) -> None:
         """
-        Fetch the keys again, and use the old keys meanwhile.
+        Fetch the keys again.  The old keys stay in use until the fetch has succeeded.
         """
         self._tried = None
         self._begin(0)
@@ -277,18 +282,20 @@ def fetchedKeys(
 ) -> FetchedKeys:
     """
     @param url: the address of a key set.
-    @param authorities: a PEM file of certificates to trust; L{None} for those of the system.
-    @param reactor: the global one if not given.
-    @param endpoints: L{twisted.web.iweb.IAgentEndpointFactory}, in tests.
-    @return: the keys that are fetched from the address.
-    @raise ValueError: the address or the file cannot be used.  The text is a sentence for the
-        operator.
+    @param authorities: the path of a PEM file with the certificates of the authorities; L{None} for
+        the authorities of the system.
+    @param reactor: the reactor; the global reactor if not given.
+    @param endpoints: an L{twisted.web.iweb.IAgentEndpointFactory} that replaces the connections in
+        tests.
+    @return: an object that fetches the keys from the address.
+    @raise ValueError: the address or the file of authorities cannot be used.  The text is a
+        sentence for the operator.
     """
     source = withoutQuery(checkURL(url))
     exchange = HTTPExchange(url, _TIMEOUT, _LARGEST, authorities, reactor, endpoints)
 
     async def fetch() -> bytes:
-        # Issuers use several media types for a key set.
+        # Do not check the media type, because issuers use several types for a key set.
         return bodyOf(await exchange.ask("GET"))
 
     return FetchedKeys(source, fetch, reactor)

@@ -1,5 +1,5 @@
 """
-The networks and addresses from which users have logged in.
+Remember the networks and the addresses from which users have logged in.
 """
 
 from __future__ import annotations
@@ -42,10 +42,11 @@ def _put(
     seen: float,
 ) -> list[Pair]:
     """
-    Set the time of an inner key, and move its key to the end of the table.
+    Set the time of an inner key in the inner table of C{key}.  Move C{key} to the end of the outer
+    table.
 
-    @param bounds: the maximum number of keys, and of inner keys of each key.
-    @return: the pairs that were evicted because the table was full.
+    @param bounds: the most keys of the outer table, and the most keys of an inner table.
+    @return: the pairs of keys that were removed because a table was full.
     """
     most, each = bounds
     times = table.setdefault(key, {})
@@ -64,26 +65,28 @@ def _put(
 
 class KnownNetworks:
     """
-    Remembers the networks (IPv4 /24, IPv6 /64) from which each user has logged in, and the
-    addresses that several users share.
+    Remembers from which networks (IPv4 /24, IPv6 /64) each user has logged in, and which addresses
+    several users share.
 
-    An address is shared when L{SHARED} different users have logged in from it.  Examples
-    are an office, a NAT, and the gateway of a container.
+    An address is shared when L{SHARED} different users have logged in from it.  Examples are the
+    addresses of an office, of a NAT, and of a gateway of containers.
     """
 
-    # Seconds after which a login is forgotten, and seconds after which a further login is recorded.
+    # KEPT is the number of seconds after which a login is forgotten.  NEWS is the least number of
+    # seconds between two records of the same user and network.
     KEPT = 90 * 86400
     NEWS = 86400
-    # Networks per user: enough for a home, an office and several mobile networks.
+    # The most networks of a user.  They are enough for a home, an office and several mobile
+    # networks.
     EACH = 16
-    # The least recently seen entries are evicted first.  A user takes about 500 octets of
-    # memory.
+    # The most users and the most addresses.  If there are more, the one that was not seen for the
+    # longest time is removed.  A user takes about 500 octets of memory.
     USERS = 100_000
     ADDRESSES = 100_000
-    # Number of different users that makes an address shared.
+    # The number of different users from which an address counts as shared.
     SHARED = 3
-    # Rows that are read at once, or written in one transaction.  Such a slice takes a few
-    # milliseconds, so that the reactor can do other work in between.
+    # The number of rows that are read at a time, or written in one transaction.  So many rows take
+    # a few milliseconds.  The reactor can do other work after them.
     SLICE = 2000
 
     def __init__(
@@ -94,28 +97,29 @@ class KnownNetworks:
         now: Callable[[], float] = time.time,
     ) -> None:
         """
-        @param state: the database.  Without a database everything is forgotten at exit.
-        @param isWriter: whether this process writes to the database; if not, it only reads.
+        @param state: the database.  Without a database, all logins are forgotten when the process
+            exits.
+        @param isWriter: whether this process may write to the database.
         @param runner: runs the reading and writing.
-        @param now: the wall clock, in seconds, because the stored times outlive the process.
+        @param now: returns the seconds of the wall clock.  A monotonic clock would not do, because
+            the stored times are used by later processes.
         """
         self._state = state
         self._isWriter = isWriter and state is not None
         self._runner = disk() if runner is None else runner
         self._now = now
-        # Rows to be written, and rows that are being written.
+        # The rows that have to be written, and the rows that a thread is writing now.
         self._changed: dict[Pair, float] = {}
         self._writing: dict[Pair, float] = {}
         self._gone: set[Pair] = set()
         self._saving = DeferredLock()
         self._users: OrderedDict[str, dict[str, float]] = OrderedDict()
-        # For each address, up to SHARED users that were seen there.
+        # For each address: at most SHARED users who have logged in from it, with the times.
         self._addresses: OrderedDict[str, dict[str, float]] = OrderedDict()
 
     def isKnown(self, username: str, clientIP: str | None) -> bool:
         """
-        @return: whether the user has logged in from the client's network in the last 90
-            days.
+        @return: whether the user has logged in from the network of the client in the last 90 days.
         """
         networks = self._users.get(username)
         if networks is None:
@@ -125,8 +129,8 @@ class KnownNetworks:
 
     def isShared(self, clientIP: str | None) -> bool:
         """
-        @return: whether at least L{SHARED} different users have logged in from this address
-            (IPv6: from its /64) in the last 90 days.
+        @return: whether at least L{SHARED} different users have logged in from this address in the
+            last 90 days.  All addresses of an IPv6 /64 count as one address.
         """
         users = self._addresses.get(networkOf(clientIP))
         if users is None or len(users) < self.SHARED:
@@ -137,8 +141,8 @@ class KnownNetworks:
         """
         Record that the user has logged in from the address.
 
-        @return: whether the login was recorded.  A user and a network are recorded at most once a
-            day.
+        @return: whether the login was recorded.  A further login of the same user from the same
+            network is not recorded until a day has passed.
         """
         now = self._now()
         network, address = networkOf(clientIP, 24), networkOf(clientIP)
@@ -167,8 +171,8 @@ class KnownNetworks:
         seen = users.get(username)
         if seen is not None:
             return now - seen >= self.NEWS
-        # A new user replaces a user who has not been seen for a day, so that an address stays
-        # shared while its users change.
+        # If there are SHARED users already, a new user replaces one who was not seen for a day.  An
+        # address therefore stays shared while its users change.
         return len(users) < self.SHARED or now - min(users.values()) >= self.NEWS
 
     def _setSharer(self, address: str, username: str, seen: float) -> None:
@@ -190,8 +194,8 @@ class KnownNetworks:
 
     def state(self) -> list[list[Any]]:
         """
-        @return: the logins that another process cannot read from the database yet: user,
-            network and time of each, serialisable as JSON.
+        @return: the logins that were not written to the database yet, for L{restore} in another
+            process.  Each is a list of the user, the network and the time, serialisable as JSON.
         """
         rows: dict[Pair, float]
         if self._state is not None:
@@ -206,13 +210,14 @@ class KnownNetworks:
 
     def restore(self, rows: Iterable[Iterable[Any]]) -> None:
         """
-        Add the logins returned by L{state} of another process.
+        Add the logins that L{state} has returned in another process.
         """
         now = self._now()
         for user, network, seen in rows:
-            # The clock may have been ahead when this time was written.
+            # Accept no time in the future.  The clock may have been wrong when the time was
+            # written.
             seen = min(seen, now)
-            # An IPv6 /64 is both a network and an address.
+            # An IPv6 /64 is used in both tables: as a network, and as an address.
             if not network.endswith("/32"):
                 self._setNetwork(user, network, seen)
             if network and not network.endswith("/24"):
@@ -222,7 +227,7 @@ class KnownNetworks:
 
     async def load(self) -> None:
         """
-        Read the database, in a thread and in slices.
+        Read the database in a thread, L{SLICE} rows at a time.
         """
         if self._state is None:
             return
@@ -241,8 +246,8 @@ class KnownNetworks:
 
     async def save(self) -> None:
         """
-        Write the changes, in a thread.  Rows are deleted only at twice the age at which they
-        expire, because the clock may be wrong for some time.
+        Write the changes in a thread.  A row expires after L{KEPT} seconds, but is deleted only
+        after twice this time, because the clock may be wrong for some time.
         """
         if not self._isWriter:
             return
@@ -256,8 +261,8 @@ class KnownNetworks:
             )
         finally:
             if not isWritten:
-                # The error is in the log, and the next call tries again.  The next call must not
-                # delete a user who has logged in again meanwhile.
+                # The error was logged, and the next call tries again.  It must not delete the row
+                # of a user who has logged in again meanwhile.
                 self._gone |= gone - self._changed.keys()
                 self._changed = self._writing | self._changed
             self._writing = {}

@@ -1,5 +1,5 @@
 """
-Write facts about logins in a thread, some seconds later, several facts at a time.
+Write facts about logins some seconds after the login, several facts at a time.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ V = TypeVar("V")
 
 class LazyWriter(Generic[K, V]):
     """
-    Collects facts, and writes them together.  Facts that are not written when the process ends are
-    lost.
+    Collects facts about logins, and writes them together.  If the process ends before a fact is
+    written, the fact is lost.
     """
 
-    # Seconds after an error until the next attempt.
+    # Seconds from an error to the next attempt to write.
     RETRY = 300.0
 
     def __init__(
@@ -41,11 +41,12 @@ class LazyWriter(Generic[K, V]):
         clock: IReactorTime | None = None,
     ) -> None:
         """
-        @param what: the consequence of an error, for the log, such as C{"no verifiers are added"}.
-        @param write: writes facts, and may return a Deferred.
-        @param pause: seconds from the first new fact until it is written.
-        @param most: the number of facts that may wait.
-        @param clock: the reactor if not given.
+        @param what: the text that the log has before an error.  It names the consequence, such as
+            C{"no verifiers are added"}.
+        @param write: writes several facts.  It may return a Deferred.
+        @param pause: seconds from the first waiting fact until the facts are written.
+        @param most: the most facts that may wait.  Further facts are lost.
+        @param clock: starts the writing; the reactor if not given.
         """
         self._what = what
         self._write = write
@@ -59,13 +60,13 @@ class LazyWriter(Generic[K, V]):
     @property
     def isFull(self) -> bool:
         """
-        Whether further facts are dropped.
+        Whether so many facts wait that a further one would be lost.
         """
         return len(self._waiting) >= self._most
 
     def put(self, key: K, value: V) -> None:
         """
-        Write a fact later.
+        Take a fact, to write it later.
         """
         if key not in self._waiting and self.isFull:
             return
@@ -91,7 +92,8 @@ class LazyWriter(Generic[K, V]):
             sentence = f"{self._what}: {outcome.getErrorMessage()}"
             if self._reported.isFirst(sentence):
                 log.warn("{sentence}", sentence=sentence)
-            # Facts that came during the write are newer.
+            # Keep the facts that arrived during the failed write, because they are newer than the
+            # facts with the same keys.
             for key, value in self._waiting.items():
                 if key in waiting or len(waiting) < self._most:
                     waiting[key] = value

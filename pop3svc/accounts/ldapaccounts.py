@@ -1,6 +1,6 @@
 """
-Accounts in an LDAP directory.  The service finds an entry by a search, or by a DN that contains the
-user's name.
+Accounts in an LDAP directory.  The service searches for the entry of a user, or makes the DN of the
+entry from the user's name.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ __all__ = ["DirectBind", "LDAPAccounts", "Search", "SearchedAccounts", "Template
 log = Logger(namespace="pop3svc")
 
 PLACEHOLDERS = ("user", "local", "domain")
-# The most octets of a name that is looked up.  An address has at most 254 (RFC 5321 section
-# 4.5.3.1).
+# The most octets of a name that is looked up.  A mail address has at most 254 octets (RFC 5321
+# section 4.5.3.1).
 _LONGEST_NAME = 512
-# Seconds by which the time limit of a thread exceeds that of its requests.  The requests therefore
-# usually end by themselves, and the thread is not lost.
+# Seconds that a thread may take longer than the time limit of its requests.  Usually the requests
+# then end first, and the thread is not lost.
 _GRACE = 1.0
-# A change of one of these attributes ends sleeping sessions: the identity of an entry (RFC 4530,
-# Active Directory), and the time of the last change of its password.
+# If one of these attributes of a user's entry changes, the user's sleeping sessions end.  The
+# attributes contain the identity of the entry (RFC 4530, Active Directory) or the time at which the
+# password was changed.
 _MARKS = (
     "entryUUID",
     "objectGUID",
@@ -59,7 +60,8 @@ _MARKS = (
     "shadowLastChange",
 )
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
-# The attribute that is compared with the whole name, in a filter or at the beginning of a DN.
+# Finds the attribute that a filter, or the first part of a DN, compares with the whole name of the
+# user.
 _COMPARED = re.compile(r"\(([A-Za-z][A-Za-z0-9-]*)=\{user\}\)|^([A-Za-z][A-Za-z0-9-]*)=\{user\},")
 ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 
@@ -71,7 +73,7 @@ class Template:
 
     def __init__(self, name: str, text: str) -> None:
         """
-        @param name: the name of the option, for errors.
+        @param name: the name of the option, for the texts of errors.
         @raise ValueError: there is an unknown placeholder, or no placeholder for the user.  The
             text is a sentence for the operator.
         """
@@ -84,13 +86,15 @@ class Template:
         self._text = text
         self._used = frozenset(used)
         compared = {one or other for one, other in _COMPARED.findall(text)}
-        # The attribute that is compared with the name of the login, if there is only one.
+        # The attribute that is compared with the name of the login; None unless there is exactly
+        # one.
         self.attribute: str | None = compared.pop() if len(compared) == 1 else None
 
     def fill(self, name: str, escape: Callable[[str], str]) -> str | None:
         """
-        @param escape: escapes a value.
-        @return: the text for a user; L{None} if the name lacks a part of it, such as the domain.
+        @param escape: escapes the value of a placeholder.
+        @return: the text for a user; L{None} if the name does not have a value for each
+            placeholder, for example no domain.
         """
         local, at, domain = name.rpartition("@")
         values = {"user": name, "local": local if at else name, "domain": domain if at else ""}
@@ -102,7 +106,7 @@ class Template:
 
 class _BadAccount(Exception):
     """
-    An entry cannot be used.  The text is the reason.
+    The entry of a user cannot be used.  The text of the exception is the reason.
     """
 
 
@@ -111,8 +115,8 @@ class _Account(NamedTuple):
     An account.
 
     @ivar mailbox: the name of the mailbox.
-    @ivar marks: values that change when another account takes the place of this one, or its
-        password changes.
+    @ivar marks: values that change if the password changes, or if another account takes the place
+        of this one.
     """
 
     dn: str
@@ -122,12 +126,12 @@ class _Account(NamedTuple):
 
 def _accountOf(entry: Entry, attribute: str) -> _Account:
     """
-    @param attribute: has the name of the mailbox.
+    @param attribute: the attribute that contains the name of the mailbox.
     @raise _BadAccount: the entry has no usable name of a mailbox.
     """
     values = entry.values.get(attribute.lower(), ())
     if len(values) != 1:
-        # The server may return values in any order, so the service cannot choose the first one.
+        # Do not use the first of several values, because the server may return them in any order.
         raise _BadAccount(f"{entry.dn} has {len(values)} readable values of {attribute}")
     try:
         mailbox = values[0].decode("utf-8")
@@ -148,9 +152,9 @@ class Answer(NamedTuple):
     """
     The answer of the directory to a login.
 
-    @ivar account: L{None}: the login is refused.
-    @ivar isUser: whether the user exists, as far as the service knows.
-    @ivar reason: why the server refuses the bind; L{None} if the password is right.
+    @ivar account: the account; L{None} if the login is refused.
+    @ivar isUser: whether the user exists; also true if the service cannot know.
+    @ivar reason: the reason why the server refuses the bind; L{None} if the password is right.
     """
 
     account: _Account | None
@@ -160,14 +164,14 @@ class Answer(NamedTuple):
 
 class DirectBind:
     """
-    Binds with a DN that contains the user's name.
+    Checks a password by a bind with a DN that contains the user's name.
     """
 
     def __init__(self, template: str, attribute: str | None = None) -> None:
         """
-        @param attribute: has the name of the mailbox in the user's entry; by default the attribute
-            at the beginning of the DN.
-        @raise ValueError: a value cannot be used.  The text is a sentence for the operator.
+        @param attribute: the attribute of the user's entry that contains the name of the mailbox.
+            By default it is the first attribute in the DN.
+        @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
         """
         self._template = Template("dn", template)
         if not ldap.dn.is_dn(self._template.fill("x@x", ldap.dn.escape_dn_chars) or "="):
@@ -176,7 +180,7 @@ class DirectBind:
 
     def nameOf(self, name: str) -> str | None:
         """
-        @return: the DN of a user; L{None} if there can be none.
+        @return: the DN of a user; L{None} if the name cannot be part of a DN.
         """
         return self._template.fill(name, ldap.dn.escape_dn_chars)
 
@@ -190,8 +194,8 @@ class DirectBind:
         reason = connection.bind(dn, password)
         if reason is not None:
             return Answer(None, True, reason)
-        # The server ignores case and spaces in a DN, so the right spelling of the name is only in
-        # the entry.
+        # Read the right spelling of the name from the entry, because the server ignores case and
+        # spaces in the DN of the bind.
         entry = connection.read(dn, [self._attribute])
         if entry is None:
             raise _BadAccount(f"{dn} may not read its own entry")
@@ -200,7 +204,7 @@ class DirectBind:
 
 class Search:
     """
-    Searches for the entry of a user, and binds with its DN.
+    Checks a password by a search for the entry of the user and a bind with the DN of this entry.
     """
 
     def __init__(
@@ -213,11 +217,11 @@ class Search:
     ) -> None:
         """
         @param condition: a filter (RFC 4515), with placeholders.
-        @param attribute: has the name of the mailbox; by default the attribute that the filter
-            compares with the user's name.
-        @param binder: returns the DN and the password for the search; both are empty for an
+        @param attribute: the attribute that contains the name of the mailbox.  By default it is the
+            attribute that the filter compares with the user's name.
+        @param binder: returns the DN and the password for the search.  Both are empty for an
             anonymous search.
-        @raise ValueError: a value cannot be used.  The text is a sentence for the operator.
+        @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
         """
         if not base or not ldap.dn.is_dn(base):
             raise ValueError("base is not a valid DN")
@@ -227,12 +231,14 @@ class Search:
         _checkFilter(self._template.fill("x@x", ldap.filter.escape_filter_chars) or "")
         self._attribute = _attributeFor(attribute, self._template, "filter")
         self._binder = binder
-        # A DN below the base, so that the same server refuses the bind.
+        # The DN of no entry.  It is below the base, so that the same server refuses a bind with
+        # this DN.
         self._nobody = f"cn={secrets.token_hex(8)},{base}"
 
     def nameOf(self, name: str) -> str | None:
         """
-        @return: the filter that finds a user; L{None} if there can be no such user.
+        @return: the filter that finds a user; L{None} if the name does not have a value for each
+            placeholder.
         """
         return self._template.fill(name, ldap.filter.escape_filter_chars)
 
@@ -240,7 +246,7 @@ class Search:
         """
         @param condition: the result of C{nameOf}.
         @raise CheckUnavailable: the server gives no usable answer.
-        @raise _BadAccount: there is an entry that cannot be used, or more than one.
+        @raise _BadAccount: the entry of the user cannot be used, or there is more than one.
         """
         reason = connection.bind(*self._binder())
         if reason is not None:
@@ -260,7 +266,7 @@ class Search:
             account = self.find(connection, condition)
         except _BadAccount as error:
             fault = error
-        # If there is no account, a bind that must fail takes as long as a wrong password.
+        # Bind even if there is no account.  The answer then takes as long as for a wrong password.
         reason = connection.bind(self._nobody if account is None else account.dn, password)
         if fault is not None:
             raise fault
@@ -281,9 +287,10 @@ def _attributeFor(attribute: str | None, template: Template, option: str) -> str
 
 def _checkFilter(condition: str) -> None:
     """
-    @raise ValueError: it is not a valid filter.
+    @raise ValueError: C{condition} is not a valid filter.
     """
-    # libldap parses the filter before it connects, and no server listens at this address.
+    # No server listens at this address.  This is no problem, because libldap parses the filter
+    # before it connects.
     link: Any = ldap.initialize("ldapi://%2Fdev%2Fnull%2F")
     try:
         link.search_ext("", ldap.SCOPE_BASE, condition)
@@ -314,10 +321,10 @@ class LDAPAccounts:
         clock: IReactorTime | None = None,
     ) -> None:
         """
-        @param timeout: seconds for the check of a password.
-        @param concurrent: checks at the same time.
-        @param threads: runs the checks; separate threads if not given.
-        @param clock: the reactor if not given.
+        @param timeout: the time limit for the check of a password, in seconds.
+        @param concurrent: the number of checks at the same time.
+        @param threads: runs the checks; a new pool of threads if not given.
+        @param clock: used for the time limits; the reactor if not given.
         """
         self._server = server
         self._way: Any = way
@@ -335,14 +342,15 @@ class LDAPAccounts:
         See L{ICredentialsChecker.requestAvatarId}.
 
         @return: the name of the mailbox in UTF-8.
-        @raise POP3ResponseError: C{SYS/TEMP} if the server gives no usable answer.
+        @raise POP3ResponseError: C{SYS/TEMP}: the server has given no usable answer.
         """
         return startNow(self._checked(credentials))
 
     async def _checked(self, credentials: Any) -> bytes:
         credentials = asAttempt(credentials)
         name = _textOf(credentials.username, _LONGEST_NAME)
-        # An empty password would be an anonymous bind, which succeeds (RFC 4513 section 5.1.2).
+        # Refuse an empty password, because the server would accept the bind as an anonymous one
+        # (RFC 4513 section 5.1.2).
         password = _textOf(credentials.password, LONGEST_PASSWORD)
         wanted = self._way.nameOf(name) if name and password else None
         if name is None or wanted is None:
@@ -363,7 +371,7 @@ class LDAPAccounts:
 
     def _check(self, wanted: str, password: str) -> Answer | _BadAccount:
         """
-        Check a password, in a thread.
+        Check a password.  This method runs in a thread.
         """
         way = self._way
         answer: Answer | _BadAccount
@@ -372,8 +380,8 @@ class LDAPAccounts:
 
     def _inThread(self, work: Callable[[LDAPConnection], Any]) -> Any:
         """
-        @return: the result of C{work}, or the L{_BadAccount} that it raised.  Returning the error
-            lets the connection be used again.
+        @return: the result of C{work}.  If C{work} raises L{_BadAccount}, the error is returned and
+            not raised, so that the connection stays in use.
         """
 
         def safely(connection: LDAPConnection) -> Any:
@@ -410,14 +418,14 @@ class LDAPAccounts:
 
     def reload(self) -> None:
         """
-        See L{IReloading.reload}.  Replace the connections, and log errors again that were logged
-        before.
+        See L{IReloading.reload}.  Make new connections.  Log each error again, even if it was
+        logged before.
         """
         self._reported = Once()
         self._server.renew()
 
 
-# The description of the refusal of a wrong password.
+# The name of the LDAP result code for a wrong password.
 _WRONG = "Invalid credentials"
 
 
@@ -434,14 +442,15 @@ class SearchedAccounts(LDAPAccounts):
         """
         super().__init__(server, way, *arguments, **named)
         self._secret = secrets.token_bytes(16)
-        # For each connection, the version of the entry that the login has used, until the session
-        # asks for it.
+        # For each connection of a client: the version of the entry that the login has used.  It is
+        # kept until the session asks for it.
         self._versions: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
     async def _find(self, name: str, isUrgent: bool) -> _Account | None:
         """
-        @return: the account of a user; L{None} if no entry can be used.
-        @raise POP3ResponseError: C{SYS/TEMP}: the server does not work.
+        @return: the account of a user; L{None} if there is no entry, or if the entry cannot be
+            used.
+        @raise POP3ResponseError: C{SYS/TEMP}: the server has given no usable answer.
         """
         text = _textOf(name.encode("utf-8", "surrogateescape"), _LONGEST_NAME)
         wanted = self._way.nameOf(text) if text else None
@@ -457,7 +466,7 @@ class SearchedAccounts(LDAPAccounts):
 
     def _look(self, wanted: str) -> _Account | _BadAccount | None:
         """
-        Search for an account, in a thread.
+        Search for an account.  This method runs in a thread.
         """
         way = self._way
         found: _Account | _BadAccount | None
@@ -480,7 +489,8 @@ class SearchedAccounts(LDAPAccounts):
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
-        See L{IAccountStatus.credentialsVersion}; a keyed digest of the user's entry at the login.
+        See L{IAccountStatus.credentialsVersion}.  The version is a keyed digest of the user's entry
+        at the time of the login.
         """
         known = self._versions.pop(info, None)
         if known is not None:
@@ -493,9 +503,10 @@ class SearchedAccounts(LDAPAccounts):
 
     def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> Any:
         """
-        See L{IAccountStatus.isStillValid}: the entry exists, and is the same.
+        See L{IAccountStatus.isStillValid}.  The session is valid if the entry exists and has not
+        changed.
         """
-        # The search needs the login name, and the mailbox may have another name.
+        # Search for the name of the login, because the mailbox may have another name.
         return startNow(self._isStillValid(info.userNameAtLogin or username, version))
 
     async def _isStillValid(self, name: str, version: str) -> bool:
@@ -505,7 +516,7 @@ class SearchedAccounts(LDAPAccounts):
     def hasAccount(self, username: str) -> Any:
         """
         See L{IAccountNames.hasAccount}.  If the mailbox of this user has another name, the result
-        is False, because nobody would read mail for this name.
+        is False.  Nobody would read mail that is delivered to this name.
         """
         return startNow(self._hasAccount(username))
 
@@ -516,7 +527,7 @@ class SearchedAccounts(LDAPAccounts):
 
 def _textOf(data: bytes, most: int) -> str | None:
     """
-    @return: a name or a password; L{None} if it cannot be sent to the server.
+    @return: the text of a name or a password; L{None} if it cannot be sent to the server.
     """
     try:
         return data.decode("utf-8") if len(data) <= most and b"\0" not in data else None

@@ -1,6 +1,6 @@
 """
-Ask an LDAP server (RFC 4511).  Connections are used again.  All functions block, and the requests
-of each login have a time limit.
+Ask an LDAP server (RFC 4511).  A connection is kept and used for several logins.  The functions of
+this module block.  The requests of each login have a time limit.
 """
 
 from __future__ import annotations
@@ -22,25 +22,26 @@ __all__ = ["SCOPES", "TIMEOUT", "Entry", "LDAPConnection", "LDAPServer", "TooMan
 
 T = TypeVar("T")
 
-# Seconds for all requests of a login, including the connection.
+# The time limit for all requests of a login together, in seconds.  It includes the time to connect.
 TIMEOUT = 5
-# The first number: seconds after which an idle connection is not used any more, because a firewall
-# may have forgotten it.  The second: seconds after which a connection is replaced, so that the name
-# of the server is looked up again.
+# After IDLE seconds without a request, a connection is not used any more, because a firewall may
+# have forgotten it.  After LONGEST_LIFE seconds a connection is replaced, so that the name of the
+# server is looked up again.
 IDLE, LONGEST_LIFE = 30.0, 600.0
 SCOPES = {"sub": ldap.SCOPE_SUBTREE, "one": ldap.SCOPE_ONELEVEL}
-# A host name or an address, and a port.
+# The scheme, a host name or an address, and perhaps a port.
 _URL = re.compile(r"(ldaps?)://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?/?")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
-# TCP probes, in seconds.  Because of these a connection whose peer is gone ends after one minute,
-# even during a TLS handshake, for which libldap has no time limit.
+# Settings of TCP keepalive (seconds, and the number of probes).  They end a connection one minute
+# after the server has disappeared.  This includes TLS handshakes, for which libldap has no time
+# limit.
 _PROBES = {
     ldap.OPT_X_KEEPALIVE_IDLE: 30,
     ldap.OPT_X_KEEPALIVE_INTERVAL: 10,
     ldap.OPT_X_KEEPALIVE_PROBES: 3,
 }
-# Results of a bind that concern only this user: the password is wrong, or the user's entry is
-# locked or has no password.
+# Errors of a bind whose cause is the user and not the server.  The password is wrong, or the entry
+# of the user is locked or has no password.
 _REFUSALS = (
     ldap.CONSTRAINT_VIOLATION,
     ldap.INAPPROPRIATE_AUTH,
@@ -53,15 +54,16 @@ _REFUSALS = (
 
 class TooManyEntries(Exception):
     """
-    A search has found more than one entry.
+    A search for one entry has found several.
     """
 
 
 class Entry(NamedTuple):
     """
-    An entry of the directory.
+    An entry of an LDAP directory.
 
-    @ivar values: the values of the attributes that were asked for, by names in lower case.
+    @ivar values: the values of the requested attributes.  The keys are the names of the attributes
+        in lower case.
     """
 
     dn: str
@@ -70,7 +72,7 @@ class Entry(NamedTuple):
 
 def _checkURL(url: str, startsTLS: bool, isInsecure: bool, authorities: str | None) -> bool:
     """
-    @return: whether connections use TLS.
+    @return: whether connections to this URL use TLS.
     @raise ValueError: the URL or an option cannot be used.  The text is a sentence for the
         operator.
     """
@@ -92,11 +94,11 @@ def _checkURL(url: str, startsTLS: bool, isInsecure: bool, authorities: str | No
 
 def _systemAuthorities() -> str:
     """
-    @return: the file of certificates that the system trusts.
+    @return: the path of the file with the certificates that the system trusts.
     @raise ValueError: there is no such file.  The text is a sentence for the operator.
     """
-    # The file that ldap.conf names.  If libldap uses OpenSSL, ldap.conf may name none; OpenSSL's
-    # own file is then right.
+    # Use the file that ldap.conf names.  If libldap uses OpenSSL, ldap.conf may name no file.  In
+    # this case use OpenSSL's own file.
     path = ldap.get_option(ldap.OPT_X_TLS_CACERTFILE) or ssl.get_default_verify_paths().cafile
     if not path:
         raise ValueError("the system has no file of certificates for libldap; add ca=FILE")
@@ -105,7 +107,7 @@ def _systemAuthorities() -> str:
 
 class LDAPServer:
     """
-    An LDAP server.  Several threads may use one object.
+    An LDAP server.  Several threads may use the same object.
 
     @ivar url: the URL, for the log.
     """
@@ -123,17 +125,17 @@ class LDAPServer:
         """
         @param url: C{ldap://HOST[:PORT]} or C{ldaps://HOST[:PORT]}.
         @param startsTLS: whether a connection begins with StartTLS (RFC 4511 section 4.14).
-        @param authorities: a PEM file of certificates to trust; L{None} for those of the
-            system.
-        @param isInsecure: whether passwords may go to another machine without TLS.
-        @param timeout: seconds for an exchange.
+        @param authorities: the path of a PEM file with the certificates of the authorities; L{None}
+            for the authorities of the system.
+        @param isInsecure: whether passwords may be sent to another machine without TLS.
+        @param timeout: the time limit for all requests of a login together, in seconds.
         @param mostKept: the most idle connections to keep.
-        @param now: the monotonic clock, in seconds.
-        @raise ValueError: the server cannot be asked.  The text is a sentence for the operator.
+        @param now: returns the seconds of a monotonic clock.
+        @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
         """
         self._usesTLS = _checkURL(url, startsTLS, isInsecure, authorities)
         if authorities is not None:
-            # libldap would notice a fault only at the first login.
+            # Check the file now, because libldap would read it at the first login.
             trustRootOf(authorities)
         elif self._usesTLS:
             authorities = _systemAuthorities()
@@ -152,8 +154,8 @@ class LDAPServer:
         """
         Run C{work} with a connection.
 
-        @param work: must begin with a bind, because another user may be authenticated on the
-            connection.
+        @param work: gets the connection.  Its first request must be a bind, because another user
+            may be authenticated on the connection.
         @return: the result of C{work}.
         @raise CheckUnavailable: the server gives no usable answer.
         """
@@ -164,7 +166,8 @@ class LDAPServer:
                 connection.open(self._startsTLS)
             answer = work(connection)
         except BaseException:
-            # The server may still send answers on this connection.
+            # Do not use the connection again, because the server may still send answers to the
+            # requests.
             connection.close()
             raise
         self._keep(connection)
@@ -174,7 +177,7 @@ class LDAPServer:
         try:
             return LDAPConnection(self._link(), self._timeout, self._now)
         except (ldap.LDAPError, ValueError):
-            # libldap gives no reason.  Most likely the file cannot be read any more.
+            # libldap does not tell the reason.  Most likely the file cannot be read any more.
             raise CheckUnavailable(f"TLS cannot be set up with {self._authorities}") from None
 
     def _link(self) -> Any:
@@ -186,7 +189,7 @@ class LDAPServer:
             link.set_option(option, seconds)
         if self._usesTLS:
             link.set_option(ldap.OPT_X_TLS_CACERTFILE, self._authorities)
-            # This replaces further certificates that ldap.conf may name.
+            # Ignore the directory of further certificates that ldap.conf may name.
             link.set_option(ldap.OPT_X_TLS_CACERTDIR, "")
             link.set_option(ldap.OPT_X_TLS_REQUIRE_CERT, ldap.OPT_X_TLS_DEMAND)
             link.set_option(ldap.OPT_X_TLS_PROTOCOL_MIN, ldap.OPT_X_TLS_PROTOCOL_TLS1_2)
@@ -206,7 +209,7 @@ class LDAPServer:
 
     def _keep(self, connection: LDAPConnection) -> None:
         self._idle.append(connection)
-        # Other threads may change the queue at the same time.
+        # Handle an IndexError, because other threads may change the queue at the same time.
         while True:
             try:
                 longestIdle = self._idle.popleft()
@@ -219,14 +222,14 @@ class LDAPServer:
 
     def renew(self) -> None:
         """
-        From now on use none of the present connections again.
+        Do not use any of the present connections for further logins.
         """
         self._oldest = self._now()
 
 
 class LDAPConnection:
     """
-    A connection.  One thread at a time uses it.
+    A connection to an LDAP server.  No two threads use it at the same time.
 
     @ivar isReady: whether C{open} has returned.
     """
@@ -240,14 +243,15 @@ class LDAPConnection:
 
     def begin(self) -> None:
         """
-        Begin the requests of a login, and their time limit.
+        Start the time limit for the requests of a login.
         """
         self._used = self._now()
         self._end = self._used + self._timeout
 
     def open(self, startsTLS: bool) -> None:
         """
-        Begin TLS if C{startsTLS}.  Otherwise the first operation connects.
+        Connect and begin TLS if C{startsTLS} is true.  Otherwise do nothing, because the first
+        request connects.
 
         @raise CheckUnavailable: TLS cannot be begun.
         """
@@ -257,14 +261,14 @@ class LDAPConnection:
 
     def isUsable(self, oldest: float) -> bool:
         """
-        @param oldest: the connection must not have begun before this time.
+        @param oldest: the time before which the connection must not have begun.
         @return: whether a kept connection can be used again.
         """
         now = self._now()
         if now - self._used > IDLE or self._opened < max(oldest, now - LONGEST_LIFE):
             return False
-        # On an idle connection the server sends nothing, except a notice that it ends (RFC 4511
-        # section 4.4.1).
+        # Input on an idle connection means that the server ends it, because the server sends
+        # nothing else without a request (RFC 4511 section 4.4.1).
         poll = select.poll()
         poll.register(self._link.fileno(), select.POLLIN)
         return not poll.poll(0)
@@ -282,12 +286,14 @@ class LDAPConnection:
         """
         Authenticate by a simple bind.
 
-        @param dn: the name; empty, together with C{password}, for an anonymous bind.
-        @return: L{None} if the password is right; otherwise why the server refuses it.
+        @param dn: the name.  For an anonymous bind, C{dn} and C{password} are both empty.
+        @return: L{None} if the password is right; otherwise the reason why the server refuses the
+            bind.
         @raise CheckUnavailable: the server gives no usable answer.
         """
         if bool(dn) != bool(password):
-            # The server would consider this an anonymous bind (RFC 4513 section 5.1.2).
+            # The server would accept a name without a password as an anonymous bind (RFC 4513
+            # section 5.1.2).
             raise CheckUnavailable("a bind needs both a name and a password")
         try:
             self._do(self._link.simple_bind_s, dn, password, expected=_REFUSALS)
@@ -302,8 +308,8 @@ class LDAPConnection:
         Search for one entry.
 
         @param condition: a filter (RFC 4515).
-        @return: L{None} if there is none.
-        @raise TooManyEntries: there is more than one.
+        @return: the entry; L{None} if there is no such entry.
+        @raise TooManyEntries: there is more than one such entry.
         @raise CheckUnavailable: the server gives no usable answer.
         """
         try:
@@ -322,7 +328,7 @@ class LDAPConnection:
             if scope == ldap.SCOPE_BASE:
                 return None
             raise CheckUnavailable("the base of the search does not exist") from None
-        # A reference to another server has no DN.
+        # Skip references to other servers, which have no DN.
         entries = [each for each in found if each[0] is not None]
         if len(entries) > 1:
             raise TooManyEntries()
@@ -334,7 +340,7 @@ class LDAPConnection:
         """
         Read an entry.
 
-        @return: L{None} if the user of the connection may not read the entry.
+        @return: the entry; L{None} if the user of the connection may not read it.
         @raise CheckUnavailable: the server gives no usable answer.
         """
         return self.find(dn, ldap.SCOPE_BASE, "(objectClass=*)", attributes)
@@ -349,8 +355,8 @@ class LDAPConnection:
         """
         Run an operation within the remaining time.
 
-        @param expected: errors that the caller handles.
-        @raise CheckUnavailable: another error.
+        @param expected: the errors that the caller handles.  They are raised unchanged.
+        @raise CheckUnavailable: the operation has failed with another error.
         """
         rest = self._end - self._now()
         if rest <= 0:
@@ -381,14 +387,14 @@ def _detail(error: ldap.LDAPError, name: str) -> str:
 
 def _description(error: ldap.LDAPError) -> str:
     """
-    @return: the name of the result code.  The server's own text is left out, because it may name
-        the user.
+    @return: the name of the result code.  The text that the server has sent is left out, because it
+        may name the user.
     """
     return _detail(error, "desc") or type(error).__name__
 
 
 def _connectionError(error: ldap.LDAPError) -> str:
-    # libldap has no code for this: a certificate that is not valid is an "unknown error code".
+    # libldap reports a certificate that is not valid as "unknown error code".
     info = _detail(error, "info")
     if "TLS" in info or "unknown error code" in info or "certificate" in info:
         return "TLS failed, for example because its certificate is not valid for its name"

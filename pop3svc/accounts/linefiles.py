@@ -1,5 +1,5 @@
 """
-Read and change files of lines that several programs may change.
+Read and change text files that several programs may change at the same time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pop3svc.files import openReplaceable, writeWhole
 
 __all__ = ["changing", "linesOf"]
 
-# The most octets of a file.  This is enough for two million users, and limits the memory.
+# The most octets of a file.  The limit bounds the memory, and is enough for two million users.
 _LARGEST = 256 << 20
 
 
@@ -22,8 +22,9 @@ def linesOf(path: str) -> Iterator[str]:
     """
     Read a file line by line.  Blocks.
 
-    @return: the lines with their ends.
-    @raise ValueError: the file cannot be read, or is too large; a sentence that names it.
+    @return: the lines with their line ends.
+    @raise ValueError: the file cannot be read, or is too large.  The text is a sentence that names
+        the file.
     """
     try:
         descriptor = openReplaceable(path)
@@ -43,15 +44,16 @@ def changing(
     keepsAccess: bool = False,
 ) -> Iterator[list[str]]:
     """
-    A context with the lines of the file.  Change the lines in place; the end of the context writes
-    them back atomically, unless they are the same.  A lock lets only one process write at a time.
-    Blocks.
+    A context with the lines of a file.  Change the list of lines in place.  At the end of the
+    context the changed lines are written to the file atomically.  Because of a lock, no two
+    processes write at the same time.  Blocks.
 
     @param mayBeNew: whether the file is created if it does not exist.
-    @param owner: uid and gid of a new file.
-    @param keepsAccess: whether the file keeps its owner and its permissions.  If not, only its
-        owner can read it afterwards.
-    @raise ValueError: the file cannot be read or written; a sentence that names it.
+    @param owner: the uid and the gid that own a new file.
+    @param keepsAccess: whether the file keeps its owner and its permissions.  If not, no user but
+        the owner can read it afterwards.
+    @raise ValueError: the file cannot be read or written.  The text is a sentence that names the
+        file.
     """
     directory = os.path.dirname(os.path.realpath(path))
     try:
@@ -61,7 +63,7 @@ def changing(
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
         isNew = mayBeNew and not os.path.exists(path)
-        # Bad lines stay unchanged, for the operator to correct.
+        # Keep lines that are not valid unchanged, so that the operator can correct them.
         lines = [] if isNew else list(linesOf(path))
         if lines and not lines[-1].endswith("\n"):
             lines[-1] += "\n"

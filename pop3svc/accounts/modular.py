@@ -1,5 +1,5 @@
 """
-Password hashes of crypt(3) and its successors: C{$id$parameters$salt$hash}.
+Compare password hashes in the form of crypt(3) and its successors: C{$id$parameters$salt$hash}.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ __all__ = ["ModularHash", "findModular", "hashPassword"]
 
 _hasher = PasswordHasher()
 
-# Bounds on the cost of one comparison, because clients that are not logged in can cause
-# comparisons.  Each bound is about five seconds of CPU time or one GiB of memory, ten times
-# the usual cost.
+# Limits on the cost of a comparison.  They are necessary because a client can cause a comparison
+# without being logged in.  Each limit allows about five seconds of CPU time or one GiB of memory,
+# which is ten times the usual cost.
 _MOST_MEMORY = 1 << 30
 _MOST_ARGON2_PASSES = 64
 _MOST_ARGON2_LANES = 64
-# KiB written by all passes together.
+# The most KiB that all passes together may write.
 _MOST_ARGON2_WORK = 4 << 20
 _MOST_BCRYPT_COST = 16
 _MOST_SHA_ROUNDS = 5_000_000
-# Blocks of 128 octets in all lanes together, so this bounds the memory as well.
+# The most blocks of 128 octets in all lanes together.  This number also limits the memory.
 _MOST_SCRYPT_WORK = _MOST_MEMORY // 128
 
 
@@ -40,10 +40,10 @@ class ModularHash(NamedTuple):
     """
     A kind of hash.
 
-    @ivar name: the name shown to the operator.
-    @ivar cost: takes a hash, returns the approximate CPU time of a comparison in
-        milliseconds; raises L{ValueError} if the hash is malformed or out of bounds.
-    @ivar verify: takes a hash and a password, returns whether they match.
+    @ivar name: the name of the kind in messages to the operator.
+    @ivar cost: takes a hash and returns the approximate CPU time of a comparison in milliseconds.
+        It raises L{ValueError} if the hash is malformed or would cost too much.
+    @ivar verify: takes a hash and a password, and returns whether they match.
     """
 
     name: str
@@ -53,9 +53,9 @@ class ModularHash(NamedTuple):
 
 def hashPassword(password: str) -> str:
     """
-    Hash a password with argon2.  Takes about 0.1 s of CPU time.
+    Hash a password with argon2.  The hash takes about 0.1 s of CPU time.
 
-    @return: the hash, in the form for a password file.
+    @return: the hash in the form that a password file contains.
     """
     return _hasher.hash(password.encode("utf-8", "surrogateescape"))
 
@@ -101,7 +101,7 @@ def _costArgon2(stored: str) -> float:
 
 
 def _verifyArgon2(stored: str, password: bytes) -> bool:
-    # Other errors, such as a lack of memory, do not mean that the password is wrong.
+    # Let other errors pass, such as a lack of memory.  They do not mean that the password is wrong.
     try:
         return _hasher.verify(stored, password)
     except VerifyMismatchError:
@@ -112,7 +112,7 @@ def _needs(package: str) -> ValueError:
     return ValueError(f"a hash that needs {package}: pip install 'pop3svc[hashes]'")
 
 
-# The last character of the salt has only two bits.
+# The last character of the salt has two significant bits, so it must be one of four characters.
 _BCRYPT = re.compile(r"\$2[aby]\$([0-9]{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{31}")
 
 
@@ -133,13 +133,14 @@ def _costBcrypt(stored: str) -> float:
 def _verifyBcrypt(stored: str, password: bytes) -> bool:
     import bcrypt
 
-    # bcrypt has always ignored octets after the 72nd; bcrypt 5 raises an error for them.
+    # The algorithm ignores octets after the 72nd.  The package bcrypt, from version 5 on, raises an
+    # error for a longer password.
     return bcrypt.checkpw(password[:72], stored.encode("ascii"))
 
 
 def _costPasslib(name: str, kind: str, most: int, perMillisecond: float) -> Callable[[str], float]:
     """
-    @param most: bound on the rounds; 0 for a kind without rounds.
+    @param most: the most rounds; 0 for a kind of hash without rounds.
     """
 
     def cost(stored: str) -> float:
@@ -215,23 +216,25 @@ def _verifyScrypt(stored: str, password: bytes) -> bool:
 # --- yescrypt, by the library of crypt(3) -------------------------------------------------
 
 _ITOA64 = "./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-# The flavour "j" (the default), log2(N) and r of one digit each; further parameters are rare.
+# A hash with the flavour "j" (the default) and the parameters log2(N) and r, one digit each.
+# Hashes with further parameters are rare and are not supported.
 _YESCRYPT = re.compile(
     r"\$g?y\$j([./0-9A-Za-j])([./0-9A-Za-j])\$[./0-9A-Za-z]{0,86}\$[./0-9A-Za-z]{43}"
 )
-# log2(N), r and p, as one, five and five digits, the lowest first.
+# A hash with log2(N) as one digit, r as five digits and p as five digits.  The lowest digit of a
+# number comes first.
 _SCRYPT7 = re.compile(
     r"\$7\$([./0-9A-Za-z])([./0-9A-Za-z]{5})([./0-9A-Za-z]{5})[./0-9A-Za-z]{0,86}\$[./0-9A-Za-z]{43}"
 )
-# Octets of the working memory that crypt_rn() needs (libxcrypt, CRYPT_DATA_SIZE).
+# The size of the memory that crypt_rn() needs, in octets (CRYPT_DATA_SIZE of libxcrypt).
 _WORK_SPACE = 32768
 
 
 @cache
 def _libcrypt() -> Any:
     """
-    @return: libxcrypt's crypt_rn(), which several threads may call at the same time; L{None} if the
-        system does not have this library.
+    @return: the function crypt_rn() of libxcrypt; L{None} if the system does not have this library.
+        Several threads may call the function at the same time.
     """
     name = ctypes.util.find_library("crypt")
     try:
@@ -249,10 +252,10 @@ def _number(digits: str) -> int:
 
 def _yescryptWork(stored: str) -> tuple[int, int, int] | None:
     """
-    @return: log2(N), r and p of a hash; L{None} if it is malformed.
+    @return: log2(N), r and p of a hash; L{None} if the hash is malformed.
     """
     if (found := _YESCRYPT.fullmatch(stored)) is not None:
-        # A digit stands for its number plus 1.
+        # In this form the digit for a parameter is the parameter minus 1.
         return _number(found[1]) + 1, _number(found[2]) + 1, 1
     if (found := _SCRYPT7.fullmatch(stored)) is not None:
         return _number(found[1]), _number(found[2]), _number(found[3])
@@ -306,8 +309,8 @@ _DES_FORM = re.compile(r"[./0-9A-Za-z]{13}")
 
 def findModular(stored: str) -> tuple[str, ModularHash] | None:
     """
-    @return: the prefix of a hash, which is empty for DES, and the kind of the hash; L{None} if the
-        kind is unknown.
+    @return: the prefix and the kind of a hash; L{None} if the kind is unknown.  The prefix of DES
+        is empty.
     """
     for prefix, kind in _KINDS.items():
         if stored.startswith(prefix):

@@ -1,5 +1,5 @@
 """
-Users who log in with a bearer token that an OAuth server has issued.
+Accept logins of users who have a bearer token of an OAuth server.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["OAuthAccounts", "SignedTokens", "makeOAuth"]
 log = Logger(namespace="pop3svc")
 
 _COMMON = ("issuer", "audience", "claim", "scope", "clients", "ca")
-# The options of each kind, and the options that the kind requires.
+# For each kind of check: the options that it allows, and the options that it requires.
 _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "jwks": (("jwks", *_COMMON, "algorithms"), ("issuer", "audience")),
     "introspect": (
@@ -38,20 +38,21 @@ _KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
 }
 _OPTIONS = sorted({name for names, _ in _KINDS.values() for name in names})
-# Addresses contain colons, so an option ends only where the next option begins.
+# An option ends where the next option begins.  It cannot end at the next colon, because addresses
+# contain colons.
 _BETWEEN = re.compile(rf":(?=(?:{'|'.join(_OPTIONS)})=)")
 
 
 class _Tokens(Protocol):
     """
-    A way to check tokens: L{SignedTokens} or L{IntrospectedTokens}.
+    A way to check tokens.  L{SignedTokens} and L{IntrospectedTokens} are such ways.
     """
 
     async def nameOf(
         self, info: IPOP3ConnectionInfo | None, token: str, now: Callable[[], float]
     ) -> str:
         """
-        @param now: returns seconds since the epoch.
+        @param now: returns the present time in seconds since the epoch.
         @return: the name of the user.
         @raise BadToken: the token is not valid.
         @raise POP3ResponseError: C{SYS/TEMP}: the token cannot be checked now.
@@ -59,13 +60,13 @@ class _Tokens(Protocol):
 
     async def reload(self) -> None:
         """
-        Read files and keys again.
+        Read the files again, and fetch keys again.
         """
 
 
 class SignedTokens:
     """
-    Verifies tokens with the keys of their issuer.
+    Verifies the signatures of tokens with the keys of the issuer.
     """
 
     def __init__(self, rules: TokenRules, keys: Any) -> None:
@@ -81,10 +82,10 @@ class SignedTokens:
         """
         Verify a token.
 
-        @param now: returns seconds since the epoch.
+        @param now: returns the present time in seconds since the epoch.
         @return: the name of the user.
         @raise BadToken: the token is not valid.
-        @raise POP3ResponseError: C{SYS/TEMP}: there are no keys now.
+        @raise POP3ResponseError: C{SYS/TEMP}: the keys are not available now.
         """
         keyName = self._rules.keyNameOf(token)
         key = await self._keys.find(keyName)
@@ -93,7 +94,8 @@ class SignedTokens:
         try:
             return self._rules.nameOf(token, key, now())
         except BadSignature:
-            # A new key may have the same name as the old one, or neither may have a name.
+            # The issuer may have replaced the key by one with the same name.  Or neither of the two
+            # keys has a name.
             other = await self._keys.findAgain(keyName)
             if other is None or other is key:
                 raise
@@ -101,7 +103,7 @@ class SignedTokens:
 
     async def reload(self) -> None:
         """
-        Read or fetch the keys again.
+        Read the keys again from their file, or fetch them again.
         """
         await self._keys.reload()
 
@@ -109,14 +111,14 @@ class SignedTokens:
 @implementer(ICredentialsChecker, IBearerAccounts, IReloading)
 class OAuthAccounts:
     """
-    Accepts the tokens of one issuer, and checks no passwords.
+    A source of accounts that accepts the tokens of one issuer.  It checks no passwords.
     """
 
     credentialInterfaces = (IBearerToken,)
 
     def __init__(self, tokens: _Tokens, now: Callable[[], float] = time.time) -> None:
         """
-        @param now: returns seconds since the epoch.
+        @param now: returns the present time in seconds since the epoch.
         """
         self._tokens = tokens
         self._now = now
@@ -136,7 +138,8 @@ class OAuthAccounts:
         """
         attempt = getattr(info, "loginAttempt", None)
         if attempt is not None:
-            # A client that disconnects while it waits for keys or for its turn has learned nothing.
+            # Do not count the attempt as a guess yet.  If the client disconnects while it waits for
+            # keys or for its turn, it has learned nothing.
             attempt.isGuess = False
         try:
             name = await self._tokens.nameOf(info, token, self._now)
@@ -165,8 +168,8 @@ class OAuthAccounts:
 
 def _mayBeOne(one: str, other: str) -> bool:
     """
-    @return: whether two names may be spellings of one user.  The service compares the names later
-        by the profile that it uses (RFC 8265).
+    @return: whether two names may be spellings of the same name.  Later the service compares them
+        again, with the profile (RFC 8265) that the operator has chosen.
     """
     try:
         return one == other or prepareName(one, True) == prepareName(other, True)
@@ -200,7 +203,8 @@ def _optionsOf(argument: str) -> dict[str, str]:
 
 def _checkHost(option: str, url: str) -> None:
     """
-    @raise ValueError: an attacker on the network could forge the answers from this address.
+    @raise ValueError: the address is on another machine and has no TLS.  An attacker in the network
+        could then forge the answers.
     """
     try:
         parts = checkURL(url)
@@ -239,7 +243,8 @@ def makeOAuth(argument: str, pathOfCredential: Callable[[str], str]) -> OAuthAcc
         or C{introspect=URL:client=ID:secret=FILE|secret-credential=NAME[:issuer=ISSUER]
         [:audience=AUDIENCE][:timeout=SECONDS][:concurrent=NUMBER]}, and then C{[:claim=CLAIM]
         [:scope=SCOPE,...][:clients=ID,...][:ca=FILE]}
-    @param pathOfCredential: takes the name of a systemd credential, returns the path of its file.
+    @param pathOfCredential: takes the name of a systemd credential and returns the path of its
+        file.
     @raise ValueError: the argument is not valid.  The text is a sentence.
     """
     options = _optionsOf(argument)

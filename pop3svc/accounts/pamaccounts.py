@@ -1,5 +1,5 @@
 """
-Accounts that PAM knows, such as those of the system.
+Accounts that PAM checks, such as the users of the system.
 """
 
 from __future__ import annotations
@@ -35,20 +35,22 @@ __all__ = ["SERVICE", "TIMEOUT", "PAMAccounts", "checkService"]
 
 log = Logger(namespace="pop3svc")
 
-# The name of the file in /etc/pam.d.
+# The default name of the PAM service, which is the name of a file in /etc/pam.d.
 SERVICE = "pop3svc"
-# Seconds for one check.  Modules wait some two seconds after a wrong password.
+# The time limit of a check in seconds.  Modules of PAM wait some two seconds after a wrong
+# password.
 TIMEOUT = 15
-# The most octets of a name and of a password.  PAM's limit of an answer is 512 with the final NUL.
+# The most octets of a name, and of a password.  PAM limits an answer to 512 octets, including the
+# final NUL.
 _LONGEST_NAME = 255
 _LONGEST_PASSWORD = 511
 _SERVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}")
 _DIRECTORIES = ("/etc/pam.d", "/usr/lib/pam.d", "/usr/share/pam.d", "/usr/local/etc/pam.d")
 
-# The results with which PAM refuses the password or the name: PAM_AUTH_ERR, PAM_USER_UNKNOWN and
-# PAM_MAXTRIES.
+# PAM_AUTH_ERR, PAM_USER_UNKNOWN and PAM_MAXTRIES: the password is wrong, or the user does not
+# exist.
 _WRONG = frozenset([7, 10, 11])
-# The results with which PAM refuses the user, mostly after the right password.
+# The results by which PAM refuses a user, usually although the password is right.
 _REFUSED = {
     6: "PAM does not permit it",
     12: "the password has expired and must be changed",
@@ -60,7 +62,7 @@ _REFUSED = {
 class _Answer(NamedTuple):
     """
     @ivar mailbox: the name of the mailbox; empty if the login is refused.
-    @ivar reason: why PAM refuses a user whose password may be right; empty without a reason.
+    @ivar reason: the reason if PAM refuses a user whose password may be right; otherwise empty.
     """
 
     mailbox: str
@@ -81,10 +83,10 @@ def checkService(service: str) -> str:
 
 def _hasFile(service: str) -> bool:
     """
-    @return: whether PAM seems to have rules for a service, according to its files.
+    @return: whether the files of PAM seem to contain rules for a service.
     """
     directories = [each for each in _DIRECTORIES if os.path.isdir(each)]
-    # PAM uses the name in lower case.  Without a directory, it reads a single file.
+    # PAM converts the name to lower case.  If there is no directory, PAM reads a single file.
     return not directories or any(
         os.path.exists(f"{each}/{service.lower()}") for each in directories
     )
@@ -92,9 +94,9 @@ def _hasFile(service: str) -> bool:
 
 def _text(data: bytes, most: int) -> str:
     """
-    @return: a name or a password in the form for PAM; empty if PAM must not get it.  PAM ignores
-        everything after a NUL, so it would accept a right password that is followed by a NUL and
-        more text.
+    @return: a name or a password as a text; empty if PAM must not get it.  A text with a NUL is
+        refused, because PAM ignores the NUL and everything after it.  PAM would therefore accept
+        the right password with further text after a NUL.
     """
     if len(data) > most or b"\0" in data:
         return ""
@@ -106,8 +108,8 @@ def _text(data: bytes, most: int) -> str:
 
 def _isName(name: str) -> bool:
     """
-    @return: whether PAM may get a name.  The limits exist because modules use names in paths and in
-        logs.
+    @return: whether PAM may get a name.  Some characters are not allowed, because modules of PAM
+        use the name in paths and in logs.
     """
     isSafe = not name.startswith((".", "-", "~")) and "/" not in name
     return isSafe and name.isprintable() and not any(each.isspace() for each in name)
@@ -116,10 +118,10 @@ def _isName(name: str) -> bool:
 @implementer(ICredentialsChecker, IAccountStatus, IProvenAccounts, IReloading)
 class PAMAccounts:
     """
-    A checker that asks PAM in threads: for the password, then for the account, which may have
-    expired.
+    A checker that asks PAM in threads.  PAM first checks the password and then the account, because
+    the account may have expired.
 
-    root cannot log in, so that nobody can guess root's password here.
+    root cannot log in, because otherwise a client could guess the password of root here.
     """
 
     credentialInterfaces = (IUsernamePassword, IPasswordAttempt)
@@ -137,13 +139,13 @@ class PAMAccounts:
     ) -> None:
         """
         @param service: the name of the PAM service.
-        @param timeout: seconds for a check.
-        @param concurrent: checks at the same time.
-        @param isSystem: whether the users of the system (NSS) are all users.  The checker then
-            provides L{IAccountNames}.
-        @param threads: runs the checks; separate threads if not given.
-        @param clock: the reactor if not given.
-        @param pam: the library, in tests another one.
+        @param timeout: the time limit of a check in seconds.
+        @param concurrent: the number of checks at the same time.
+        @param isSystem: whether all users that PAM accepts are users of the system (NSS).  If so,
+            the checker provides L{IAccountNames}.
+        @param threads: runs the checks; a new pool of threads if not given.
+        @param clock: used for the time limits; the reactor if not given.
+        @param pam: replaces the library pamela in tests.
         @param look: looks up a user of the system; blocks.
         @raise ValueError: C{service} cannot be used.  The text is a sentence for the operator.
         """
@@ -170,20 +172,22 @@ class PAMAccounts:
         See L{ICredentialsChecker.requestAvatarId}.
 
         @return: the name of the mailbox in UTF-8.
-        @raise POP3ResponseError: C{SYS/TEMP} if PAM gives no answer.
+        @raise POP3ResponseError: C{SYS/TEMP}: PAM has given no answer.
         """
         return startNow(self._checked(credentials))
 
     async def _checked(self, credentials: Any) -> bytes:
         credentials = asAttempt(credentials)
         name = _text(credentials.username, _LONGEST_NAME)
-        # A module may accept an empty password if the user has no password in the system.
+        # Refuse an empty password, because a module may accept it if the user has no password in
+        # the system.
         password = _text(credentials.password, _LONGEST_PASSWORD)
         if not (name and password and _isName(name)):
             raise UnauthorizedLogin()
         answer = await self._checks.check(credentials, self._authenticate, name, password)
         if not answer.mailbox:
-            # PAM does not always report whether the user exists, so the attempt counts as a guess.
+            # Count the attempt as a guess, because PAM does not always report whether the user
+            # exists.
             credentials.refused()
             self._report(name, answer.reason)
             raise UnauthorizedLogin()
@@ -202,19 +206,20 @@ class PAMAccounts:
 
     def _authenticate(self, name: str, password: str) -> _Answer:
         """
-        @raise CheckUnavailable: PAM or the system gives no answer.
+        @raise CheckUnavailable: PAM or the system has given no answer.
         """
         pam = self._pam
         return self._answerOf(
             name,
-            # pam_setcred() would change this process, such as its groups.  The password must be
-            # str, because pamela would treat bytes as a list of passwords.
+            # resetcred=0 prevents a call of pam_setcred(), which would change this process, for
+            # example its groups.  The password must be str, because pamela would treat bytes as a
+            # list of passwords.
             lambda: pam.authenticate(name, password, service=self._service, resetcred=0),
         )
 
     def _account(self, name: str) -> _Answer:
         """
-        Ask for an account without a password.
+        Ask PAM whether a user may log in, without a password.
 
         @raise CheckUnavailable: see L{_authenticate}.
         """
@@ -233,7 +238,8 @@ class PAMAccounts:
             if code in _REFUSED:
                 return _Answer("", _REFUSED[code])
             raise CheckUnavailable(f"{error.message} (PAM error {code})") from None
-        # The system may ignore case, but each user must have only one mailbox.
+        # Use the name as the system spells it.  The system may ignore case, and a user must not
+        # have a mailbox for each spelling.
         return _Answer(name if user is None else user.name)
 
     def _userOf(self, name: str) -> SystemUser | None:
@@ -257,36 +263,38 @@ class PAMAccounts:
 
     async def provenMailbox(self, info: IPOP3ConnectionInfo, username: str) -> str | None:
         """
-        See L{IProvenAccounts.provenMailbox}: PAM permits the account.
+        See L{IProvenAccounts.provenMailbox}.  The user has a mailbox if PAM permits the account.
         """
         return await self._find(username) or None
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> str:
         """
-        See L{IAccountStatus.credentialsVersion}.  PAM does not report when a password has changed.
+        See L{IAccountStatus.credentialsVersion}.  All versions are the same, because PAM does not
+        report when a password has changed.
         """
         return "pam"
 
     async def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> bool:
         """
-        See L{IAccountStatus.isStillValid}: PAM permits the account.
+        See L{IAccountStatus.isStillValid}.  A session is valid if PAM permits the account.
         """
         return bool(await self._find(username))
 
     async def hasAccount(self, username: str) -> bool:
         """
-        See L{IAccountNames.hasAccount}: the system knows the user.
+        See L{IAccountNames.hasAccount}.  A user has an account if the system knows the user.
         """
         name = _text(username.encode("utf-8", "surrogateescape"), _LONGEST_NAME)
         if not (name and _isName(name)):
             return False
         user = await self._checks.ask(self._userOf, name)
-        # If the user's mailbox has another name, nobody would read the mail of this name.
+        # If the mailbox of the user has another name, nobody would read mail that is delivered to
+        # this name.
         return user is not None and user.uid != 0 and user.name == name
 
     def reload(self) -> None:
         """
-        See L{IReloading.reload}.  Log reasons again that were logged before.  PAM itself reads its
-        files at each check.
+        See L{IReloading.reload}.  Log each reason again, even if it was logged before.  Nothing
+        else is necessary, because PAM reads its files at each check.
         """
         self._reported = Once()

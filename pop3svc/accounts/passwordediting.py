@@ -18,8 +18,8 @@ __all__ = ["FORMS", "Proved", "addUser", "addVerifiers", "removeUser", "setPassw
 
 def _find(lines: list[str], name: str) -> list[int]:
     """
-    @return: the indices of a user's lines.  A file that another program has written may have
-        several.
+    @return: the indices of the lines of a user.  In a file that another program has written, a user
+        may have several lines.
     """
     return [
         index
@@ -38,15 +38,16 @@ def _checkPassword(password: str) -> str:
     return preparePassword(password)
 
 
-# The forms in which a password can be stored: a hash, a verifier for SCRAM, or a hash with a
-# verifier beside it.
+# The forms in which a password can be stored: a hash, a verifier for SCRAM, or both in the same
+# line.
 FORMS = ("hash", "verifier", "both")
 
 
 def _store(password: str, form: str) -> tuple[str, Mapping[str, str]]:
     """
     @param form: one of L{FORMS}.
-    @return: the stored form of the password, and the verifiers beside it.
+    @return: the hash or verifier to store as the password, and the verifiers for the extra fields
+        of the line.
     """
     password = _checkPassword(password)
     if form == "verifier":
@@ -64,10 +65,10 @@ def addUser(
     """
     Add a user.  Create the file if it does not exist.
 
-    @param owner: uid and gid of a new file.
-    @param form: the form in which the password is stored, one of L{FORMS}.  A verifier is for
+    @param owner: the uid and the gid that own a new file.
+    @param form: one of L{FORMS}, in which the password is stored.  Verifiers are made for
         SCRAM-SHA-256.
-    @raise ValueError: the user cannot be added; a sentence that gives the reason.
+    @raise ValueError: the user cannot be added.  The text is a sentence with the reason.
     """
     stored, verifiers = _store(password, form)
     with changing(path, mayBeNew=True, owner=owner) as lines:
@@ -79,11 +80,11 @@ def addUser(
 
 def setPassword(path: str, name: str, password: str, form: str = "hash") -> None:
     """
-    Replace a user's password, and remove further lines of that user.  The fields after the
-    password stay, except for verifiers of the previous password.
+    Replace the password of a user.  If the user has several lines, keep the first one only.  The
+    fields after the password stay, but verifiers of the previous password are removed.
 
     @param form: see L{addUser}.
-    @raise ValueError: the password cannot be replaced; a sentence that gives the reason.
+    @raise ValueError: the password cannot be replaced.  The text is a sentence with the reason.
     """
     name = nameIn(name)
     stored, verifiers = _store(password, form)
@@ -100,10 +101,10 @@ def setPassword(path: str, name: str, password: str, form: str = "hash") -> None
 
 class Proved(NamedTuple):
     """
-    Verifiers of a password that a login has shown to be right.
+    The verifiers of a password with which a user has just logged in.
 
-    @ivar stored: the stored password of the user to which they belong.
-    @ivar verifiers: stored passwords by algorithm.
+    @ivar stored: the stored password of the user.  The verifiers belong to it.
+    @ivar verifiers: the verifiers by algorithm, in the form of stored passwords.
     """
 
     stored: str
@@ -112,13 +113,13 @@ class Proved(NamedTuple):
 
 def addVerifiers(path: str, found: Mapping[str, Proved]) -> int:
     """
-    Add verifiers beside the hashes of users.  A user gets no verifier if the stored password has
-    changed meanwhile, or if the user's line has no place for verifiers.  The file keeps its owner
-    and its permissions.
+    Add verifiers to the lines of users.  A user gets no verifier if the stored password has changed
+    since the login, or if the line of the user has no place for verifiers.  The file keeps its
+    owner and its permissions.
 
     @param found: the verifiers by user name.
     @return: the number of users who got a verifier.
-    @raise ValueError: the file cannot be changed; a sentence that names it.
+    @raise ValueError: the file cannot be changed.  The text is a sentence that names the file.
     """
     count = 0
     with changing(path, keepsAccess=True) as lines:
@@ -140,7 +141,7 @@ def addVerifiers(path: str, found: Mapping[str, Proved]) -> int:
 
 def _firstLines(lines: list[str], names: Container[str]) -> dict[str, int]:
     """
-    @return: the index of the first line of each of these users.
+    @return: the index of the first line of each user.
     """
     found: dict[str, int] = {}
     for index, line in enumerate(lines):
@@ -152,9 +153,9 @@ def _firstLines(lines: list[str], names: Container[str]) -> dict[str, int]:
 
 def removeUser(path: str, name: str) -> None:
     """
-    Remove a user, with all lines of that name.
+    Remove all lines of a user.
 
-    @raise ValueError: the user cannot be removed; a sentence that gives the reason.
+    @raise ValueError: the user cannot be removed.  The text is a sentence with the reason.
     """
     name = nameIn(name)
     with changing(path) as lines:

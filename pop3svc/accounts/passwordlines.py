@@ -1,10 +1,10 @@
 """
-The lines of a password file.
+Read and make the lines of a password file.
 
-A line is C{name:hash:uid:gid:gecos:home:shell:extra}, as in Dovecot's passwd-file; everything after
-the hash is optional.  The verifiers for SCRAM that belong to a hash are extra fields.  Such a field
-also contains a digest of the hash.  If another program changes the hash, the digest does not match
-any more, and the verifier is ignored.
+A line has the form C{name:hash:uid:gid:gecos:home:shell:extra}, as in Dovecot's passwd-file.
+Everything after the hash is optional.  The verifiers for SCRAM that belong to a hash are extra
+fields.  The field of a verifier also contains a digest of the hash.  If another program changes the
+hash, the digest does not match any more.  The service then ignores the verifier.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from pop3svc.preparation import prepareName
 
 __all__ = ["checkUserName", "extrasOf", "nameIn", "verifierIn", "verifiersIn", "withVerifiers"]
 
-# The fields of a line between the hash and the extra fields: uid, gid, gecos, home and shell.
+# The number of fields between the hash and the extra fields.  They are uid, gid, gecos, home and
+# shell.
 _BETWEEN = 5
-# The extra field of each algorithm of SCRAM, and the scheme of its verifiers.
+# For each algorithm of SCRAM: the name of the extra field, and the scheme of the verifiers.
 _FIELDS = {
     "sha256": ("pop3svc_scram_sha_256", "{SCRAM-SHA-256}"),
     "sha1": ("pop3svc_scram_sha_1", "{SCRAM-SHA-1}"),
@@ -28,7 +29,7 @@ _ALGORITHMS = {field: algorithm for algorithm, (field, _) in _FIELDS.items()}
 
 def checkUserName(name: str, isCaseMapped: bool = False) -> str:
     """
-    Prepare a user name, and check that a password file can hold it.
+    Prepare a user name, and check that a password file can contain the name.
 
     @param isCaseMapped: see L{prepareName}.
     @return: the prepared name.
@@ -41,7 +42,8 @@ def checkUserName(name: str, isCaseMapped: bool = False) -> str:
 
 def nameIn(line: str) -> str:
     """
-    @return: the user of a line, prepared if possible.
+    @return: the name of the user of a line.  The name is prepared, unless the profile does not
+        allow it.
     """
     name = line.partition(":")[0]
     try:
@@ -53,13 +55,15 @@ def nameIn(line: str) -> str:
 def extrasOf(fields: str) -> str | None:
     """
     @param fields: the part of a line after the hash and its colon.
-    @return: the extra fields, which spaces separate; L{None} if the line has no place for them.
+    @return: the extra fields, separated by spaces; L{None} if the line has no place for extra
+        fields.
     """
-    # An extra field may contain colons.
+    # Limit the number of parts, because an extra field may contain colons.
     found = fields.split(":", _BETWEEN)[_BETWEEN:]
     if not found:
         return ""
-    # In an old format of Dovecot, an empty field and the location of the mail follow the shell.
+    # In an old format of Dovecot, the shell is followed by an empty field and the location of the
+    # mail.
     return None if found[0].startswith(":") else found[0]
 
 
@@ -76,9 +80,9 @@ def verifierIn(stored: str, key: str, value: str) -> tuple[str, str] | None:
     Read an extra field.
 
     @param stored: the hash of the line.
-    @return: the algorithm, C{"sha1"} or C{"sha256"}, and a stored password in the form of
-        L{pop3svc.accounts.hashes}; L{None} if the field is not a verifier, or belongs to another
-        hash.
+    @return: the algorithm (C{"sha1"} or C{"sha256"}), and the verifier as a stored password in a
+        form of L{pop3svc.accounts.hashes}.  L{None} if the field is not a verifier, or belongs to
+        another hash.
     """
     algorithm = _ALGORITHMS.get(key)
     binding, _, rest = value.partition(",")
@@ -93,7 +97,7 @@ def verifiersIn(stored: str, fields: str) -> dict[str, str]:
 
     @param stored: the hash of the line.
     @param fields: the part of a line after the hash and its colon.
-    @return: stored passwords by algorithm.
+    @return: the verifiers by algorithm, in the form of stored passwords.
     """
     found = (
         verifierIn(stored, key, value)
@@ -107,10 +111,11 @@ def withVerifiers(stored: str, rest: str, verifiers: Mapping[str, str]) -> str:
     Replace the verifiers of a line.
 
     @param stored: the hash to which the verifiers belong.
-    @param rest: the part of a line after the hash: empty, or a colon and further fields.
-    @param verifiers: stored passwords by algorithm; empty to remove all verifiers.
-    @return: the new part after the hash.
-    @raise ValueError: the line has no place for verifiers; a short reason.
+    @param rest: the part of a line after the hash.  It is empty, or a colon and further fields.
+    @param verifiers: the new verifiers by algorithm, in the form of stored passwords; empty to
+        remove all verifiers.
+    @return: the new part of the line after the hash.
+    @raise ValueError: the line has no place for verifiers.  The text is a short reason.
     """
     fields = rest[1:].split(":", _BETWEEN)
     extras = extrasOf(rest[1:])

@@ -1,5 +1,6 @@
 """
-Restrictions of an account: its user may not log in, or may log in only from some networks.
+Restrictions of an account.  The user of the account may not log in at all, or may log in from some
+networks only.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from pop3svc.networks import addressOf
 
 __all__ = ["BARRED", "Restrictions", "networksOf", "reasonOf"]
 
-# Values of nologin that mean that a user may log in.
+# The values of nologin with which a user may log in.
 _MAY_LOG_IN = ("", "0", "f", "false", "n", "no", "off", "none", "null")
 _IS_BARRED = ("1", "t", "true", "y", "yes", "on")
 _REASON = re.compile(r"[ -Z\\^-~]{1,200}")
-# The reason for the client if the account gives none.
+# The reason for the client if the account does not contain a reason.
 BARRED = "Login is disabled."
 
 
@@ -34,8 +35,8 @@ class Restrictions(NamedTuple):
 
     def allows(self, client: Any) -> bool:
         """
-        @param client: credentials or another object with C{clientIP}.
-        @return: whether the user may log in from the client's address.
+        @param client: credentials, or another object with the attribute C{clientIP}.
+        @return: whether C{networks} allows a login from the address of the client.
         """
         if not self.networks:
             return True
@@ -48,7 +49,7 @@ class Restrictions(NamedTuple):
     def mayLogIn(self, client: Any) -> bool:
         """
         @param client: see L{allows}.
-        @return: whether the user may log in, for mechanisms without a password.
+        @return: whether the user may log in.  This method is for mechanisms without a password.
         """
         return self.nologin is None and self.allows(client)
 
@@ -68,7 +69,7 @@ def reasonOf(nologin: str) -> str | None:
 def networksOf(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     """
     @param text: networks and addresses, separated by commas or spaces.
-    @raise ValueError: the text contains something else; a short reason.
+    @raise ValueError: the text contains something else.  The text of the error is a short reason.
     """
     try:
         return tuple(ip_network(each, strict=False) for each in re.split(r"[\s,]+", text) if each)

@@ -1,5 +1,5 @@
 """
-Keys for SCRAM (RFC 5802) from stored passwords.
+Find or compute the keys for SCRAM (RFC 5802) that belong to stored passwords.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ __all__ = [
 ]
 
 _MECHANISMS = {"sha1": "SCRAM-SHA-1", "sha256": "SCRAM-SHA-256"}
-# The algorithm of each mechanism.
+# For each mechanism: the name of its hash algorithm.
 ALGORITHMS = {mechanism: algorithm for algorithm, mechanism in _MECHANISMS.items()}
-# Rounds for keys that are computed at a login, from a password in clear text: the least that RFC
-# 7677 section 4 allows.
+# The number of rounds for keys that are computed at a login from a password in clear text.  RFC
+# 7677 section 4 allows no smaller number.
 _LEAST_ROUNDS = 4096
-# Octets of the salt of these keys.
+# The number of octets of the salt for keys that are computed at a login.
 PLAIN_SALT = 16
-# Rounds of the verifiers that the service makes: as many as gsasl uses.  A client computes them at
-# each login.
+# The number of rounds of the verifiers that the service makes. gsasl uses the same number.  A
+# client computes these rounds at each login.
 ROUNDS = 65_536
 # The most passwords in clear text whose keys are remembered.
 _REMEMBERED = 10_000
-# Verifiers that no password has.
+# A verifier for each algorithm.  No password matches it.
 _STAND_INS = {
     "sha1": "{SCRAM-SHA-1}65536," + "A" * 22 + "==" + ("," + "A" * 27 + "=") * 2,
     "sha256": "{SCRAM-SHA-256}65536," + "A" * 22 + "==" + ("," + "A" * 43 + "=") * 2,
@@ -52,17 +52,19 @@ def deriveKeys(password: str, algorithm: str, salt: bytes, rounds: int) -> Scram
     """
     Compute keys from a password.  Blocks.
 
-    @return: L{None} if SASLprep (RFC 4013) does not allow the password, or makes it empty.
+    @return: the keys; L{None} if SASLprep (RFC 4013) does not allow the password, or makes it
+        empty.
     """
     from scramp import ScramException, ScramMechanism
     from scramp.utils import saslprep
 
     try:
-        # SASLprep does not change such a password, and takes 2 microseconds for each character.
+        # Skip SASLprep for printable ASCII.  It would not change the password, and it takes 2
+        # microseconds for each character.
         isPrepared = password.isascii() and password.isprintable()
         if not (password if isPrepared else saslprep(password)):
-            # The password is a soft hyphen, for example.  An empty password would have the same
-            # keys.
+            # An example is a password that consists of soft hyphens.  An empty password would have
+            # the same keys.
             return None
         made = ScramMechanism(_MECHANISMS[algorithm]).make_auth_info(
             password, iteration_count=rounds, salt=salt
@@ -77,7 +79,8 @@ def makeVerifier(password: str, algorithm: str = "sha256") -> str:
     Make a stored password that works with SCRAM and with passwords in clear text.  Blocks.
 
     @param algorithm: C{"sha1"} or C{"sha256"}.
-    @return: in Dovecot's form, C{{SCRAM-SHA-256}rounds,salt,StoredKey,ServerKey}.
+    @return: the stored password in Dovecot's form
+        C{{SCRAM-SHA-256}rounds,salt,StoredKey,ServerKey}.
     @raise ValueError: SASLprep (RFC 4013) does not allow the password.
     """
     keys = deriveKeys(password, algorithm, secrets.token_bytes(16), ROUNDS)
@@ -91,8 +94,8 @@ def makeVerifier(password: str, algorithm: str = "sha256") -> str:
 
 class KeyForms:
     """
-    Counts the forms of users' keys, and chooses one of them for a made-up user.  A form is the
-    number of rounds and the length of the salt.
+    Counts the forms of the users' SCRAM keys.  A form is the number of rounds and the length of the
+    salt.  For a user who does not exist, L{example} chooses one of the forms.
     """
 
     # The most different forms that are counted.
@@ -104,7 +107,8 @@ class KeyForms:
 
     def add(self, stored: str) -> None:
         """
-        Count a stored password that has keys.
+        Count the form of the keys of a stored password.  A stored password without keys is not
+        counted.
         """
         isPlain = self._reader.isPlain(stored)
         for algorithm, counts in self._counts.items():
@@ -120,10 +124,10 @@ class KeyForms:
 
     def example(self, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        Choose a form by the seed.  The more users have a form, the more seeds choose it.  If the
-        counts change, only few seeds get another form (weighted rendezvous hashing).
+        Choose a form by the seed.  A form that more users have is chosen by more seeds.  A change
+        of the counts changes the form for few seeds only (weighted rendezvous hashing).
 
-        @return: keys of that form; L{None} if there are none.
+        @return: keys of the chosen form; L{None} if no form was counted.
         """
         counts = self._counts[algorithm]
         if not counts:
@@ -131,7 +135,7 @@ class KeyForms:
 
         def score(form: tuple[int, int]) -> float:
             digest = hashlib.blake2b(b"%d,%d" % form, key=seed[:64], digest_size=6).digest()
-            # This number is above 0 and below 1.
+            # A number above 0 and below 1.
             part = (int.from_bytes(digest) + 0.5) / 2**48
             return counts[form] / -math.log(part)
 
@@ -141,7 +145,7 @@ class KeyForms:
 
 class ScramSource:
     """
-    Keys for the users of one source of accounts.
+    Finds or computes SCRAM keys for the users of one source of accounts.
 
     @ivar hasPlain: whether the source has passwords in clear text.
     """
@@ -153,26 +157,27 @@ class ScramSource:
         clock: IReactorTime | None = None,
     ) -> None:
         """
-        @param runner: computes keys; the shared threads if not given.
-        @param clock: the reactor if not given.
+        @param runner: runs the computation of keys; the shared threads if not given.
+        @param clock: used for the time limit; the reactor if not given.
         """
         self._reader = reader
         self._queue = hashing() if runner is None else CheckQueue(runner, clock)
         self._derived: BoundedDict[tuple[str, str, bytes], ScramKeys | None] = BoundedDict(
             _REMEMBERED
         )
-        # The password of users that do not exist.
+        # Keys are computed from this text if a user has no password in clear text.
         self._nobody = secrets.token_hex(32)
         self.hasPlain = False
 
     async def keysOf(self, stored: str | None, algorithm: str, salt: bytes) -> ScramKeys | None:
         """
-        @param stored: a usable stored password; L{None} if there is no such user.
+        @param stored: a stored password that can be used; L{None} if the user does not exist.
         @param salt: see L{pop3svc.interfaces.IScramAccounts.scramKeys}.
-        @return: the keys; L{None} if there are none.
-        @raise POP3ResponseError: C{SYS/TEMP} if the computation would have to wait too long.
+        @return: the keys; L{None} if the user has no keys.
+        @raise POP3ResponseError: C{SYS/TEMP}: the computation would have to wait too long.
         """
-        # Read a verifier for every user, because otherwise the time would reveal who has one.
+        # Read a verifier for every user, because otherwise the time would reveal which users have a
+        # verifier.
         standIn = _STAND_INS[algorithm]
         password = self._reader.passwordOf(standIn if stored is None else stored)
         own = self._reader.scramKeys(standIn if stored is None else stored, algorithm)
@@ -181,9 +186,8 @@ class ScramSource:
         derived: ScramKeys | None = None
         if self.hasPlain or password is not None:
             # Also compute keys for a user without a password in clear text, because otherwise the
-            # time would reveal which users have one.  The preparation (SASLprep) of a longer
-            # password takes longer, so use a password of a usual length, always the same length for
-            # a name.
+            # time would reveal which users have one.  SASLprep takes longer for a longer password.
+            # Use a text with a usual length, and always the same length for the same name.
             nobody = self._nobody[: 8 + salt[0] % 17]
             derived = await self._derive(password or nobody, algorithm, salt)
         if stored is None:
@@ -206,6 +210,6 @@ class ScramSource:
 
     def forget(self) -> None:
         """
-        Forget the keys of passwords that may have changed.
+        Forget all computed keys, because passwords may have changed.
         """
         self._derived.clear()

@@ -1,5 +1,5 @@
 """
-Accounts in a database, found by the operator's query.
+Accounts in a database.  A query that the operator has written finds the account of a user.
 """
 
 from __future__ import annotations
@@ -53,17 +53,19 @@ log = Logger(namespace="pop3svc")
 
 PARAMETERS = ("user", "local", "domain")
 COLUMNS = ("password", "user", "nologin", "allow_nets")
-# The most octets of a name that is looked up.  An address has at most 254 (RFC 5321 section
-# 4.5.3.1).
+# The most octets of a name that is looked up.  A mail address has at most 254 octets (RFC 5321
+# section 4.5.3.1).
 _LONGEST_NAME = 512
 
-# The beginning of the version of credentials with an application password.
+# The first characters of the credentialsVersion of a session that has logged in with an application
+# password.
 _APP = "app:"
 
 
 class _BadAccount(Exception):
     """
-    A row cannot be used.  The text is the reason, without the stored password.
+    The row of a user cannot be used.  The text of the exception is the reason.  It does not contain
+    the stored password.
     """
 
 
@@ -71,7 +73,7 @@ class _Row(NamedTuple):
     """
     The row of a user.
 
-    @ivar user: the name of the mailbox; L{None} if it is the login name.
+    @ivar user: the name of the mailbox; L{None} if it is the name of the login.
     """
 
     password: str
@@ -84,8 +86,8 @@ class _Row(NamedTuple):
 
 def _columnsOf(cursor: Any) -> list[str]:
     """
-    @return: the names of the columns.
-    @raise BadQuery: a required column is missing, or there is an unknown one.
+    @return: the names of the columns that a query has returned.
+    @raise BadQuery: a required column is missing, or a column is unknown.
     """
     if cursor.description is None:
         raise BadQuery("the query returns no rows")
@@ -103,7 +105,7 @@ def _columnsOf(cursor: Any) -> list[str]:
 
 def _look(transaction: Transaction, query: str, name: str) -> list[dict[str, Any]]:
     """
-    @return: the rows of a user, two at most.
+    @return: the rows of a user, at most two of them.
     """
     cursor = transaction.execute(query, **valuesOf(name))
     columns = _columnsOf(cursor)
@@ -112,14 +114,14 @@ def _look(transaction: Transaction, query: str, name: str) -> list[dict[str, Any
 
 def _textOf(value: Any) -> str:
     """
-    @raise _BadAccount: the value is no text.
+    @raise _BadAccount: the value cannot be converted to a text.
     """
     if value is None:
         return ""
     if isinstance(value, bool):
         return "1" if value else "0"
     if isinstance(value, int):
-        # In a column of numbers SQLite converts a text to a number.
+        # The value may have been a text, because SQLite converts a text in a column of numbers.
         return str(value)
     if isinstance(value, bytes | memoryview):
         return bytes(value).decode("utf-8", "surrogateescape")
@@ -156,17 +158,17 @@ def _rowOf(values: dict[str, Any]) -> _Row:
 class SQLAccounts:
     """
     A checker that finds each account by a query.  The query has one or more of the parameters
-    C{:user}, C{:local} and C{:domain}, whose values are bound.  It returns one row or none, with
-    these columns:
+    C{:user}, C{:local} and C{:domain}.  The driver binds their values.  It returns one row or none,
+    with these columns:
 
       - C{password}: a stored password of L{pop3svc.accounts.hashes}.
       - C{user}: the name of the mailbox, if it is not the name of the login.
-      - C{nologin}: if it is not empty and not 0, the user may not log in; a text is the reason for
-        the client.
-      - C{allow_nets}: networks, separated by commas, from which the user may log in.
+      - C{nologin}: if it is neither empty nor 0, the user may not log in.  If it is a text, the
+        text is the reason for the client.
+      - C{allow_nets}: the networks from which the user may log in, separated by commas.
 
-    The transaction is read-only.  If an account cannot be used, its user cannot log in, and the log
-    names the account once.
+    The transaction is read-only.  A user whose account cannot be used cannot log in.  The log names
+    the account once.
     """
 
     credentialInterfaces = (IUsernamePassword, IPasswordAttempt)
@@ -181,12 +183,12 @@ class SQLAccounts:
         apps: SQLAppPasswords | None = None,
     ) -> None:
         """
-        @param reader: reads stored passwords.
-        @param runner: compares passwords.
-        @param clock: the reactor if not given.
-        @param apps: the users' application passwords.
-        @raise ValueError: the query has none of the parameters, or an unknown one.  The text is a
-            sentence for the operator.
+        @param reader: decides which kinds of stored passwords can be used.
+        @param runner: runs the comparisons of passwords.
+        @param clock: used for time limits; the reactor if not given.
+        @param apps: the application passwords of the users; L{None} if there are none.
+        @raise ValueError: the query has none of the parameters, or has an unknown one.  The text is
+            a sentence for the operator.
         """
         used = parametersOf(query)
         others = sorted(used - set(PARAMETERS))
@@ -204,22 +206,22 @@ class SQLAccounts:
         self._usual = UsualCost()
         self._scram = ScramSource(reader, runner, clock)
         self._keyForms = KeyForms(reader)
-        # The health of the query, because a query may fail while the database works.
+        # The query has its own Health, because the query may fail while the database works.
         self._health = Health(f"the query for {self._name}")
         self._reported = Once()
         self._secret = secrets.token_bytes(16)
         self._apps = apps
-        # For each connection, the version of the row that the login has used, until the session
-        # asks for it.
+        # For each connection of a client: the version of the row that the login has used.  It is
+        # kept until the session asks for it.
         self._versions: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
     def check(self) -> None:
         """
-        Try the query.  Blocks, for a limited time.
+        Try the query.  This method blocks for a limited time.
 
         @raise DatabaseUnavailable: the database cannot work now.
-        @raise ValueError: the query cannot work, or a setting of the database is wrong.  The text
-            is a sentence for the operator.
+        @raise ValueError: the query is wrong, or a setting of the database is wrong.  The text is a
+            sentence for the operator.
         """
         try:
             self._database.check(_look, self._query, "nobody@example.invalid")
@@ -246,19 +248,20 @@ class SQLAccounts:
 
     async def _rows(self, name: str) -> list[dict[str, Any]]:
         """
-        @return: the rows of a user, two at most.
-        @raise POP3ResponseError: C{SYS/TEMP}: the database or the query does not work.
+        @return: the rows of a user, at most two of them.
+        @raise POP3ResponseError: C{SYS/TEMP}: the database or the query has failed.
         """
         if not _mayBeInDatabase(name):
             return []
         try:
             rows = await self._database.run(_look, self._query, name, isReading=True)
         except DatabaseUnavailable:
-            # The database has logged the failure.
+            # The class Database has already logged the failure.
             raise _unavailable()
         except Exception as error:
             if isUnencodable(error):
-                # The name has a character that does not exist in the database's encoding.
+                # There is no such user, because the name has a character that the encoding of the
+                # database cannot represent.
                 return []
             self._health.failed(" ".join(str(error).split()) or type(error).__name__)
             raise _unavailable()
@@ -267,7 +270,7 @@ class SQLAccounts:
 
     async def _find(self, name: str) -> _Row | None:
         """
-        @return: the row of a user; L{None} if no row can be used.
+        @return: the row of a user; L{None} if there is no row, or if it cannot be used.
         """
         rows = await self._rows(name)
         if not rows:
@@ -311,8 +314,8 @@ class SQLAccounts:
         See L{ICredentialsChecker.requestAvatarId}.
 
         @return: the name of the mailbox in UTF-8.
-        @raise POP3ResponseError: C{SYS/TEMP} if the database or the comparison does not work;
-            C{SYS/PERM} if the password is right and the user may not log in.
+        @raise POP3ResponseError: C{SYS/TEMP} if the database or the comparison has failed;
+            C{SYS/PERM} if the password is right but the user may not log in.
         """
         return startNow(self._checked(credentials))
 
@@ -325,7 +328,8 @@ class SQLAccounts:
             app = await self._app(name, secret[0])
             if app is not None and row is not None:
                 return await self._checkedByApp(credentials, row, app, secret)
-        # For an unknown user, a comparison of the usual cost takes as long as for a real user.
+        # Compare the password with a hash of the usual cost if the user does not exist, so that the
+        # time is the same as for a user who exists.
         stored = None if row is None else row.password
         isRight = await self._comparison.isRight(
             credentials,
@@ -336,8 +340,8 @@ class SQLAccounts:
         if row is None or not isRight or not row.restrictions.allows(credentials):
             raise UnauthorizedLogin()
         if row.restrictions.nologin is not None:
-            # The code is not AUTH, because AUTH would count as a wrong guess, and would not show
-            # the reason.
+            # Do not use the code AUTH, because the attempt would count as a wrong guess, and the
+            # client would not get the reason.
             raise POP3ResponseError(row.restrictions.nologin, "SYS/PERM")
         if isinstance(credentials, PasswordAttempt):
             credentials.version = self._versionOf(row)
@@ -375,7 +379,8 @@ class SQLAccounts:
 
     def _appVersion(self, row: _Row, app: AppPassword, selector: str) -> str:
         """
-        @return: the version of the credentials of a session with an application password.
+        @return: the credentialsVersion of a session that has logged in with an application
+            password.
         """
         return f"{_APP}{selector}:{self._digestOf((app, row.user, row.restrictions))}"
 
@@ -411,7 +416,8 @@ class SQLAccounts:
 
     def exampleScramKeys(self, username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        See L{IScramAccounts.exampleScramKeys}; of the users who have tried to log in.
+        See L{IScramAccounts.exampleScramKeys}.  The example has the form of the keys of users who
+        have tried to log in.
         """
         return self._keyForms.example(algorithm, seed)
 
@@ -437,7 +443,8 @@ class SQLAccounts:
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
-        See L{IAccountStatus.credentialsVersion}; a keyed digest of the user's row at the login.
+        See L{IAccountStatus.credentialsVersion}.  The version is a keyed digest of the user's row
+        at the time of the login.
         """
         known = self._versions.pop(info, None)
         if known is not None:
@@ -452,7 +459,7 @@ class SQLAccounts:
         """
         See L{IAccountStatus.isStillValid}.
         """
-        # The query needs the login name, and the mailbox may have another name.
+        # Search for the name of the login, because the mailbox may have another name.
         return startNow(self._isStillValid(info.userNameAtLogin or username, version))
 
     async def _isStillValid(self, name: str, version: str) -> bool:
@@ -473,8 +480,8 @@ class SQLAccounts:
     def hasAccount(self, username: str) -> Any:
         """
         See L{IAccountNames.hasAccount}.  If the mailbox of this user has another name, the result
-        is False, because nobody would read mail for this name.  A user who may not log in also has
-        an account.
+        is False.  Nobody would read mail that is delivered to this name.  A user who may not log in
+        has an account as well.
         """
         return startNow(self._hasAccount(username))
 
@@ -490,7 +497,7 @@ class SQLAccounts:
 
     def reload(self) -> None:
         """
-        See L{IReloading.reload}.  Log errors again that were logged before.
+        See L{IReloading.reload}.  Log each error again, even if it was logged before.
         """
         self._reported = Once()
         self._comparison.forget()

@@ -1,5 +1,5 @@
 """
-Application passwords in a database, found by the operator's query.
+Application passwords in a database.  A query that the operator has written finds them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _checkParameters(what: str, statement: str) -> None:
 
 def _look(transaction: Transaction, query: str, key: Key) -> list[dict[str, Any]]:
     """
-    @return: the rows of an application password, two at most.
+    @return: the rows of an application password, at most two of them.
     """
     name, selector = key
     cursor = transaction.execute(query, **valuesOf(name), selector=selector)
@@ -98,11 +98,12 @@ def _textOf(value: Any) -> str:
 
 class SQLAppPasswords:
     """
-    Finds application passwords by a query with the parameters C{:selector} and C{:user}, C{:local}
-    or C{:domain}.  It returns one row or none, with the column C{hash}, and the optional columns
-    C{networks} (as C{allow_nets}) and C{expires} (for L{expiryOf}).
+    Finds application passwords by a query.  The query has the parameter C{:selector}, the parameter
+    C{:user} or C{:local}, and perhaps C{:domain}.  It returns one row or none.  The row has the
+    column C{hash}.  It may have the columns C{networks} (in the form of C{allow_nets}) and
+    C{expires} (in a form for L{expiryOf}).
 
-    @ivar comparison: compares secrets with these hashes.
+    @ivar comparison: compares secrets with the hashes.
     """
 
     def __init__(
@@ -115,11 +116,11 @@ class SQLAppPasswords:
         clock: IReactorTime | None = None,
     ) -> None:
         """
-        @param writing: the database for C{statement}.
-        @param statement: runs after a password was used, with the same parameters; at most once a
-            minute for each password.
-        @param runner: compares secrets.
-        @param clock: the reactor if not given.
+        @param writing: the database in which C{statement} runs.
+        @param statement: a statement that runs after an application password was used, at most once
+            a minute for each password.  It has the same parameters as C{query}.
+        @param runner: runs the comparisons of secrets.
+        @param clock: used for time limits and pauses; the reactor if not given.
         @raise ValueError: a statement has wrong parameters.  The text is a sentence for the
             operator.
         """
@@ -138,22 +139,22 @@ class SQLAppPasswords:
 
     def check(self) -> None:
         """
-        Try the query.  Blocks, for a limited time.
+        Try the query.  This method blocks for a limited time.
 
-        @raise BadQuery: it returns the wrong columns.
+        @raise BadQuery: the query returns the wrong columns.
         """
         self._database.check(_look, self._query, ("nobody@example.invalid", "aaaa"))
 
     async def find(self, name: str, selector: str) -> AppPassword | None:
         """
-        @param name: a name that may be in a database.
-        @return: the application password; L{None} if there is none, or it cannot be used.
-        @raise POP3ResponseError: C{SYS/TEMP}: the database or the query does not work.
+        @param name: the name of the user, in a form that the database accepts.
+        @return: the application password; L{None} if there is none, or if it cannot be used.
+        @raise POP3ResponseError: C{SYS/TEMP}: the database or the query has failed.
         """
         try:
             rows = await self._database.run(_look, self._query, (name, selector), isReading=True)
         except DatabaseUnavailable:
-            # The database has logged the failure.
+            # The class Database has already logged the failure.
             raise _unavailable() from None
         except Exception as error:
             if isUnencodable(error):
@@ -180,9 +181,9 @@ class SQLAppPasswords:
 
     def used(self, name: str, selector: str, now: float) -> None:
         """
-        Record that a password was used.
+        Record that an application password was used.
 
-        @param now: seconds since 1970.
+        @param now: the present time in seconds since 1970.
         """
         if self._writing is not None:
             self._uses.record((name, selector), now)
@@ -193,7 +194,7 @@ class SQLAppPasswords:
 
     def forget(self) -> None:
         """
-        Log errors again that were logged before.
+        Log each error again, even if it was logged before.
         """
         self._reported = Once()
         self.comparison.forget()
@@ -201,7 +202,7 @@ class SQLAppPasswords:
 
 def _passwordIn(row: dict[str, Any]) -> AppPassword:
     """
-    @raise ValueError: the row cannot be used; a short reason.
+    @raise ValueError: the row cannot be used.  The text is a short reason.
     """
     stored = _textOf(row["hash"])
     HASHES.costOf(stored)

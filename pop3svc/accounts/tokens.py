@@ -1,5 +1,5 @@
 """
-Check signed access tokens (RFC 7519, RFC 9068), with the keys of their issuer.
+Check signed access tokens (RFC 7519, RFC 9068) with the public keys of the issuer.
 """
 
 from __future__ import annotations
@@ -24,35 +24,38 @@ from pop3svc.accounts.claims import (
 
 __all__ = ["ALGORITHMS", "DEFAULT_ALGORITHMS", "KeySet", "TokenRules"]
 
-# Algorithms whose verification needs only a public key.  With a symmetric algorithm, everybody who
-# can verify a token could also make one. joserfc accepts both the old and the new name of EdDSA.
+# The allowed algorithms.  All of them verify a signature with a public key.  With a symmetric
+# algorithm, everybody who can verify a token could also make one.  The library joserfc accepts the
+# old and the new name of EdDSA.
 ALGORITHMS = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"),
     *("EdDSA", "Ed25519"),
 )
 DEFAULT_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA", "Ed25519")
 
-# A signed token has three parts.  A token with five parts would be encrypted.
+# The form of a signed token, which has three parts.  A token with five parts would be encrypted.
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-# The most seconds until a token expires.  Access tokens are usually valid for an hour, rarely for a
-# day.
+# The most seconds until a token expires.  Most access tokens are valid for an hour.  Few are valid
+# for a day.
 _LONGEST_LIFE = 7 * 86_400
-# The type of an access token (RFC 9068 section 2.1) or of any token.  Other types, such as
-# logout+jwt, have other purposes.
+# The allowed types of a token: the type of access tokens (RFC 9068 section 2.1), and the general
+# type.  Tokens of other types, such as logout+jwt, have other purposes.
 _TYPES = ("jwt", "at+jwt", "application/at+jwt")
-# Fields of a header that would change the meaning of the token.
+# A token is refused if its header has one of these fields, because they change the meaning of the
+# token.
 _REFUSED_FIELDS = frozenset(["crit", "b64", "zip", "enc"])
 
 # The most keys of a set.  An issuer has few keys, even while it renews them.
 _MOST_KEYS = 100
-# Bits of an RSA key.  Shorter keys can be broken, and longer ones cost too much time.
+# The allowed number of bits of an RSA key.  Shorter keys can be broken, and longer keys take too
+# much time.
 _RSA_BITS = range(2048, 8193)
 
 
 class _Registry(jws.JWSRegistry):
     """
-    Finds algorithms without joserfc's warnings, because L{TokenRules} decides which ones are
-    allowed.
+    Finds algorithms without the warnings of joserfc.  The warnings are not needed, because
+    L{TokenRules} decides which algorithms are allowed.
     """
 
     def get_alg(self, name: str) -> Any:
@@ -74,7 +77,7 @@ class KeySet:
     def __init__(self, data: bytes) -> None:
         """
         @param data: the key set in JSON.  A key that cannot be used affects no other key.
-        @raise ValueError: the data is not a key set, or has no usable key.
+        @raise ValueError: C{data} is not a key set, or has no key that can be used.
         """
         found = parseJSON(data).get("keys")
         if not isinstance(found, list):
@@ -87,7 +90,7 @@ class KeySet:
         for each in found:
             key = _usable(each)
             name = None if key is None else each.get("kid")
-            # If two keys have the same name, the first is used.
+            # Of two keys with the same name, use the first one.
             if key is None or name in self._byName:
                 self.dropped += 1
                 continue
@@ -99,8 +102,9 @@ class KeySet:
 
     def pick(self, name: str | None) -> Any:
         """
-        @param name: the C{kid} of a token; L{None} if the token has none.
-        @return: the key, or L{None}.  A token without C{kid} is valid only with a set of one key.
+        @param name: the name of the key in a token (C{kid}); L{None} if the token contains no name.
+        @return: the key; L{None} if there is no such key.  If C{name} is L{None}, the set must have
+            exactly one key.
         """
         if name is not None:
             return self._byName.get(name)
@@ -109,7 +113,7 @@ class KeySet:
 
 def _usable(value: Any) -> Any:
     """
-    @return: the key, or L{None} if it cannot be used.
+    @return: the key; L{None} if it cannot be used.
     """
     if not isinstance(value, dict) or value.get("kty") not in ("RSA", "EC", "OKP"):
         return None
@@ -127,7 +131,7 @@ def _usable(value: Any) -> Any:
 
 def _bitsOf(number: str) -> int:
     """
-    @param number: a number as in RFC 7518 section 2.
+    @param number: a number in the form Base64urlUInt (RFC 7518 section 2).
     """
     data = urlsafe_b64decode(number + "=" * (-len(number) % 4))
     return int.from_bytes(data, "big").bit_length()
@@ -138,8 +142,8 @@ class TokenRules:
     """
     The properties that a valid signed token must have.
 
-    @ivar claims: the claims that its payload must have.
-    @ivar algorithms: names of L{ALGORITHMS}.
+    @ivar claims: the claims that the payload of the token must contain.
+    @ivar algorithms: the allowed algorithms, which are some of L{ALGORITHMS}.
     """
 
     claims: ClaimRules
@@ -149,8 +153,9 @@ class TokenRules:
         """
         Read the header of a token.
 
-        @return: the name of the key that has signed the token, or L{None}.
-        @raise BadToken: the token cannot be valid with any key.
+        @return: the name of the key that has signed the token; L{None} if the token contains no
+            name.
+        @raise BadToken: the token is not valid, whichever key has signed it.
         """
         if len(token) > LONGEST_TOKEN:
             raise BadToken("it is too long")
@@ -176,8 +181,8 @@ class TokenRules:
         Check a token.
 
         @param token: a token whose header L{keyNameOf} has read.
-        @param key: the key of that name, from a L{KeySet}.
-        @param now: seconds since the epoch.
+        @param key: the key with the name that L{keyNameOf} has returned, from a L{KeySet}.
+        @param now: the present time in seconds since the epoch.
         @return: the name of the user.
         @raise BadSignature: another key has signed the token.
         @raise BadToken: the token is not valid for another reason.

@@ -25,16 +25,16 @@ __all__ = ["VerifierAdder"]
 
 log = Logger(namespace="pop3svc")
 
-# The most passwords whose verifiers are being computed or wait for the computation.  Further users
+# The most passwords whose verifiers are computed now or wait for their computation.  Further users
 # get a verifier at a later login.
 _MOST_COMPUTED = 100
-# The computation has its own thread, so that no login waits for it.
+# A separate thread computes verifiers, so that no login waits for the computation.
 _adding = BoundedThreadPool("pop3svc-verifiers", threads=1, waiting=_MOST_COMPUTED + 10)
 
 
 def _make(password: str, algorithms: Iterable[str]) -> dict[str, str]:
     """
-    @return: verifiers by algorithm; empty if SASLprep does not allow the password.
+    @return: the verifiers by algorithm; empty if SASLprep does not allow the password.
     """
     try:
         return {each: makeVerifier(password, each) for each in algorithms}
@@ -44,14 +44,14 @@ def _make(password: str, algorithms: Iterable[str]) -> dict[str, str]:
 
 class VerifierAdder:
     """
-    Adds verifiers to a password file.  They are computed in a thread.  They are written together,
-    some seconds later, because each change of the file makes the service read the file again.  If
-    the service ends before it has written a verifier, a later login adds the verifier.
+    Adds verifiers to a password file.  A thread computes the verifiers.  Some seconds later several
+    verifiers are written together, because each change of the file makes the service read the file
+    again.  If the service ends before it has written a verifier, a later login adds the verifier.
     """
 
     # Seconds from the first new verifier until the file is written.
     PAUSE = 10.0
-    # Users whose verifiers wait to be written; some 400 octets each.
+    # The most users whose verifiers wait to be written.  Each takes some 400 octets.
     MOST = 10_000
 
     def __init__(
@@ -62,16 +62,17 @@ class VerifierAdder:
         clock: IReactorTime | None = None,
     ) -> None:
         """
-        @param algorithms: C{"sha1"} and C{"sha256"}.
-        @param runner: computes verifiers and writes the file.
-        @param clock: the reactor if not given.
+        @param algorithms: the algorithms for which verifiers are added: C{"sha1"}, C{"sha256"} or
+            both.
+        @param runner: runs the computation of verifiers and the writing of the file.
+        @param clock: starts the writing; the reactor if not given.
         """
         self._path = path
         self._algorithms = sorted(algorithms)
         self._runner = _adding if runner is None else runner
         self._computing = 0
-        # The stored passwords for which verifiers have been computed, by user.  If they could not
-        # be added, the next login must not compute them again.
+        # For each user: the stored password for which verifiers have been computed.  If the
+        # verifiers could not be added, the next login must not compute them again.
         self._tried: BoundedDict[str, str] = BoundedDict(self.MOST)
         self._writer: LazyWriter[str, Proved] = LazyWriter(
             "no verifiers are added", self._write, self.PAUSE, self.MOST, clock
@@ -80,18 +81,18 @@ class VerifierAdder:
 
     def proved(self, name: str, password: bytes, stored: str, has: Container[str]) -> None:
         """
-        Add the missing verifiers of a user who has just proved the password.
+        Add the missing verifiers of a user whose password was just right.
 
         @param stored: the user's stored password.
-        @param has: the algorithms for which the user has verifiers.
+        @param has: the algorithms for which the user has verifiers already.
         """
         missing = [each for each in self._algorithms if each not in has]
         if not missing or self._tried.get(name) == stored:
             return
         if self._computing >= _MOST_COMPUTED or self._writer.isFull:
             return
-        # The verifier would accept only the whole password, but the hash accepts any password with
-        # the same beginning.
+        # Some hashes depend on the beginning of the password only.  A verifier depends on the whole
+        # password, so it would refuse passwords that the hash accepts.
         if HASHES.isPlain(stored) or not HASHES.isWhollyCompared(stored, password):
             return
         missing = [each for each in missing if HASHES.scramKeys(stored, each) is None]
