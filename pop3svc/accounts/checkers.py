@@ -1,5 +1,5 @@
 """
-A mailbox provider made of twisted.cred checkers and a mailbox store.
+A mailbox provider that uses checkers of twisted.cred and a mailbox store.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ __all__ = ["AccountFacts", "AccountsProvider"]
 @implementer(IUserFacts)
 class AccountFacts:
     """
-    Finds facts about users in the sources of accounts of one store.  The first source that knows a
-    user decides, both for logins and for new mail.
+    Finds facts about the users of one store in the sources of accounts.  The facts come from the
+    first source that knows the user, for logins as well as for new mail.
     """
 
     def __init__(self, accounts: Sequence[Any]) -> None:
@@ -63,10 +63,10 @@ class AccountFacts:
 
 class _Accepted(NamedTuple):
     """
-    A checker that has accepted a user.
+    Which checker has accepted a login, and as which user.
 
-    @ivar checker: the index of the checker.
-    @ivar name: the user's name there.
+    @ivar checker: the index of the checker in the list of checkers.
+    @ivar name: the name of the user according to the checker.
     @ivar version: see L{IPasswordAttempt.version}.
     """
 
@@ -78,8 +78,8 @@ class _Accepted(NamedTuple):
 @implementer(IPOP3MailboxProvider, IMailboxStore, IAccountStatus, IExpiry, IProvenAccounts)
 class AccountsProvider:
     """
-    Authenticates a user with the first checker that accepts the password, and opens the
-    user's mailbox in the store.
+    Asks the checkers one after the other, until one accepts the password.  Then opens the mailbox
+    of the user in the store.
 
     @ivar expireDays: see L{IExpiry}.
     """
@@ -88,14 +88,16 @@ class AccountsProvider:
         self, store: Any, checkers: Sequence[Any], patience: float = Policy.loginWait
     ) -> None:
         """
-        @param store: L{IMailboxStore}
+        @param store: an L{IMailboxStore}.
         @param checkers: L{ICredentialsChecker}s for L{twisted.cred.credentials.IUsernamePassword},
-            asked in this order.  A checker for L{IBearerToken} alone checks no passwords.
+            in the order in which they are asked.  A checker that supports no other credentials than
+            L{IBearerToken} is not asked about passwords.
         @param patience: how many seconds a login may wait for its password check to begin.
         """
         self._store = IMailboxStore(store)
         self._checkers = [ICredentialsChecker(checker) for checker in checkers]
-        # The other checkers may compare at once, without calling IPasswordAttempt.comparing.
+        # For each checker: whether it calls IPasswordAttempt.comparing before it compares a
+        # password.
         self._reportsGuesses = [
             IPasswordAttempt in each.credentialInterfaces for each in self._checkers
         ]
@@ -103,9 +105,9 @@ class AccountsProvider:
         self._scram = self._those(IScramAccounts)
         self._secrets = self._those(ISharedSecrets)
         self._bearer = self._those(IBearerAccounts)
-        # For each connection, the checker that accepted the user, because IAccountStatus is a
-        # question to that checker.  It is not in info.providerTag, because that attribute belongs
-        # to the store.
+        # For each connection: the checker that has accepted the user.  Later questions of
+        # IAccountStatus go to this checker.  The checker is not stored in info.providerTag, because
+        # the store uses that attribute.
         self._acceptedBy: WeakKeyDictionary[Any, _Accepted] = WeakKeyDictionary()
         if IUsesUserFacts.providedBy(store):
             store.useFacts(AccountFacts(checkers))
@@ -142,11 +144,11 @@ class AccountsProvider:
                 continue
             if isinstance(avatarID, bytes):
                 avatarID = avatarID.decode("utf-8", "surrogateescape")
-            # A value that is not a name, such as the empty tuple ANONYMOUS, means that there is no
-            # user.
+            # If the value is not a name, there is no user.  An example is the empty tuple
+            # ANONYMOUS.
             if isinstance(avatarID, str) and avatarID:
                 if attempt is not None:
-                    # The password was right, so a later failure does not count as a wrong guess.
+                    # The password is right, so a later failure must not count as a wrong guess.
                     attempt.isGuess = attempt.wasRefused = False
                 self._acceptedBy[info] = _Accepted(index, avatarID, credentials.version)
                 return await maybeAwait(self._store.openMailbox, info, avatarID)
@@ -154,8 +156,8 @@ class AccountsProvider:
 
     def _those(self, interface: InterfaceClass) -> list[tuple[int, Any]]:
         """
-        @return: the checkers that provide an interface, with their indices.  If there are any, also
-            declare that this provider provides the interface.
+        @return: the checkers that provide an interface, each with its index.  If there is such a
+            checker, this method also declares that the provider provides the interface.
         """
         found = [
             (index, each) for index, each in enumerate(self._checkers) if interface.providedBy(each)
@@ -166,7 +168,7 @@ class AccountsProvider:
 
     async def sharedSecret(self, info: IPOP3ConnectionInfo, username: str) -> SharedSecret | None:
         """
-        See L{ISharedSecrets.sharedSecret}; of the first checker that has one.
+        See L{ISharedSecrets.sharedSecret}.  Return the secret from the first checker that has one.
         """
         for index, checker in self._secrets:
             secret: SharedSecret | None = await maybeAwait(checker.sharedSecret, info, username)
@@ -194,7 +196,8 @@ class AccountsProvider:
 
     def exampleScramKeys(self, username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        See L{IScramAccounts.exampleScramKeys}; of the first checker that has keys.
+        See L{IScramAccounts.exampleScramKeys}.  Return the keys from the first checker that has
+        some.
         """
         for _, checker in self._scram:
             found: ScramKeys | None = checker.exampleScramKeys(username, algorithm, seed)
@@ -206,12 +209,13 @@ class AccountsProvider:
         self, info: IPOP3ConnectionInfo, token: str, username: str | None
     ) -> str | None:
         """
-        See L{IBearerAccounts.userOfToken}; of the first checker that accepts the token.
+        See L{IBearerAccounts.userOfToken}.  Return the user from the first checker that accepts the
+        token.
         """
         attempt = getattr(info, "loginAttempt", None)
         for index, checker in self._bearer:
             if attempt is not None:
-                # A checker may set this to False until it checks the token.
+                # A checker may set isGuess to False while it waits, before it checks the token.
                 attempt.isGuess = True
             name: str | None = await maybeAwait(checker.userOfToken, info, token, username)
             if name is not None:
@@ -221,9 +225,10 @@ class AccountsProvider:
 
     async def provenMailbox(self, info: IPOP3ConnectionInfo, username: str) -> str | None:
         """
-        See L{IProvenAccounts.provenMailbox}; of the first checker that has the account.  Do not ask
-        checkers that cannot tell which accounts exist, because they would accept a removed account.
-        If no checker can tell, accept every user.
+        See L{IProvenAccounts.provenMailbox}.  Return the mailbox from the first checker that has
+        the account.  Do not ask checkers that cannot tell which accounts exist, because they would
+        accept an account that was removed.  If no checker can tell which accounts exist, accept
+        every user.
         """
         self._acceptedBy.pop(info, None)
         canTell = False
@@ -242,12 +247,13 @@ class AccountsProvider:
         return None if canTell or not self._checkers else username
 
     def _statusOf(self, accepted: _Accepted | None) -> Any:
-        # If there is no checker, a mechanism has authenticated the user.
+        # No checker is known if a mechanism has authenticated the user itself.
         return None if accepted is None else IAccountStatus(self._checkers[accepted.checker], None)
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
-        See L{IAccountStatus.credentialsVersion}; empty if the checker does not provide it.
+        See L{IAccountStatus.credentialsVersion}.  The version is empty if the checker does not
+        provide L{IAccountStatus}.
         """
         accepted = self._acceptedBy.get(info)
         status = self._statusOf(accepted)
@@ -257,7 +263,8 @@ class AccountsProvider:
 
     def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> Any:
         """
-        See L{IAccountStatus.isStillValid}; true if the checker does not provide it.
+        See L{IAccountStatus.isStillValid}.  The result is true if the checker does not provide
+        L{IAccountStatus}.
         """
         accepted = self._acceptedBy.get(info)
         status = self._statusOf(accepted)
@@ -271,6 +278,6 @@ class AccountsProvider:
         """
         accepted = self._acceptedBy.get(info)
         if accepted is not None and accepted.name != username:
-            # This value is left over from a cancelled exchange, or from an earlier login.
+            # This entry is left over from a cancelled exchange, or from an earlier login.
             del self._acceptedBy[info]
         return self._store.openMailbox(info, username)

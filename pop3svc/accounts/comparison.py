@@ -1,5 +1,6 @@
 """
-Compare the password of a login with a stored one, in the queue that all sources of accounts share.
+Compare the password of a login with a stored password.  All sources of accounts share one queue for
+slow comparisons.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ log = Logger(namespace="pop3svc")
 
 class UsualCost:
     """
-    Counts the costs of the hashes of a source, with an example of each cost.
+    Counts how many hashes of a source have which cost, and keeps an example for each cost.
     """
 
-    # The most different costs that are counted.  A source has only a few kinds of hashes.
+    # The most different costs that are counted.  They are enough, because a source has a few kinds
+    # of hashes.
     MOST = 1000
 
     def __init__(self) -> None:
@@ -42,7 +44,7 @@ class UsualCost:
         """
         Count a hash.
 
-        @param cost: milliseconds.
+        @param cost: the CPU time of a comparison in milliseconds.
         """
         if cost in self._counts or len(self._counts) < self.MOST:
             self._counts[cost] = self._counts.get(cost, 0) + 1
@@ -50,8 +52,8 @@ class UsualCost:
 
     def example(self) -> str | None:
         """
-        @return: a hash of the median cost, because a few extreme hashes do not change the
-            median; L{None} if there are no hashes.
+        @return: a hash of the median cost; L{None} if no hash was counted.  A few hashes with
+            extreme costs do not change the median.
         """
         rest = (sum(self._counts.values()) + 1) // 2
         for cost in sorted(self._counts):
@@ -63,23 +65,23 @@ class UsualCost:
 
 class RememberedChecks:
     """
-    Remembers comparisons that have succeeded a short time ago.  For each it stores a keyed digest
-    of the name, the password and the stored password.  The key exists only in the memory of this
-    process.
+    Remembers comparisons that have succeeded a short time ago.  For each comparison it stores a
+    keyed digest of the name, the password and the stored password.  The key is kept in the memory
+    of this process and nowhere else.
     """
 
-    # Each entry takes about 200 octets.
+    # The most comparisons that are remembered.  Each takes about 200 octets.
     MOST = 10_000
 
     def __init__(self, seconds: float, now: Callable[[], float]) -> None:
         """
-        @param seconds: how long a comparison is remembered.
+        @param seconds: how many seconds a comparison is remembered.
         @param now: returns the seconds of a monotonic clock.
         """
         self._seconds = seconds
         self._now = now
         self._key = secrets.token_bytes(32)
-        # The time at which each comparison is forgotten, by its digest.
+        # For the digest of each comparison: the time at which the comparison is forgotten.
         self._until: BoundedDict[bytes, float] = BoundedDict(self.MOST)
 
     def digestOf(self, name: bytes, password: bytes, stored: str) -> bytes:
@@ -88,14 +90,14 @@ class RememberedChecks:
         """
         digest = hashlib.blake2b(key=self._key, digest_size=32)
         for each in (name, stored.encode("utf-8", "surrogateescape"), password):
-            # The lengths make the division into fields unambiguous.
+            # Include the lengths.  Otherwise the same octets could be divided into other fields.
             digest.update(len(each).to_bytes(8))
             digest.update(each)
         return digest.digest()
 
     def has(self, digest: bytes) -> bool:
         """
-        @return: whether this comparison has succeeded, not too long ago.
+        @return: whether this comparison has succeeded within the remembered time.
         """
         until = self._until.get(digest)
         if until is None:
@@ -131,9 +133,9 @@ class PasswordComparison:
         clock: IReactorTime | None = None,
     ) -> None:
         """
-        @param source: the source, for the log.
-        @param runner: compares passwords; the shared threads if not given.
-        @param clock: the reactor if not given.
+        @param source: the name of the source, for the log.
+        @param runner: runs slow comparisons; the shared threads if not given.
+        @param clock: used for time limits; the reactor if not given.
         """
         self._source = source
         self._reader = reader
@@ -141,21 +143,22 @@ class PasswordComparison:
         self._now = time.monotonic if clock is None else clock.seconds
         self._remembered: RememberedChecks | None = None
         self._reported: set[str] = set()
-        # The hash for comparisons with unknown users, while the source has no hash.
+        # The password of an unknown user is compared with this hash while the source has no hash.
         self._standIn = hashPassword(secrets.token_hex(16))
 
     def remember(self, seconds: int) -> None:
         """
-        From now on remember successful comparisons, except those that take little time.
+        After this call, remember successful comparisons.  Comparisons that take little time are not
+        remembered.
 
-        @param seconds: how long; 0 for not at all.
+        @param seconds: how many seconds a comparison is remembered; 0 if none is remembered.
         """
         self._remembered = RememberedChecks(seconds, self._now) if seconds else None
 
     def forget(self) -> None:
         """
-        Forget the remembered comparisons.  Also forget which errors were logged, so that each is
-        logged again.
+        Forget the remembered comparisons.  Also forget which errors were logged, so that each error
+        is logged again.
         """
         self._reported.clear()
         if self._remembered is not None:
@@ -173,14 +176,14 @@ class PasswordComparison:
         Compare the password of a login.
 
         @param credentials: credentials of twisted.cred, with C{username} and C{password}.
-        @param stored: a usable stored password; L{None} if the user does not exist.
-        @param standIn: a usable stored password.  If the user does not exist, a comparison with
-            this hash takes the same time.
-        @param mayLogIn: whether the user may log in with the right password.  If not, the password
-            is always compared, because a quick refusal would reveal that the password is right.
+        @param stored: a stored password that can be used; L{None} if the user does not exist.
+        @param standIn: another stored password that can be used.  If the user does not exist, the
+            password is compared with this one, so that the answer takes the same time.
+        @param mayLogIn: whether the user may log in with the right password.  If not, a remembered
+            comparison is not used, because a quick refusal would reveal that the password is right.
         @param secret: the text to compare, if it differs from the password that the client has
             sent.
-        @raise POP3ResponseError: C{SYS/TEMP} if the comparison would have to wait too long, or
+        @raise POP3ResponseError: C{SYS/TEMP}: the comparison would have to wait too long, or has
             failed, for example for lack of memory.
         """
         username: bytes = credentials.username
@@ -199,7 +202,7 @@ class PasswordComparison:
             matches = _settled(quick)
         else:
             if remembered is not None:
-                # Do this also for an unknown user, so that the time is the same.
+                # Compute the digest for an unknown user as well, so that the time is the same.
                 digest = remembered.digestOf(username, whole, compared)
                 if remembered.has(digest) and stored is not None and mayLogIn:
                     return True
@@ -226,7 +229,7 @@ class PasswordComparison:
         return _settled(partial(self._reader.verify, stored, password, name))
 
     def _failed(self, error: str) -> None:
-        # Logged once for each kind of error, until the source is read again.
+        # Log each kind of error once.  It is logged again after the source has been read again.
         if error not in self._reported:
             self._reported.add(error)
             log.error(

@@ -1,9 +1,9 @@
 """
-Read stored passwords of all kinds: syntax and bounds, costs, and verification.
+Read stored passwords of all kinds, estimate the cost of a comparison, and compare.
 
-Every source of accounts uses this module.  A stored password begins with the kind of its hash
-(C{$argon2id$}, C{$6$} and others), or with a scheme of Dovecot or Courier (C{{SSHA256}...},
-C{{SHA512.HEX}...}).
+Every source of accounts uses this module.  A stored password begins with the kind of its hash, such
+as C{$argon2id$} or C{$6$}, or with a scheme of Dovecot or Courier, such as C{{SSHA256}} or
+C{{SHA512.HEX}}.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ from pop3svc.interfaces import ScramKeys
 
 __all__ = ["HASHES", "KINDS", "LONGEST_PASSWORD", "HashReader", "hashPassword"]
 
-# The most octets of a password.  Every kind of hash accepts this many.
+# The most octets of a password.  Every kind of hash accepts passwords of this length.
 LONGEST_PASSWORD = 1024
-# The most characters of a stored password.  The longest valid one is a {PLAIN} password.
+# The most characters of a stored password.  A password with the scheme {PLAIN} can have this
+# length.
 _LONGEST = 2048
-# Comparisons that take at most this many milliseconds of CPU time run in the reactor's thread.
+# A comparison that takes at most this many milliseconds of CPU time runs in the reactor's thread.
 _QUICK = 0.05
 
-# Messages to the operator name these kinds of hashes.
+# The kinds of hashes, as messages to the operator name them.
 KINDS = (
     "argon2, bcrypt ($2b$), sha512-crypt ($6$), sha256-crypt ($5$), md5-crypt ($1$), scrypt, "
     "yescrypt, and {SCHEME} of Dovecot"
@@ -48,13 +49,14 @@ KINDS = (
 
 class _Scheme(NamedTuple):
     """
-    A scheme.
+    A scheme of stored passwords, such as C{{SSHA256}}.
 
-    @ivar decode: takes the text after the scheme and its suffix (C{""}, C{"b64"} or C{"hex"}),
-        returns the value that C{cost} and C{verify} take; raises L{ValueError}.
-    @ivar cost: milliseconds of a comparison; raises L{ValueError} if the hash is malformed or
-        out of bounds.
-    @ivar verify: takes the decoded value, a password and the user's name.
+    @ivar decode: takes the text after the scheme, and the suffix of the scheme (C{""}, C{"b64"} or
+        C{"hex"}).  It returns the value that C{cost} and C{verify} take, or raises L{ValueError}.
+    @ivar cost: takes the decoded value and returns the CPU time of a comparison in milliseconds.
+        It raises L{ValueError} if the hash is malformed or would cost too much.
+    @ivar verify: takes the decoded value, a password and the name of the user, and returns whether
+        they match.
     """
 
     decode: Callable[[str, str], Any]
@@ -81,7 +83,7 @@ def _fromHex(text: str) -> bytes:
 
 def _asText(text: str, suffix: str) -> str:
     """
-    Decode a text.  Without a suffix, the text is taken unchanged.
+    Decode a text.  If C{suffix} is empty, the text is returned unchanged.
     """
     if suffix == "":
         return text
@@ -91,7 +93,8 @@ def _asText(text: str, suffix: str) -> str:
 
 def _asDigest(size: int, text: str, suffix: str) -> bytes:
     """
-    Decode octets in base64, or in hexadecimal digits if the text is twice as long as the octets.
+    Decode the octets of a digest.  The text is in hexadecimal digits if C{suffix} says so, or if it
+    is twice as long as the digest.  Otherwise it is in base64.
     """
     isHex = suffix == "hex" or (suffix == "" and len(text) == 2 * size)
     return _fromHex(text) if isHex else _fromBase64(text)
@@ -119,9 +122,9 @@ _PLAIN = _Scheme(_asText, _costPlain, _verifyPlain, isPlain=True)
 
 def _crypt(*prefixes: str) -> _Scheme:
     """
-    Make the scheme of hashes that begin with their kind.
+    Make a scheme for hashes that begin with the kind of the hash.
 
-    @param prefixes: the prefixes of the allowed kinds; empty to allow all kinds.
+    @param prefixes: the prefixes of the allowed kinds.  If there are none, all kinds are allowed.
     """
 
     def kindOf(text: str) -> ModularHash:
@@ -176,7 +179,8 @@ def _rounds(scheme: Any) -> _Scheme:
 
 def _md5() -> _Scheme:
     """
-    Dovecot's MD5: C{$1$}, or the digest of the password.
+    Make Dovecot's scheme C{MD5}.  The text is a hash that begins with C{$1$}, or a digest of the
+    password.
     """
     text, digest = _crypt("$1$"), _digest(FIXED["PLAIN-MD5"])
 
@@ -222,14 +226,13 @@ _SCHEMES = (
     | {name: _digest(scheme) for name, scheme in SALTED.items()}
 )
 _SCRAM = {"sha1": _SCHEMES["SCRAM-SHA-1"], "sha256": _SCHEMES["SCRAM-SHA-256"]}
-# Courier's authentication library gives these schemes other names.
+# Courier's authentication library has other meanings for two names.
 _COURIER = _SCHEMES | {"MD5": _SCHEMES["LDAP-MD5"], "MD5RAW": _SCHEMES["PLAIN-MD5"]}
 _PREFIX = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(?i:(b64|base64|hex)))?\}")
 
 
 class HashReader:
     """
-    Reads stored passwords.
 
     Reads the stored passwords of one source of accounts.  A user whose stored password has an
     unknown scheme cannot log in.
@@ -237,9 +240,9 @@ class HashReader:
 
     def __init__(self, default: str = "CRYPT", isCourier: bool = False) -> None:
         """
-        @param default: the scheme of stored passwords that name no scheme.
-        @param isCourier: whether C{{MD5}} is the digest of the password and C{{MD5RAW}} is known,
-            as in Courier.
+        @param default: the scheme of a stored password that does not begin with a scheme.
+        @param isCourier: whether the schemes C{{MD5}} and C{{MD5RAW}} have the meanings that they
+            have in Courier.
         @raise ValueError: the scheme does not exist.
         """
         self._schemes = _COURIER if isCourier else _SCHEMES
@@ -267,16 +270,16 @@ class HashReader:
         """
         Check that a stored password is usable, and estimate the CPU time of a comparison.
 
-        @return: milliseconds.
-        @raise ValueError: the stored password is malformed or out of bounds.  The text is a short
-            reason, and does not contain the hash.
+        @return: the CPU time in milliseconds.
+        @raise ValueError: the stored password is malformed or would cost too much.  The text is a
+            short reason that does not contain the hash.
         """
         scheme, data = self._read(stored)
         return scheme.cost(data)
 
     def isPlain(self, stored: str) -> bool:
         """
-        @return: whether the stored password is stored without a hash.
+        @return: whether the stored password is a password in clear text.
         """
         return self._read(stored)[0].isPlain
 
@@ -291,7 +294,8 @@ class HashReader:
         """
         @param stored: a stored password for which L{costOf} has returned a number.
         @param algorithm: C{"sha1"} or C{"sha256"}.
-        @return: the keys of a SCRAM verifier of that algorithm; otherwise L{None}.
+        @return: the keys, if the stored password is a SCRAM verifier for this algorithm; otherwise
+            L{None}.
         """
         scheme, data = self._read(stored)
         return readScram(data, algorithm) if scheme is _SCRAM[algorithm] else None
@@ -299,8 +303,8 @@ class HashReader:
     def isWhollyCompared(self, stored: str, password: bytes) -> bool:
         """
         @param stored: a stored password for which L{costOf} has returned a number.
-        @return: whether the comparison depends on all octets of the password.  DES uses the first
-            8, and bcrypt the first 72.
+        @return: whether the comparison depends on all octets of the password.  DES ignores octets
+            after the 8th, and bcrypt ignores octets after the 72nd.
         """
         _, data = self._read(stored)
         kind = findModular(data) if isinstance(data, str) else None
@@ -310,8 +314,8 @@ class HashReader:
 
     def quickly(self, stored: str, password: bytes, username: str) -> Callable[[], bool] | None:
         """
-        @return: a function that compares at once, as L{verify}; L{None} if the comparison takes so
-            much time that it needs a thread.
+        @return: a function that compares the two passwords, as L{verify} does; L{None} if the
+            comparison would block the reactor's thread for too long.
         """
         scheme, data = self._read(stored)
         if scheme.cost(data) > _QUICK:
@@ -322,8 +326,8 @@ class HashReader:
         """
         Compare a password with a hash for which L{costOf} has returned a number.  Blocks.
 
-        @param username: some schemes need it.
-        @return: whether they match.
+        @param username: the name of the user, which some schemes include in the hash.
+        @return: whether the password matches.
         @raise Exception: the comparison failed, for example for lack of memory.
         """
         scheme, data = self._read(stored)

@@ -1,5 +1,5 @@
 """
-A file of names and hashed passwords.
+A source of accounts: a file with names and hashed passwords.
 """
 
 from __future__ import annotations
@@ -61,11 +61,11 @@ __all__ = [
 
 log = Logger(namespace="pop3svc")
 
-# Password files have their own thread, because other threads may hang on a disk with mail.
+# A separate thread reads password files, because other threads may hang on a disk with mail.
 _reading = BoundedThreadPool("pop3svc-accounts", threads=1, waiting=100)
 
-# The most bad lines that the log lists individually.  A file with more bad lines probably has
-# another format.
+# The most lines that the log lists one by one because they cannot be used.  A file with more such
+# lines probably has another format.
 _MOST_NAMED = 1000
 
 
@@ -73,10 +73,10 @@ class BadLine(NamedTuple):
     """
     A line that cannot be used.
 
-    @ivar number: the line number, from 1.
+    @ivar number: the number of the line.  The first line has the number 1.
     @ivar name: the user who cannot log in because of this line; empty if the line has no valid
         name.
-    @ivar fault: a short reason, without the content of the line.
+    @ivar fault: a short reason.  It does not contain the content of the line.
     """
 
     number: int
@@ -90,18 +90,21 @@ class BadLine(NamedTuple):
 
 class Accounts(NamedTuple):
     """
-    The content of a file.
+    The content of a password file.
 
-    @ivar hashes: the hash of each user, by name.
-    @ivar restrictions: the restrictions of users who have some, by name.
-    @ivar verifiers: the verifiers for SCRAM beside the hashes, by name and by algorithm (C{"sha1"},
-        C{"sha256"}).
-    @ivar facts: the fields uid, gid, gecos and home of users who have some, by name.
-    @ivar badLines: the first bad lines.
-    @ivar badCount: the number of all bad lines.
+    @ivar hashes: the hash of each user, by the name of the user.
+    @ivar restrictions: the restrictions, by the name of the user.  Users without restrictions are
+        missing.
+    @ivar verifiers: the verifiers for SCRAM in the extra fields, by the name of the user and by
+        algorithm (C{"sha1"}, C{"sha256"}).
+    @ivar facts: the fields uid, gid, gecos and home, by the name of the user.  Users whose fields
+        are empty are missing.
+    @ivar badLines: the lines that cannot be used, at most L{_MOST_NAMED} of them.
+    @ivar badCount: the number of all lines that cannot be used.
     @ivar plainCount: the number of passwords that are stored without a hash.
-    @ivar standIn: a hash of the median cost, for comparisons with unknown users.
-    @ivar keyForms: the forms of the keys for SCRAM.
+    @ivar standIn: a hash of the median cost.  The password of an unknown user is compared with this
+        hash.
+    @ivar keyForms: the forms of the users' keys for SCRAM.
     """
 
     hashes: Mapping[str, str]
@@ -116,7 +119,7 @@ class Accounts(NamedTuple):
 
     def complaints(self) -> list[str]:
         """
-        @return: a sentence about each bad line, for the operator.
+        @return: a sentence for the operator about each line that cannot be used.
         """
         sentences = [str(each) for each in self.badLines]
         if self.badCount > len(sentences):
@@ -131,7 +134,7 @@ class _Extras(NamedTuple):
     """
     The extra fields of a line.
 
-    @ivar restrictions: L{None} if there are none.
+    @ivar restrictions: the restrictions of the user; L{None} if there are none.
     @ivar verifiers: the verifiers that belong to the hash, by algorithm.
     """
 
@@ -144,11 +147,12 @@ _NO_EXTRAS = _Extras()
 
 def _extrasIn(stored: str, fields: str) -> _Extras:
     """
-    Read the extra fields C{nologin} and C{allow_nets} of Dovecot, and verifiers.
+    Read the extra fields.  They are C{nologin} and C{allow_nets} of Dovecot, and fields with
+    verifiers.
 
     @param stored: the hash of the line.
     @param fields: the part of a line after the hash and its colon.
-    @raise ValueError: a field is malformed; a short reason.
+    @raise ValueError: a field is malformed.  The text is a short reason.
     """
     nologin: str | None = None
     networks: Sequence[Any] = ()
@@ -156,7 +160,7 @@ def _extrasIn(stored: str, fields: str) -> _Extras:
     for each in (extrasOf(fields) or "").split():
         key, _, value = each.partition("=")
         if key == "nologin":
-            # In Dovecot the field forbids the login, whatever its value is.
+            # The field forbids the login even without a value, as in Dovecot.
             nologin = reasonOf(value) or BARRED
         elif key == "allow_nets":
             networks = networksOf(value)
@@ -169,16 +173,16 @@ def _extrasIn(stored: str, fields: str) -> _Extras:
     return _Extras(restrictions, verifiers)
 
 
-# The fields with facts about a user: uid, gid, gecos and home.
+# The number of fields with facts about a user: uid, gid, gecos and home.
 _FACTS = 4
-# The value of a uid or a gid that is not a number.  No user has this value.
+# This value replaces a uid or a gid that is not a number.  No user has it.
 _INVALID = -1
 _LONGEST_NUMBER = 10
 
 
 def _factsIn(fields: str) -> UserFacts:
     """
-    Read the fields uid, gid and home of Dovecot's passwd-file.
+    Read the fields uid, gid and home, which have the same meaning as in Dovecot's passwd-file.
 
     @param fields: the fields uid, gid, gecos and home, with their colons.
     """
@@ -213,7 +217,7 @@ def _parse(lines: Iterable[str]) -> Accounts:
                 raise ValueError("no colon")
             name = valid = checkUserName(name)
             if name in hashes or name in excluded:
-                # The first line of a user is used, as in Dovecot.
+                # Use the first line of a user, as Dovecot does.
                 valid = ""
                 raise ValueError("the user name is listed twice")
             stored, _, fields = stored.partition(":")
@@ -246,27 +250,28 @@ def _parse(lines: Iterable[str]) -> Accounts:
     )
 
 
-# The beginning of the version of credentials with an application password.
+# The first characters of the credentialsVersion of a session that has logged in with an application
+# password.
 _APP = "app:"
-# For users without restrictions.
+# The restrictions of a user who has none.
 _FREE = Restrictions()
 
 
 def readPasswordFile(path: str) -> Accounts:
     """
-    Read a file.  Blocks.
+    Read a password file.  Blocks.
 
-    @raise ValueError: the file cannot be read; a sentence that names it.
+    @raise ValueError: the file cannot be read.  The text is a sentence that names the file.
     """
     return _parse(linesOf(path))
 
 
 def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
     """
-    Read a file and its stamp.
+    Read a password file and the stamp of the file.
 
-    @return: the stamp of the file before it was read, and either the accounts or the
-        reason why the file cannot be read.
+    @return: the stamp of the file before it was read, and the accounts.  If the file cannot be
+        read, the second value is a text with the reason.
     """
     stamp = stampOf(path)
     try:
@@ -291,31 +296,32 @@ class PasswordFile:
     """
     A checker for a file with a line C{name:hash} for each user.  Further fields may follow, as in
     Dovecot's passwd-file: C{name:hash:uid:gid:gecos:home:shell:extra}.  The extra fields C{nologin}
-    and C{allow_nets} have the same effect as in Dovecot; L{pop3svc.accounts.passwordlines}
-    describes the extra fields with verifiers.  Stores in the users' home directories use the fields
-    uid, gid and home.  The other fields are not used.
+    and C{allow_nets} have the same effect as in Dovecot.  Further extra fields contain verifiers;
+    see L{pop3svc.accounts.passwordlines}.  Stores with mail in the home directories of users use
+    the fields uid, gid and home.  The other fields are not used.
 
-    When the file has changed, it is read again in a thread.  An unusable line affects only the user
-    whom the line names.  If the file cannot be read, the previous accounts stay in use.
+    If the file has changed, a thread reads it again.  If a line cannot be used, the user of this
+    line cannot log in.  Other users are not affected.  If the file cannot be read, the previous
+    accounts stay in use.
 
     L{pop3svc.accounts.hashes} defines the kinds of hashes.
     """
 
     credentialInterfaces = (IUsernamePassword, IPasswordAttempt)
 
-    # Seconds that a login waits until a changed file has been read again.  After that the login is
-    # checked against the old accounts.
+    # Seconds that a login waits until a changed file has been read again.  After this time the
+    # login is checked with the old accounts.
     PATIENCE = 5.0
-    # Seconds between attempts to read an unreadable file.
+    # Seconds between two attempts to read a file that cannot be read.
     RETRY = 1.0
 
     def __init__(
         self, path: str, runner: Executor | None = None, clock: IReactorTime | None = None
     ) -> None:
         """
-        @param runner: compares passwords and reads the file.
-        @param clock: the reactor if not given.
-        @raise ValueError: the file cannot be read; a sentence that names it.
+        @param runner: runs slow comparisons and the reading of the file.
+        @param clock: used for time limits; the reactor if not given.
+        @raise ValueError: the file cannot be read.  The text is a sentence that names the file.
         """
         self._path = os.path.abspath(path)
         self._comparison = PasswordComparison(self._path, HASHES, runner, clock)
@@ -347,7 +353,7 @@ class PasswordFile:
     @property
     def appPasswordPath(self) -> str:
         """
-        The absolute path of the file of application passwords, which need not exist.
+        The absolute path of the file of application passwords.  The file need not exist.
         """
         return fileOf(self._path)
 
@@ -355,7 +361,8 @@ class PasswordFile:
 
     def _report(self) -> None:
         """
-        Log each bad line of the file, and the number of passwords without a hash, once.
+        Log each line that cannot be used, and the number of passwords without a hash.  Log nothing
+        that was logged before.
         """
         accounts = self._accounts
         reported: set[tuple[str, str]] = set()
@@ -392,18 +399,19 @@ class PasswordFile:
 
     async def _refresh(self) -> None:
         """
-        Wait, for a limited time, until the file has been read again after its last change.
+        If the file has changed, wait for a limited time until it has been read again.
         """
-        # Check twice, because a read that began before the change of the file may be running.
+        # Check twice, because a thread may be reading the file that began before the file was
+        # changed.
         for _ in range(2):
             if not self._isStale() or not await self._readAgain():
                 return
 
     async def _readAgain(self) -> bool:
         """
-        Wait, for a limited time, until the file has been read again.
+        Wait for a limited time until the file has been read again.
 
-        @return: whether it has been read.
+        @return: whether the file has been read.
         """
         if self._rereading is None or self._rereading.done:
             if time.monotonic() - self._tried < self.RETRY and self._fault:
@@ -418,7 +426,7 @@ class PasswordFile:
         try:
             await settled(self._rereading.outcome(self._clock, self.PATIENCE))
         except CallTimeout:
-            # The disk is slow, so use the old accounts, because otherwise nobody could log in.
+            # Use the old accounts, because the disk is slow and otherwise nobody could log in.
             return False
         return True
 
@@ -430,7 +438,7 @@ class PasswordFile:
         except POP3ResponseError:
             accounts = f"{self._path} cannot be read now, for lack of threads"
         if isinstance(accounts, str):
-            # The next attempt may succeed, so log the same error only once.
+            # Log the same error once, because there will be further attempts.
             fault = accounts
             if fault != self._fault:
                 log.error("keeping the previous accounts: {error}", error=fault)
@@ -472,7 +480,7 @@ class PasswordFile:
 
         @return: the user name in UTF-8.
         @raise POP3ResponseError: C{SYS/TEMP} if the check would have to wait too long, or if the
-            comparison failed, for example for lack of memory.  C{SYS/PERM} if the password is
+            comparison has failed, for example for lack of memory.  C{SYS/PERM} if the password is
             right, but the user may not log in.
         """
         return startNow(self._checked(credentials))
@@ -489,15 +497,16 @@ class PasswordFile:
             entry = await self._apps.find(name, secret[0])
             if entry is not None and known is not None:
                 return await self._checkedByApp(credentials, entry, secret[1], restrictions)
-        # For an unknown user, a comparison of the median cost takes as long as for a real user.
+        # If the user does not exist, compare the password with a hash of the median cost, so that
+        # the time is the same as for a user who exists.
         isRight = await self._comparison.isRight(
             credentials, known, self._accounts.standIn, restrictions.mayLogIn(credentials)
         )
         if not isRight or not restrictions.allows(credentials):
             raise UnauthorizedLogin()
         if restrictions.nologin is not None:
-            # The code is not AUTH, because AUTH would count as a wrong guess, and would not show
-            # the reason.
+            # Do not use the code AUTH, because the attempt would count as a wrong guess, and the
+            # client would not get the reason.
             raise POP3ResponseError(restrictions.nologin, "SYS/PERM")
         if isinstance(credentials, PasswordAttempt):
             credentials.version = version
@@ -532,7 +541,8 @@ class PasswordFile:
 
     def _appVersion(self, entry: Entry, restrictions: Restrictions) -> str:
         """
-        @return: the version of the credentials of a session with an application password.
+        @return: the credentialsVersion of a session that has logged in with an application
+            password.
         """
         digest = self._digest(f"{entry.password}\0{restrictions}").hex()
         return f"{_APP}{entry.selector}:{digest}"
@@ -547,7 +557,8 @@ class PasswordFile:
             await self._refresh()
         restrictions = self._accounts.restrictions.get(username, _FREE)
         stored, version = self._accounts.hashes.get(username), self._versionOf(username)
-        # The keys of a password in clear text are computed from it.
+        # Do not use a verifier if the password is stored in clear text, because the keys are
+        # computed from the password.
         beside = self._accounts.verifiers.get(username)
         if beside is not None and stored is not None and not HASHES.isPlain(stored):
             stored = beside.get(algorithm, stored)
@@ -582,8 +593,8 @@ class PasswordFile:
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> str:
         """
-        See L{IAccountStatus.credentialsVersion}; a keyed digest of the user's entry when the
-        file was last read.
+        See L{IAccountStatus.credentialsVersion}.  The version is a keyed digest of the user's entry
+        at the time when the file was last read.
         """
         return self._versionOf(username)
 
@@ -647,7 +658,8 @@ class PasswordFile:
 @implementer(IAccountNames, IUserFacts)
 class PasswordFileNames:
     """
-    The names in a password file, for a program that ends soon and compares no passwords.
+    Finds names in a password file.  This class is for a program that ends soon and compares no
+    passwords.
     """
 
     def __init__(self, path: str) -> None:
@@ -657,7 +669,7 @@ class PasswordFileNames:
         """
         See L{IAccountNames.hasAccount}.  Blocks.
 
-        @raise ValueError: the file cannot be read; a sentence that names it.
+        @raise ValueError: the file cannot be read.  The text is a sentence that names the file.
         """
         return self._find(username) is not None
 
@@ -672,7 +684,7 @@ class PasswordFileNames:
 
     def _find(self, username: str) -> Accounts | None:
         for line in linesOf(self._path):
-            # The first line of a user is used, if it is valid; see _parse.
+            # Use the first line of a user only, as _parse does.
             isUser = line.startswith(username) and line[len(username) : len(username) + 1] == ":"
             if isUser or (not line.isascii() and nameIn(line) == username):
                 found = _parse([line])

@@ -1,5 +1,5 @@
 """
-Count failed logins by address and by user, and limit them.
+Count failed logins by address and by user, and refuse logins after too many failures.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["Attempt", "Ban", "BanEngine", "Strikes", "UserThrottle"]
 
 log = Logger(namespace="pop3svc")
 
-# Octets of the keyed digest of a name and a password.  A collision (one in 2**64) is
-# harmless, because it only counts two guesses as one.
+# The number of octets of the keyed digest of a name and a password.  Two digests are equal by
+# chance once in 2**64 pairs.  This does no harm, because two guesses then count as one.
 GUESS = 8
 
 
@@ -35,16 +35,18 @@ def _printable(name: str) -> str:
 @implementer(ILoginAttempt)
 class Attempt:
     """
-    One attempt to log in.
+    An attempt to log in.
 
-    @ivar arrived: when the attempt arrived, in seconds of the clock.
-    @ivar user: a keyed digest of the name.  The client chooses the name, so only a digest
-        bounds the size of a table's keys.
-    @ivar guess: a keyed digest of name and password.
-    @ivar place: the client's address, or its /64 for IPv6, to which a ban applies.
-    @ivar pair: the digest of the name, and the client's network.
-    @ivar counted: the tables that count the attempt, each with its key.
-    @ivar waitsFor: the table and the key because of which the attempt has to wait, or L{None}.
+    @ivar arrived: the time at which the attempt arrived, in seconds of the clock.
+    @ivar user: a keyed digest of the name.  The tables use the digest as a key, because the client
+        chooses the name and can make it long.
+    @ivar guess: a keyed digest of the name and the password.
+    @ivar place: the network to which a ban of the client applies: the IPv4 address of the client,
+        or the /64 of its IPv6 address.
+    @ivar pair: the digest of the name, and the network of the client (IPv4 /24, IPv6 /64).
+    @ivar counted: the tables that count the attempt, each with the key in this table.
+    @ivar waitsFor: the table and the key because of which the attempt has to wait; L{None} if it
+        need not wait.
     """
 
     __slots__ = (
@@ -81,30 +83,30 @@ class Attempt:
     @property
     def address(self) -> str:
         """
-        The client's address for the log; for IPv6, its /64.
+        The address of the client, for the log.  For IPv6 it is the /64 of the address.
         """
         return self.place.removesuffix("/32") or "(no address)"
 
     @property
     def network(self) -> str:
         """
-        The client's network for the log.
+        The network of the client, for the log.
         """
         return self.pair[1] or "(no address)"
 
     @property
     def printableName(self) -> str:
         """
-        The user name for the log.
+        The name of the user, for the log.
         """
         return _printable(self.username)
 
 
 class _Record:
     """
-    The strikes against one key.  Times are seconds of the clock.
+    The strikes against one key.  All times are in seconds of the clock.
 
-    @ivar guesses: the digests of the different guesses, concatenated.
+    @ivar guesses: the digests of the different guesses, one after the other.
     @ivar first: the time of the first strike.
     @ivar last: the time of the last strike.
     @ivar renewed: the time of the last refused attempt.
@@ -125,26 +127,29 @@ class _Record:
 
 class _Full:
     """
-    The keys whose limit is reached.  Metrics need their number even during an attack, so the number
-    is known without going over all keys.
+    The keys whose limit is reached.  The metrics need the number of these keys even during an
+    attack.  The class therefore finds the number without a loop over all keys.
 
-    A heap has one entry for each key, with the time at which its strikes end.  If later strikes
-    have moved the end, a new entry replaces the old one when the time of the old one has come.
+    A heap has an entry for each key.  The entry contains the time at which the strikes of the key
+    end.  Later strikes may move this end.  In this case a new entry replaces the old entry when the
+    time of the old entry has come.
     """
 
-    # The entries of removed keys remain until their time has come.  If there are more entries than
-    # this number, which is twice the most keys of a table, the heap is made again.
+    # If the heap has more entries than this number, it is made again, because entries of removed
+    # keys stay in the heap until their time has come.  The number is twice the most keys of a
+    # table.
     MOST = 131_072
 
     def __init__(self, end: Callable[[Any], float]) -> None:
         """
-        @param end: takes a key, and returns when its strikes end, in seconds of the clock.
+        @param end: takes a key and returns the time at which the strikes of the key end, in seconds
+            of the clock.
         """
         self._end = end
-        # The keys, in the order in which they have reached the limit.
+        # The keys whose limit is reached, in the order in which they have reached it.
         self.keys: dict[Any, None] = {}
         self._entries: list[tuple[float, Any]] = []
-        # The keys of the entries.
+        # The keys that have an entry in the heap.
         self._entered: set[Any] = set()
 
     def add(self, key: Any) -> None:
@@ -164,8 +169,8 @@ class _Full:
 
     def expired(self, now: float) -> list[Any]:
         """
-        @param now: seconds of the clock.
-        @return: the keys whose strikes have ended; their limit is not reached any more.
+        @param now: the present time in seconds of the clock.
+        @return: the keys whose strikes have ended, so that their limit is not reached any more.
         """
         found = []
         while self._entries and self._entries[0][0] <= now:
@@ -183,29 +188,33 @@ class _Full:
 
 class Strikes:
     """
-    Counts different failed guesses for each key.  Attempts without a result yet count, too.
+    Counts the different failed guesses for each key.  An attempt that has no result yet counts as
+    well.
 
-    After C{limit} strikes, attempts are refused for C{seconds}, counted from the last strike.
-    During the first day after the first strike, a refused attempt starts this period again.
+    After C{limit} strikes, attempts are refused until C{seconds} have passed since the last strike.
+    A refused attempt starts these C{seconds} again, but cannot extend the refusals beyond a day
+    after the first strike.
     """
 
-    # Seconds after the first strike during which a refused attempt starts the period again.
+    # Refused attempts can extend the refusals to at most this number of seconds after the first
+    # strike.
     LONGEST = 86400
-    # The most keys.  The oldest keys are evicted first.  A key takes about 600 octets of memory.
+    # The most keys.  If there are more, the oldest key is removed.  A key takes about 600 octets of
+    # memory.
     BOUND = 65536
-    # Seconds after which an attempt under way is ignored, because its process may have
-    # died.  No login takes this long.
+    # Seconds after which an attempt without a result does not count any more.  No login takes this
+    # long, so the process of the attempt has probably died.
     LAPSE = 300
-    # The most keys with attempts under way.  There are fewer, unless processes die before they end
-    # their attempts.
+    # The most keys of attempts without a result.  Usually there are fewer, unless processes die
+    # before their attempts have ended.
     MAX_PENDING = 50_000
 
     def __init__(
         self, clock: IReactorTime, limit: int, seconds: float, filled: str, refused: str
     ) -> None:
         """
-        @param filled: the log message when the limit is reached.
-        @param refused: the log message when an attempt is refused.
+        @param filled: the message of the log if a limit is reached.
+        @param refused: the message of the log if an attempt is refused.
         """
         self._clock = clock
         self.limit = limit
@@ -214,8 +223,8 @@ class Strikes:
         self._refused = refused
         self._records: BoundedDict[Any, _Record] = BoundedDict(self.BOUND)
         self._full = self._noneFull()
-        # Guesses under way, by key: the number of attempts with that guess, and the time of
-        # the last one.
+        # The guesses without a result, by key.  The values are the number of attempts with the
+        # guess, and the time of the last of these attempts.
         self._pending: dict[Any, dict[bytes, tuple[int, float]]] = {}
 
     def _record(self, key: Any) -> _Record | None:
@@ -241,14 +250,14 @@ class Strikes:
 
     def _end(self, record: _Record) -> float:
         """
-        @return: when the strikes are forgotten, in seconds of the clock.
+        @return: the time at which the strikes are forgotten, in seconds of the clock.
         """
         renewed = min(record.renewed + self.seconds, record.first + self.LONGEST)
         return max(record.last + self.seconds, renewed)
 
     def isFull(self, key: Any) -> bool:
         """
-        @return: whether the limit is reached, so that attempts are refused.
+        @return: whether the limit of a key is reached, so that attempts are refused.
         """
         if not self._records:
             return False
@@ -257,7 +266,8 @@ class Strikes:
 
     def mustWait(self, key: Any, guess: bytes) -> bool:
         """
-        @return: whether this attempt would exceed the limit if all attempts under way failed.
+        @return: whether a further attempt would exceed the limit if all attempts without a result
+            failed.
         """
         pending = self._pending.get(key)
         if pending is None or guess in pending:
@@ -276,7 +286,7 @@ class Strikes:
 
     def begin(self, key: Any, guess: bytes) -> None:
         """
-        Count an attempt as under way.
+        Count an attempt that has begun and has no result yet.
         """
         pending = self._pending.get(key)
         if pending is None:
@@ -289,7 +299,7 @@ class Strikes:
 
     def takeBack(self, key: Any, guess: bytes) -> None:
         """
-        Stop counting an attempt as under way.
+        Remove an attempt that L{begin} has counted, because it has a result.
         """
         pending = self._pending.get(key)
         if pending is None or guess not in pending:
@@ -304,10 +314,10 @@ class Strikes:
 
     def add(self, key: Any, guess: bytes) -> bool:
         """
-        Count a failed attempt.  A repeated guess is not another strike, and nothing is added
-        once the limit is reached.
+        Count a failed attempt.  Nothing is counted if the same guess was counted before, or if the
+        limit is reached already.
 
-        @return: whether this strike reaches the limit.
+        @return: whether the limit is reached by this strike.
         """
         record = self._record(key)
         now = self._clock.seconds()
@@ -329,7 +339,7 @@ class Strikes:
         """
         Record that an attempt was refused because the limit is reached.
 
-        @return: the number of refused attempts.
+        @return: the number of attempts that were refused for this key.
         """
         record = self._record(key)
         if record is None:
@@ -341,7 +351,7 @@ class Strikes:
 
     def held(self) -> list[Any]:
         """
-        @return: the keys with strikes.
+        @return: the keys that have strikes.
         """
         return list(self._records)
 
@@ -355,8 +365,8 @@ class Strikes:
 
     def full(self) -> Iterator[tuple[Any, float, int]]:
         """
-        @return: each key whose limit is reached, with the seconds until attempts are admitted
-            again, and the number of refused attempts.
+        @return: each key whose limit is reached, the seconds until attempts are admitted again, and
+            the number of refused attempts.
         """
         for key in list(self._full.keys):
             record = self._record(key)
@@ -365,7 +375,7 @@ class Strikes:
 
     def fill(self, key: Any) -> None:
         """
-        Reach the limit of a key at once.
+        Add so many strikes against a key that its limit is reached.
         """
         for number in range(self.limit):
             self.add(key, number.to_bytes(GUESS, "big"))
@@ -380,7 +390,7 @@ class Strikes:
 
     def logFilled(self, attempt: Attempt) -> None:
         """
-        Log that the limit is reached.
+        Log that an attempt has reached the limit.
         """
         log.warn(
             self._filled,
@@ -394,8 +404,8 @@ class Strikes:
 
     def logRefused(self, attempt: Attempt, count: int) -> None:
         """
-        Log that an attempt is refused: the first, the tenth, the hundredth and so on, so
-        that repeated attempts cannot fill the log.
+        Log that an attempt is refused.  Only the first, the tenth, the hundredth attempt and so on
+        are logged, so that repeated attempts cannot fill the log.
         """
         if str(count).strip("0") != "1":
             return
@@ -410,7 +420,7 @@ class Strikes:
 
     def state(self) -> list[Any]:
         """
-        @return: the strikes, serialisable as JSON, for L{restore} in another process.
+        @return: all strikes, for L{restore} in another process.  The value is serialisable as JSON.
         """
         now = self._clock.seconds()
         return [
@@ -425,7 +435,7 @@ class Strikes:
 
     def restore(self, state: list[Any]) -> None:
         """
-        Use the strikes that L{state} of another process has returned.
+        Use the strikes that L{state} has returned in another process.
         """
         now = self._clock.seconds()
         for key, guesses, first, last, renewed, refused in state:
@@ -433,7 +443,7 @@ class Strikes:
             record.guesses = bytes.fromhex(guesses)
             record.last, record.renewed, record.refused = now - last, now - renewed, refused
             self._put(_fromJSON(key), record)
-        # Because of this, the strikes of a key may end sooner.
+        # The strikes of a key may end sooner than in the other process.
         self._full = self._noneFull()
         for key, record in self._records.items():
             if len(record.guesses) >= self.limit * GUESS:
@@ -453,7 +463,7 @@ class Ban(NamedTuple):
     A network that is banned now.
 
     @ivar network: an IPv4 address with /32, or an IPv6 /64.
-    @ivar seconds: the time until the ban ends, if no further attempt is refused.
+    @ivar seconds: the seconds until the ban ends, if no further attempt is refused.
     @ivar refused: the number of refused attempts.
     @ivar isByOperator: whether the operator has banned the network.
     """
@@ -466,12 +476,12 @@ class Ban(NamedTuple):
 
 class BanEngine:
     """
-    Bans addresses.  An address with three different failed guesses is banned until 10,000 seconds
-    after its last attempt.  All IPv6 addresses of a /64 count as one address.
+    Bans addresses.  After three different failed guesses, an address is banned until 10,000 seconds
+    have passed since its last attempt.  All IPv6 addresses of a /64 count as one address.
 
-    Exempt addresses and addresses shared by several users are never banned.  A ban does not apply
-    to a user who has logged in from the client's network before.  The operator can ban any address
-    for the same time.  Such a ban has no exceptions.
+    Exempt addresses, and addresses that several users share, are never banned for failed guesses.
+    A ban does not apply to a user who has logged in from the same network before.  The operator can
+    also ban an address for 10,000 seconds.  A ban by the operator has no exceptions.
     """
 
     def __init__(
@@ -483,7 +493,7 @@ class BanEngine:
         exempt: Iterable[str] = LOOPBACK,
     ) -> None:
         """
-        @param exempt: networks that are never banned.
+        @param exempt: networks that are never banned for failed guesses.
         """
         self._known = known
         self._strikes = Strikes(
@@ -503,7 +513,7 @@ class BanEngine:
         self.tables = [self._strikes, self._byOperator]
         networks = [ip_network(each) for each in exempt]
 
-        # Cached, because the same few clients connect repeatedly.
+        # Cache the results, because the same clients connect again and again.
         @lru_cache(4096)
         def isExempt(clientIP: str | None) -> bool:
             return clientIP is None or any(addressOf(clientIP) in each for each in networks)
@@ -512,13 +522,15 @@ class BanEngine:
 
     def keys(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
-        @return: the tables that may count the attempt as under way, each with its key.
+        @return: the tables that may have counted the attempt by L{Strikes.begin}, each with the key
+            in this table.
         """
         return [(self._strikes, attempt.place)]
 
     def counts(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
-        @return: the tables that decide about the attempt and count it, each with its key.
+        @return: the tables that decide about the attempt and count it, each with the key in this
+            table.
         """
         if self._byOperator.isFull(attempt.place):
             return [(self._byOperator, attempt.place)]
@@ -533,9 +545,10 @@ class BanEngine:
 
     def succeeded(self, attempt: Attempt) -> bool:
         """
-        Keep the strikes against the address, because an attacker may have an account too.
+        Do nothing.  The strikes against the address stay, because an attacker may have an account
+        as well.
 
-        @return: whether anything has changed.
+        @return: whether any strikes were removed.
         """
         return False
 
@@ -555,26 +568,28 @@ class BanEngine:
 
     def ban(self, clientIP: str) -> None:
         """
-        Ban an address, or its /64 for IPv6, by order of the operator.
+        Ban an IPv4 address, or the /64 of an IPv6 address.  The operator has asked for this ban.
         """
         self._byOperator.fill(networkOf(clientIP))
 
     def lift(self, clientIP: str) -> bool:
         """
-        End the bans of an address, or of its /64 for IPv6, and forget its failed logins.
+        End the bans of an IPv4 address, or of the /64 of an IPv6 address.  Also forget its failed
+        logins.
 
-        @return: whether there were any.
+        @return: whether there were bans or failed logins to forget.
         """
-        # A list, because each table has to be cleared.
+        # Make a list first, because any() would stop after the first table that had strikes.
         cleared = [table.clear(networkOf(clientIP)) for table in self.tables]
         return any(cleared)
 
 
 class UserThrottle:
     """
-    Counts failures for each user and network (IPv4 /24, IPv6 /64), and for each user from all
-    unknown networks together.  The second count stops guessing from many addresses.  The user can
-    still log in from the known networks, because this count does not apply to them.
+    Counts failures twice.  The first count is for each user and network (IPv4 /24, IPv6 /64).  The
+    second count is for each user and all networks together from which the user has not logged in
+    before.  The second count limits guesses from many addresses.  It does not apply to the known
+    networks of the user, so the user can still log in from them.
     """
 
     def __init__(
@@ -586,9 +601,9 @@ class UserThrottle:
         seconds: float = 3600,
     ) -> None:
         """
-        @param each: the limit of failures for one user from one network.
-        @param unknownNetworks: the limit of failures for one user from all unknown networks.
-        @param seconds: how long failures are remembered after the last strike.
+        @param each: the most failures of one user from one network.
+        @param unknownNetworks: the most failures of one user from all unknown networks together.
+        @param seconds: how many seconds the failures are remembered after the last strike.
         """
         self._each = Strikes(
             clock,
@@ -609,13 +624,15 @@ class UserThrottle:
 
     def keys(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
-        @return: the tables that may count the attempt as under way, each with its key.
+        @return: the tables that may have counted the attempt by L{Strikes.begin}, each with the key
+            in this table.
         """
         return [(self._each, attempt.pair), (self._unknownNetworks, (attempt.user,))]
 
     def counts(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
-        @return: the tables that decide about the attempt and count it, each with its key.
+        @return: the tables that decide about the attempt and count it, each with the key in this
+            table.
         """
         pair = (self._each, attempt.pair)
         if attempt.isFromKnownNetwork:
@@ -624,9 +641,9 @@ class UserThrottle:
 
     def succeeded(self, attempt: Attempt) -> bool:
         """
-        Clear the user's strikes from that network.
+        Forget the strikes against the user from this network.
 
-        @return: whether anything has changed.
+        @return: whether any strikes were removed.
         """
         return self._each.clear(attempt.pair)
 
@@ -635,7 +652,7 @@ class UserThrottle:
         Forget all failures of a user.
 
         @param user: see L{Attempt.user}.
-        @return: whether there were any.
+        @return: whether there were failures to forget.
         """
         cleared = [self._each.clear(key) for key in self._each.held() if key[0] == user]
         cleared.append(self._unknownNetworks.clear((user,)))

@@ -1,5 +1,5 @@
 """
-Throttling of logins: refuse attempts over the limits, and delay the answer to each refusal.
+Refuse attempts to log in after too many failures, and delay the reply to each refused attempt.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = ["LoginGuard", "SharedThrottle"]
 
 def _spelling(username: str) -> str:
     """
-    Make one text of all spellings of a name.  Databases and directories may ignore case, spaces and
-    the width of characters in a name.  If each spelling had its own counts, a client could make
-    many times as many guesses.
+    Make the same text of all spellings of a name.  Databases and directories may ignore case,
+    spaces and the width of characters in a name.  If each spelling had its own count, a client
+    could make more guesses by using many spellings.
 
     @return: a text that is the same for all spellings of the name.
     """
@@ -40,7 +40,7 @@ def _spelling(username: str) -> str:
 
 class _Waiter:
     """
-    An attempt that waits for the outcome of other attempts.
+    An attempt that waits for the results of other attempts.
     """
 
     __slots__ = ("answer", "attempt", "info", "timer")
@@ -54,12 +54,14 @@ class _Waiter:
 
 class _Logged:
     """
-    Remembers, for each address, the wrong guesses that the log has named.  The log names a repeated
-    guess only once an hour.  Otherwise one program that repeats a wrong password every few minutes
-    would make fail2ban ban an address with many users.
+    Remembers which wrong guesses from which address were logged.  The same guess from the same
+    address is logged once an hour.  Suppose that a program repeats a wrong password every few
+    minutes.  If each attempt were logged, fail2ban would ban the address, which may have many
+    users.
     """
 
-    # Seconds between two log lines for the same guess, and the most guesses that are remembered.
+    # AGAIN is the number of seconds after which the same guess is logged again.  BOUND is the most
+    # guesses that are remembered.
     AGAIN = 3600
     BOUND = 16_384
 
@@ -69,9 +71,9 @@ class _Logged:
 
     def add(self, place: str, guess: bytes) -> bool:
         """
-        Note a wrong guess.
+        Remember a wrong guess.
 
-        @return: whether the log has named the same guess within the last hour.
+        @return: whether the same guess was logged within the last hour.
         """
         now, key = self._clock.seconds(), (place, guess)
         last = self._when.get(key)
@@ -83,13 +85,14 @@ class _Logged:
 
 class _HiddenGuesses:
     """
-    Counts attempts whose password the service does not see.  A mail program that repeats an old
-    password must not cause a ban of its address.  Therefore a few attempts in a minute count as one
-    guess, and further attempts in that minute count as different guesses.
+    Counts attempts by mechanisms that do not show the password to the service.  A mail program may
+    repeat an old password, which must not cause a ban of its address.  The first attempts of a
+    minute therefore count as the same guess.  Further attempts in this minute count as different
+    guesses.
     """
 
-    # This many attempts for one user from one address, within this many seconds, count as one
-    # guess.  A mail program asks every few minutes, and a person tries a few times.
+    # The first SAME attempts for one user from one address within TIME seconds count as the same
+    # guess.  A mail program makes an attempt every few minutes, and a person tries a few times.
     SAME, TIME = 3, 60.0
     # The most pairs of an address and a user that are remembered.
     BOUND = 16_384
@@ -100,9 +103,10 @@ class _HiddenGuesses:
 
     def guess(self, clientIP: str | None, username: str) -> str:
         """
-        @return: a text that distinguishes guesses, and contains no password.
+        @return: a text that stands for the guess instead of a password.  Attempts with the same
+            text count as the same guess.
         """
-        # A ban applies to the /64 of an IPv6 address, so count its addresses together.
+        # Count the addresses of an IPv6 /64 together, because a ban applies to all of them.
         now, key = self._clock.seconds(), (networkOf(clientIP), username)
         since, count = self._begun.get(key, (now, 0))
         if now - since >= self.TIME:
@@ -114,11 +118,13 @@ class _HiddenGuesses:
 @implementer(ILoginThrottle)
 class SharedThrottle:
     """
-    Applies limits whose counts several processes share.  Each process sends the events that change
-    its counts to the other processes.  They apply the events to their own counts.
+    Applies limits to logins.  Several processes share the counts.  If an event changes the counts
+    of one process, this process sends the event to the other processes.  The others apply the event
+    to their own counts.
 
-    An attempt counts as soon as it is admitted.  If the limit would be reached when all attempts
-    under way fail, further attempts wait for the results of these.
+    An attempt counts from the moment when it is admitted.  A further attempt has to wait if the
+    limit would be reached in case all admitted attempts fail.  It waits for the results of these
+    attempts.
 
     @ivar tell: see L{__init__}.
     """
@@ -132,11 +138,12 @@ class SharedThrottle:
         patience: float = 30,
     ) -> None:
         """
-        @param limits: if empty, L{BanEngine} and L{UserThrottle} with their defaults.
-        @param known: the same L{KnownNetworks} that the limits were given.
-        @param tell: sends an event to the other processes, which pass its arguments to
-            L{heard}.
-        @param patience: how many seconds an attempt waits for other attempts.
+        @param limits: the limits.  If there are none, they are a L{BanEngine} and a L{UserThrottle}
+            with their default arguments.
+        @param known: the L{KnownNetworks} that the limits use as well.
+        @param tell: sends an event to the other processes.  They call L{heard} with the same
+            arguments.
+        @param patience: how many seconds an attempt may wait for other attempts.
         """
         self.known = KnownNetworks() if known is None else known
         self._clock = clock
@@ -148,11 +155,11 @@ class SharedThrottle:
         self._patience = patience
         self._logged = _Logged(clock)
         self._hidden = _HiddenGuesses(clock)
-        # Key of the digests.  All processes of a service share it.
+        # The key of the digests.  All processes of a service have the same key.
         self._key = secrets.token_bytes(32)
         self._user = self._digests()
-        # Attempts that wait to be announced to the other processes.  This happens in the reactor's
-        # next iteration, unless the attempts have ended by then.
+        # Attempts of which the other processes do not know yet.  The reactor's next iteration
+        # announces them to the other processes, unless they have ended by then.
         self._unannounced: dict[Attempt, None] = {}
         self._waiting: dict[tuple[Strikes, Any], dict[_Waiter, None]] = {}
         self._changed: set[tuple[Strikes, Any]] = set()
@@ -160,7 +167,7 @@ class SharedThrottle:
     def _digests(self) -> Callable[[str], bytes]:
         key = self._key
 
-        # Cached because the same few users log in repeatedly.
+        # Cache the results, because the same users log in again and again.
         @lru_cache(1024)
         def user(username: str) -> bytes:
             name = _spelling(username).encode("utf-8", "surrogateescape")
@@ -193,7 +200,7 @@ class SharedThrottle:
         """
         Admit or refuse an attempt.
 
-        @return: whether the attempt is admitted, or L{None} if it has to wait for other attempts.
+        @return: whether the attempt is admitted; L{None} if it has to wait for other attempts.
         """
         counts: list[tuple[Strikes, Any]] = []
         for limit in self._limits:
@@ -257,11 +264,11 @@ class SharedThrottle:
 
     def _decideAgain(self, keys: list[tuple[Strikes, Any]]) -> None:
         """
-        Decide again about the attempts that have waited for the end of another attempt.  Do this in
-        the reactor's next iteration, because an admitted attempt may end at once, and then calls
-        this method again.
+        Decide again about the attempts that have waited for an attempt that has ended now.  Do this
+        in the reactor's next iteration.  An attempt that is admitted may end at once, and then this
+        method is called again.
 
-        @param keys: the tables and keys that counted the ended attempt.
+        @param keys: the tables and keys that have counted the attempt that has ended.
         """
         if not self._waiting:
             return
@@ -279,7 +286,8 @@ class SharedThrottle:
         while place in self._waiting:
             waiter = next(iter(self._waiting[place]))
             attempt = waiter.attempt
-            # Another login of this user may have succeeded from this network meanwhile.
+            # Look again whether the network is known, because another login of this user from this
+            # network may have succeeded meanwhile.
             attempt.isFromKnownNetwork = self.known.isKnown(attempt.username, attempt.clientIP)
             answer = self._decide(waiter.info, attempt)
             if answer is None:
@@ -342,8 +350,8 @@ class SharedThrottle:
         attempt = self._end(info)
         if attempt is None:
             return
-        # A client that disconnects before the refusal has learned that its guess was wrong, because
-        # the reply to a right password comes sooner.
+        # Count the attempt as failed if the client disconnects before the reply.  The reply to a
+        # right password comes sooner, so the client has learned that its guess was wrong.
         if attempt.wasRefused or (isLost and attempt.isGuess):
             self._failed(attempt)
         else:
@@ -353,7 +361,7 @@ class SharedThrottle:
         if self.tell is not None:
             wasUnannounced = attempt in self._unannounced
             self._unannounced.pop(attempt, None)
-            # Most logins change no counts, so nothing has to be sent to the other processes.
+            # Most logins change no counts.  The other processes then need not know of them.
             if event == "succeeded" or not wasUnannounced:
                 self._announce(event, attempt)
         if self._waiting:
@@ -369,8 +377,8 @@ class SharedThrottle:
 
     def eachBan(self) -> Iterator[Ban]:
         """
-        @return: these networks, one after the other.  There may be tens of thousands, so other work
-            may be done in between.
+        @return: the networks that are banned now, one after the other.  There may be tens of
+            thousands of them, so the caller may do other work in between.
         """
         for limit in self._limits:
             if isinstance(limit, BanEngine):
@@ -378,13 +386,14 @@ class SharedThrottle:
 
     def countBans(self) -> int:
         """
-        @return: the number of these networks; the time does not depend on it.
+        @return: the number of networks that are banned now.  The call takes the same time for any
+            number.
         """
         return sum(limit.countBans() for limit in self._limits if isinstance(limit, BanEngine))
 
     def ban(self, clientIP: str) -> None:
         """
-        Ban an address, or its /64 for IPv6, in all processes.
+        Ban an IPv4 address, or the /64 of an IPv6 address, in all processes.
         """
         self._ban(clientIP)
         if self.tell is not None:
@@ -392,10 +401,10 @@ class SharedThrottle:
 
     def lift(self, clientIP: str | None, username: str = "") -> bool:
         """
-        End the bans of an address, or forget the failed logins of a user, in all processes.
+        End the bans of an address or forget the failed logins of a user.  Do this in all processes.
 
-        @param clientIP: L{None} for a user.
-        @return: whether this process knew any bans or failed logins.
+        @param clientIP: the address; L{None} to forget the failed logins of a user.
+        @return: whether this process had any bans or failed logins to forget.
         """
         if self.tell is not None:
             self.tell("lifted", clientIP, username, "")
@@ -438,8 +447,8 @@ class SharedThrottle:
         """
         Apply an event of another process.
 
-        @param event: C{begun}, C{refused}, C{failed}, C{succeeded}, C{over}; or C{banned} or
-            C{lifted} by the operator.
+        @param event: C{begun}, C{refused}, C{failed}, C{succeeded} or C{over} for an attempt;
+            C{banned} or C{lifted} for an order of the operator.
         """
         if event == "banned" and clientIP is not None:
             self._ban(clientIP)
@@ -473,14 +482,15 @@ class SharedThrottle:
 
     def state(self) -> Any:
         """
-        @return: the state for L{restore} in another process, serialisable as JSON.
+        @return: the counts and the key, for L{restore} in another process.  The value is
+            serialisable as JSON.
         """
         tables = [table.state() for limit in self._limits for table in limit.tables]
         return [self._key.hex(), self.known.state(), tables]
 
     def restore(self, state: Any) -> None:
         """
-        Use the state that L{state} of another process has returned.
+        Use the value that L{state} has returned in another process.
         """
         key, known, tables = state
         self._key = bytes.fromhex(key)
@@ -494,35 +504,36 @@ class SharedThrottle:
 @implementer(ILoginThrottle)
 class LoginGuard:
     """
-    Wraps another throttle and delays refusals.  The delay counts from the arrival of the attempt
-    and does not depend on the reason for the refusal.  The connections of one address get their
-    refusals one after the other, with growing delays.
+    Wraps another throttle and delays refusals.  The delay begins when the attempt arrives.  It does
+    not depend on the reason for the refusal.  The connections of one address get their refusals one
+    after the other, with growing delays.
     """
 
-    # All times are in seconds.  A refusal is sent no earlier than this after its attempt arrived.
-    # A hash takes less time than this.
+    # All times are in seconds.  A refusal is sent at the earliest AFTER seconds after the attempt
+    # has arrived.  The comparison of a hash takes less time.
     AFTER = 1.0
-    # The interval between two refusals to an address grows by STEP up to LONGEST.
+    # The interval between two refusals to an address grows by STEP with each refusal, but not above
+    # LONGEST.
     STEP = 0.5
     LONGEST = 5.0
-    # No refusal waits longer than this, even if many other refusals come before it.
+    # No refusal is delayed longer than this, even if many other refusals come before it.
     PATIENCE = 60.0
-    # After this time without refusals, an address gets the shortest interval again.
+    # If an address has got no refusal for this time, its interval is the shortest one again.
     FORGOTTEN = 600
-    # The most addresses that are remembered; the oldest are evicted first.  An address takes about
-    # 300 octets.
+    # The most addresses that are remembered.  If there are more, the oldest one is removed.  An
+    # address takes about 300 octets.
     BOUND = 65536
-    # The most octets of a user name.  No user has a longer name, so a longer name is refused
-    # without being counted.
+    # The most octets of a user name.  No user has a longer name, so a login with a longer name is
+    # refused and not counted.
     LONGEST_NAME = 255
 
     def __init__(self, clock: IReactorTime, throttle: Any) -> None:
         """
-        @param throttle: L{ILoginThrottle}
+        @param throttle: an L{ILoginThrottle}.
         """
         self._clock = clock
         self._throttle = ILoginThrottle(throttle)
-        # Weak keys, so that the entry of a lost client disappears with its connection.
+        # Use weak keys, so that an entry disappears together with the connection of the client.
         self._arrived: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
         # For each address: the number of refusals, the time at which the last one was
         # recorded, and the time at which it is due.
@@ -555,8 +566,8 @@ class LoginGuard:
         return mayLogin
 
     def _begin(self, info: IPOP3ConnectionInfo, arrived: float) -> None:
-        # The time is an attribute of Attempt, because an attribute takes less memory than an entry
-        # of a dictionary.
+        # Store the time in the attempt if possible, because an attribute takes less memory than an
+        # entry of a dictionary.
         attempt = info.loginAttempt
         if isinstance(attempt, Attempt):
             attempt.arrived = arrived
