@@ -58,8 +58,8 @@ def isAwaitable(answer: object) -> TypeGuard[Awaitable[Any]]:
 
 def startNow(coroutine: Coroutine[Any, Any, T]) -> T | Deferred[T]:
     """
-    Run a coroutine until it waits.  Most coroutines never wait, and making a Deferred
-    costs more time than running them.
+    Run a coroutine until it waits for the first time or ends.  Most coroutines never wait, and
+    making a Deferred costs more time than running them.
 
     @return: the result of the coroutine if it has ended, otherwise a Deferred of the result.
     """
@@ -83,7 +83,7 @@ def then(answer: ValueOrDeferred[T], use: Callable[[T], ValueOrDeferred[U]]) -> 
     @param answer: the result, or a Deferred of the result.  The caller must not use this Deferred
         again.
     @param use: takes the result.
-    @return: the result of C{use}, or a Deferred of it.
+    @return: the result of C{use}, or a Deferred of this result.
     """
     if hasattr(answer, "__await__"):
         later: Any = answer
@@ -96,7 +96,8 @@ def then(answer: ValueOrDeferred[T], use: Callable[[T], ValueOrDeferred[U]]) -> 
 
 def inTurn(answers: Iterator[ValueOrDeferred[object]]) -> ValueOrDeferred[None]:
     """
-    Run steps one after the other, without a pause as long as no step has to wait.
+    Run steps one after the other.  There is no pause between two steps if the first of them returns
+    a value and not a Deferred.
 
     @param answers: a generator that runs the steps and yields the answer of each step.  The
         generator is resumed when the answer has arrived.  If a Deferred fails, no further step
@@ -175,7 +176,7 @@ async def callWithTimeout(
     Call a function that returns a value, a Deferred or a coroutine, and wait for the
     result.
 
-    If the caller's Deferred is cancelled, this function cancels a pending result.
+    If the caller cancels the Deferred, this function cancels the pending result.
 
     @param timeout: seconds until L{CallTimeout} is raised and a pending result is
         cancelled.
@@ -192,7 +193,7 @@ def ensureStarted(answer: Any) -> Any:
     """
     Start an awaitable of Twisted, or of asyncio if an asyncio event loop runs the reactor.
 
-    @return: the result if the awaitable ends at once; else a Deferred.
+    @return: the result if the awaitable ends at once; otherwise a Deferred of the result.
     @raise ProviderMistake: the awaitable needs an asyncio event loop, and none runs.
     """
     if isinstance(answer, Deferred):
@@ -232,7 +233,8 @@ class _Steps:
 
     def __init__(self, answer: Any, step: Callable[[Any], Generator[Any, Any, Any]]) -> None:
         """
-        @param step: waits for each object that the other awaitable yields.
+        @param step: a generator function that waits for an object.  It is called with each object
+            that the other awaitable yields.
         """
         self._steps = answer.__await__()
         self._step = step
@@ -276,7 +278,7 @@ def _inTask(answer: Any, loop: asyncio.AbstractEventLoop) -> Deferred[Any]:
             return (yield from fired)
         except asyncio.CancelledError:
             waitsFor.cancel()
-            # The result of the cancelled Deferred is not needed; swallow its error.
+            # Ignore the error of the cancelled Deferred, because nobody needs its result.
             waitsFor.addErrback(lambda _: None)
             raise
 
@@ -303,8 +305,8 @@ async def awaitWithTimeout(answer: Any, clock: IReactorTime, timeout: float) -> 
 
 async def maybeAwait(call: Callable[..., Any], *arguments: Any) -> Any:
     """
-    Call a function that returns a value, a Deferred or a coroutine, and wait for the result
-    without a time limit.  The caller sets the limit.
+    Call a function that returns a value, a Deferred or a coroutine.  Wait for the result without a
+    time limit.  The caller sets the limit.
 
     @return: the result.
     """
@@ -318,8 +320,8 @@ async def maybeAwait(call: Callable[..., Any], *arguments: Any) -> Any:
 
 def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Deferred[Any]:
     """
-    @return: a Deferred with the same result, or with L{CallTimeout} after C{timeout} seconds, even
-        if C{answer} ignores its cancellation.
+    @return: a Deferred with the result of C{answer}.  It fails with L{CallTimeout} after C{timeout}
+        seconds, even if C{answer} does not react to its cancellation.
     """
     if answer.called and not answer.paused:
         return answer
@@ -367,7 +369,7 @@ def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Defer
 
 class Shielded:
     """
-    A call that runs to its end even if its callers are cancelled.
+    A call that is not cancelled if the functions that wait for it are cancelled.
     """
 
     def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:
@@ -400,9 +402,10 @@ class Shielded:
         """
         Wait for the end of the call.  Cancelling the Deferred does not cancel the call.
 
-        @param timeout: seconds; without a clock there is no limit.
-        @return: the result of the call, or a Deferred of it.
-        @raise CallTimeout: the call did not end within C{timeout} seconds; it goes on.
+        @param timeout: the most seconds to wait.  If C{clock} is L{None}, there is no limit.
+        @return: the result of the call, or a Deferred of this result.
+        @raise CallTimeout: the call did not end within C{timeout} seconds.  The call itself goes
+            on.
         """
         if not self.done:
             waiter: Deferred[None] = Deferred(self._waiting.remove)

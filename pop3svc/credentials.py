@@ -49,8 +49,8 @@ class IPasswordAttempt(IUsernamePassword):
 
     def refused() -> None:
         """
-        Report that the user exists and has another password.  The attempt counts as a
-        guess, even if the next checker fails to answer.
+        Report that the user exists and has another password.  After this call the attempt counts as
+        a guess, even if the next checker gives no answer.
         """
 
 
@@ -100,7 +100,7 @@ def asAttempt(credentials: Any) -> Any:
     @param credentials: L{IUsernamePassword}.
     @return: L{IPasswordAttempt}: the credentials, or an attempt with the same name and password.
     """
-    # providedBy() is slow, so isinstance() is tried first.
+    # Try isinstance() first, because providedBy() is slow.
     if isinstance(credentials, PasswordAttempt) or IPasswordAttempt.providedBy(credentials):
         return credentials
     return PasswordAttempt(credentials.username, credentials.password)

@@ -46,8 +46,8 @@ class DatabaseUnavailable(Exception):
 
 class DatabaseRefused(DatabaseUnavailable):
     """
-    The database refuses all connections until the operator changes a setting.  Examples are a
-    wrong password, a missing database and a certificate that does not verify.
+    The database refuses all connections until the operator changes a setting.  Examples are a wrong
+    password, a missing database and a certificate that is not valid.
     """
 
 
@@ -100,13 +100,13 @@ def _sentence(error: BaseException) -> str:
 
 class _Again(Exception):
     """
-    The transaction conflicts with another one, and will run again after a pause.
+    The transaction conflicts with another one.  It will run again after a pause.
     """
 
 
 class _Job:
     """
-    A transaction from L{Database.run} to its end.
+    A transaction that waits, runs or has ended.
 
     @ivar result: the Deferred of the caller; L{None} after it has fired.
     @ivar isCommitting: whether COMMIT has been sent.
@@ -145,7 +145,7 @@ class _Job:
 
     def detach(self) -> None:
         """
-        Stop using the connection.  L{cut} has no effect any more.
+        Stop using the connection.  After this call L{cut} has no effect.
         """
         with self._lock:
             self._link = None
@@ -242,7 +242,7 @@ class _Pool(adbapi.ConnectionPool):
 
     def link(self) -> tuple[Link, bool]:
         """
-        @return: the connection of this thread, and whether it is new.
+        @return: the connection of this thread, and whether this call has made it.
         """
         thread = threading.get_ident()
         found = self.connections.get(thread)
@@ -298,8 +298,8 @@ class Database:
     object that has run no transaction therefore survives a fork.
     """
 
-    # Seconds that a transaction may take, including its wait in the queue.  This is shorter than
-    # the time limit of a provider's call, so that the client gets an answer.
+    # Seconds that a transaction may take, including its wait in the queue.  The limit is shorter
+    # than the limit for calls of a provider, so that the client gets the reason for the failure.
     LIMIT = 10.0
     # The most transactions that may wait.
     WAITING = 1000
@@ -331,7 +331,7 @@ class Database:
         @param pool: replaces the pool of adbapi in tests; it has the method C{runWithConnection}.
         """
         self.name = driver.name
-        # The path of a SQLite database; None for a server.
+        # The path of an SQLite database; None for a server.
         self.path: str | None = getattr(driver, "path", None)
         self.health = Health(driver.name) if health is None else health
         self._driver = driver
@@ -341,7 +341,7 @@ class Database:
         self._clock = clock
         self._pool = pool
         self._waiting: dict[_Job, None] = {}
-        # Transactions that pause before they are tried again.
+        # The transactions that wait for the end of a pause before their next try.
         self._pausing: dict[_Job, IDelayedCall] = {}
         self._running: dict[_Job, None] = {}
         self._isStarting = False
@@ -396,7 +396,7 @@ class Database:
         Connect, run C{work} in a transaction, and disconnect.  This method does not use the
         reactor.  It blocks for a limited time.
 
-        @param work: as for L{run}.
+        @param work: see L{run}.
         @raise DatabaseRefused: a setting has to be changed.
         @raise DatabaseUnavailable: a later attempt may succeed.
         """

@@ -306,7 +306,8 @@ class _SQLiteLink(Link):
 
     @property
     def isLost(self) -> bool:
-        # If the path has another file now, the database was restored from a backup.
+        # The connection is useless if the path belongs to another file now, for example because the
+        # database was restored from a backup.
         return self._isClosed or self._identity() != self._file
 
     def begin(self, isReading: bool) -> None:
@@ -348,7 +349,7 @@ class _SQLiteLink(Link):
 
 class SQLite(Driver):
     """
-    A database in a file of this machine.
+    An SQLite database in a file on this machine.
     """
 
     module = "sqlite3"

@@ -68,8 +68,9 @@ class BadArguments(POP3ResponseError):
 
 class ProviderMistake(Exception):
     """
-    A provider breaks its contract.  The text is one sentence for the log.  It names the provider's
-    class and method, and says what to correct.  It contains no part of a message.
+    A provider does not keep to the rules of its interfaces.  The text is one sentence for the log.
+    It names the provider's class and method, and says what to correct.  It contains no part of any
+    mail.
     """
 
 
@@ -123,7 +124,7 @@ class MessageTooLarge(DeliveryError):
 
 class DeliveryRefused(DeliveryError):
     """
-    The message is not allowed, for example because it loops.
+    The message is not allowed, for example because it is in a mail loop.
     """
 
     status, exitStatus = "5.4.6", 77

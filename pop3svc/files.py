@@ -71,8 +71,8 @@ _NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _disk: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
     "pop3svc-disk", threads=8, waiting=100_000
 )
-# Work that may take minutes has its own threads, so that short work always finds a free thread.
-# More than two threads would not be faster.
+# Separate threads run work that may take minutes, so that short work need not wait for it.  More
+# than two threads would not be faster.
 _longWork: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
     "pop3svc-long", threads=2, waiting=10_000
 )
@@ -115,7 +115,7 @@ def closeQuietly(descriptor: int) -> None:
 
 def openRegular(name: str, directory: int | None = None) -> int:
     """
-    Open a regular file for reading, without following a link or waiting for a FIFO.
+    Open a regular file for reading.  Do not follow a link, and do not wait for a FIFO.
 
     @param directory: an open directory that C{name} is relative to.
     @return: a descriptor.
@@ -150,7 +150,7 @@ def openFile(name: str, directory: int | None = None) -> tuple[int, os.stat_resu
 
 def openDirectory(name: str, directory: int | None = None) -> int:
     """
-    Open a directory, without following a link in the last part of its name.
+    Open a directory.  If the last part of C{name} is a link, do not follow the link.
 
     @return: a descriptor.
     @raise OSError: C{name} does not exist, or is not a directory.
@@ -243,7 +243,7 @@ def listReplaceable(path: str, most: int) -> list[str]:
     """
     List a directory while other programs may add and remove files.
 
-    @param most: read no more than this number of names.
+    @param most: the most names to read.
     @return: the names in the directory.
     @raise OSError: the directory cannot be listed.
     """
@@ -313,8 +313,9 @@ def _stampOfPrivileged(path: str, opener: Callable[[str], int]) -> FileStamp | N
 
 def areStampsTrustworthy(stamps: Iterable[FileStamp]) -> bool:
     """
-    Find out whether the times of files are old enough to show every later change.  A file that
-    changes twice within one tick of its file system's clock may keep its times.
+    Find out whether the times of files are old enough to show every later change.  If a file
+    changes twice within one tick of the file system's clock, its times may be the same after both
+    changes.
 
     @return: whether each later change will change the stamps.
     """
@@ -327,7 +328,7 @@ def areStampsTrustworthy(stamps: Iterable[FileStamp]) -> bool:
     # The clock of most file systems advances in ticks of some milliseconds.  The clock of the
     # others advances in steps of one or two seconds, and their times have no fractions of a second.
     tick = _TICK_NS if latest % _SECOND_NS else 2 * _SECOND_NS + _TICK_NS
-    # Also trust a time in the future, because a change would set the file's time to the present.
+    # Also trust a time in the future, because a change would set the time to the present.
     return abs(time.time_ns() - latest) > tick
 
 

@@ -1,5 +1,5 @@
 """
-Use files with the rights of another user, in one thread (Linux).
+Let a single thread use files with the rights of another user (Linux).
 
 The file rights of a thread are its user (C{setfsuid}), its group (C{setfsgid}) and its
 supplementary groups.  The function setgroups() of the C library would change the groups of all
@@ -48,7 +48,8 @@ _SETGROUPS = {
 }
 # With this argument, setfsuid() and setfsgid() return the present value and change nothing.
 _PRESENT = 0xFFFFFFFF
-# CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER and CAP_MKNOD, as bits.
+# The capabilities CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH, CAP_FOWNER and CAP_MKNOD, as
+# bits of a number.
 _FILE_CAPABILITIES = 1 << 0 | 1 << 1 | 1 << 2 | 1 << 3 | 1 << 27
 _REMEDY = (
     "owner=user needs Linux with the capabilities CAP_SETUID and CAP_SETGID, such as from "
@@ -166,7 +167,7 @@ def _enter(user: FileUser) -> None:
     Give this thread the rights of a user.  Before the call, the thread must have the rights of the
     process.
 
-    @raise OSError: the thread still has the rights of the process.
+    @raise OSError: the rights cannot be taken.  The thread still has the rights of the process.
     """
     global _process
     kernel = _calls()

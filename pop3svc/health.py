@@ -27,7 +27,7 @@ class Health:
     # Seconds after a failure until C{/readyz} reports success again.  It must not wait for a
     # success, because without requests the service does not use the server.
     RECENT = 30.0
-    # All servers and databases that this process uses, for the operator.
+    # All servers and databases that this process uses.  The operator can see them.
     _all: WeakSet[Health] = WeakSet()
 
     def __init__(self, name: str) -> None:

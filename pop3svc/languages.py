@@ -60,7 +60,7 @@ class Language:
 
     def translated(self, text: str) -> str:
         """
-        @param text: the text of a reply, in English; not empty.
+        @param text: the text of a reply in English.  It is not empty.
         @return: the text in this language.  If the catalogue does not have the text, it is returned
             unchanged.  For example, a provider in another package may have made the text.
         """

@@ -57,7 +57,7 @@ class CRLFNormalizer:
     Converts the line ends of one message to CRLF, block by block.
 
     A bare LF becomes CRLF.  A lone CR stays.  A last line without a line end gets CRLF. Blocks may
-    be cut anywhere.  No returned block ends between a CR and its LF.
+    be cut anywhere.  A returned block never ends between the CR and the LF of a line end.
     """
 
     def __init__(self) -> None:
@@ -80,8 +80,8 @@ class CRLFNormalizer:
             return b""
         self._atLineStart = data.endswith(b"\n")
         if b"\r" not in data:
-            # Handle a block without CR separately, because the general case takes many times
-            # longer.
+            # Handle a block without CR separately, because the code for the general case takes many
+            # times longer.
             return data.replace(b"\n", b"\r\n")
         if countBareLF(data):
             data = data.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n")
@@ -98,7 +98,8 @@ class CRLFNormalizer:
 
 class LFNormalizer:
     """
-    Converts the line ends of one message to LF, block by block, for a file of a Maildir.
+    Converts the line ends of one message to LF, block by block, before the message is written to a
+    file.
 
     L{CRLFNormalizer} makes the same octets from the result as from the original message.  A line
     that ends with several carriage returns therefore does not change.  A last line without a line

@@ -32,7 +32,7 @@ _LINES = 1000
 
 class BadListing(Exception):
     """
-    A provider's listing breaks the rules for unique-ids.  This is a bug of the provider.
+    A provider's listing breaks the rules for unique-ids.  The cause is a bug of the provider.
     """
 
 
@@ -67,8 +67,8 @@ def slices(values: Sequence[T]) -> Iterator[Sequence[T]]:
 
 def areUniqueIDs(texts: Sequence[str]) -> bool:
     """
-    @return: whether all texts are well-formed unique-ids.  This is faster than a call of
-        L{isUniqueID} for each.
+    @return: whether all texts are well-formed unique-ids.  This function is faster than a call of
+        L{isUniqueID} for each text.
     """
     return all(map(_areUniqueIDs, slices(texts)))
 
@@ -103,10 +103,10 @@ def countDistinct(texts: Sequence[str]) -> int:
 class UniqueIDList:
     """
     Unique-ids in the order of message numbers.  A list never changes.  A mailbox may return the
-    same list as long as nothing has changed.  Its sessions then share the list and the data derived
-    from it.
+    same list as long as nothing has changed.  The sessions of the mailbox then share the list, and
+    the data that is derived from the list.
 
-    @ivar uniqueIDs: the unique-ids; they must not be changed.
+    @ivar uniqueIDs: the unique-ids.  Do not change this list.
     """
 
     __slots__ = ("_hashes", "_lines", "_numbers", "uniqueIDs")
@@ -133,7 +133,8 @@ class UniqueIDList:
     @classmethod
     def ofChecked(cls, uniqueIDs: list[str]) -> UniqueIDList:
         """
-        @param uniqueIDs: unique-ids that are well-formed and different; they must not be changed.
+        @param uniqueIDs: unique-ids that are well-formed and different.  The caller must not change
+            this list afterwards.
         @return: a list of the unique-ids, which are not checked again.
         """
         made = cls(())
@@ -188,7 +189,7 @@ class UniqueIDList:
     def hasOthersThan(self, hashes: array[int]) -> bool:
         """
         @param hashes: the value of L{hashes} of another list.
-        @return: whether this list contains a unique-id that the other list does not contain.
+        @return: whether this list contains a unique-id that is not in the other list.
         """
         own = self.hashes()
         return own is not hashes and not set(own).issubset(hashes)

@@ -87,7 +87,8 @@ def jsonLine(event: LogEvent) -> list[bytes]:
     C{traceback}.  If an event has no value for a key, the key is missing.  A field of the event may
     also have the value C{null}.
 
-    @return: one line; empty if the event has neither a text nor a name nor a traceback.
+    @return: a list with the line of the event; an empty list if the event has no text, no name and
+        no traceback.
     """
     text = textOf(event)
     failure = event.get("log_failure")
@@ -186,8 +187,8 @@ def journalRecord(event: LogEvent) -> bytes:
 @implementer(ILogObserver)
 class JournalLog:
     """
-    An observer that sends events to the journal of systemd.  If the journal does not accept a
-    record, because its socket is missing or full, the events go to another log.
+    An observer that sends events to the journal of systemd.  If the socket of the journal is
+    missing or full, the events go to another log.
     """
 
     def __init__(self, otherwise: Log, path: str = JOURNAL) -> None:

@@ -40,7 +40,7 @@ __all__ = [
 # The most characters of a line.  A longer line comes from a bug or from an attempt to fill the
 # disk.
 _LONGEST = 8000
-# The most octets of a syslog datagram. rsyslog accepts 8 KiB by default.
+# The most octets of a syslog datagram.  The program rsyslog accepts 8 KiB by default.
 _DATAGRAM = 8000
 # The priorities of the levels (RFC 5424 section 6.2.1).
 _PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
@@ -125,7 +125,7 @@ def eventText(event: LogEvent) -> list[str]:
 def tracebackOf(failure: Any) -> str:
     """
     @param failure: C{log_failure} of an event.
-    @return: the traceback, or the reason why it cannot be formatted.
+    @return: the traceback; if the traceback cannot be formatted, the reason.
     """
     try:
         traceback: str = failure.getTraceback()
@@ -192,14 +192,14 @@ class Sink(Protocol):
     An output for the lines of a log.
     """
 
-    # Whether each event begins with its time.
+    # Whether the first line of each event begins with the time of the event.
     hasTime: bool
     # The most octets of a write that contains several lines; 0 if each line needs a separate write.
     together: int
 
     def write(self, data: bytes) -> int:
         """
-        Write octets without waiting.
+        Write octets.  Do not wait until all of them can be written.
 
         @return: the number of octets written.
         @raise OSError: nothing can be written now.
@@ -209,7 +209,8 @@ class Sink(Protocol):
         """
         Open the output again, because the file may have been renamed or replaced.
 
-        @raise OSError: the output cannot be opened.  The sink still uses the old output.
+        @raise OSError: the output cannot be opened.  In this case the sink still uses the old
+            output.
         """
 
 
@@ -257,7 +258,7 @@ class FileSink:
 
 class StreamSink:
     """
-    An inherited descriptor, such as standard output.
+    A descriptor that the process has inherited, such as standard output.
     """
 
     hasTime = True
@@ -395,8 +396,8 @@ class Log:
 
     def __init__(self, sink: Sink, reactor: Any = None, form: Form | None = None) -> None:
         """
-        @param reactor: schedules attempts to write the buffer.  Without a reactor, only the next
-            event triggers an attempt.
+        @param reactor: schedules attempts to write the buffer.  Without a reactor, nothing but the
+            next event triggers an attempt.
         @param form: makes the lines of an event; L{TextForm} if not given.
         """
         self._sink = sink
@@ -415,7 +416,8 @@ class Log:
         self._isStuck = False
         self._isWriting = False
         self._tries = False
-        # Seconds that lines may wait; the thread whose lines may wait; whether a timer runs.
+        # How many seconds lines may wait, the thread whose lines may wait, and whether a timer
+        # runs.
         self._delay = 0.0
         self._gathers: int | None = None
         self._isDue = False

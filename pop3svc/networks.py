@@ -16,7 +16,7 @@ LOOPBACK = ("127.0.0.0/8", "::1/128")
 @lru_cache(4096)
 def addressOf(clientIP: str) -> IPv4Address | IPv6Address:
     """
-    @return: the address; for an IPv4-mapped IPv6 address, the IPv4 address.
+    @return: the address.  An IPv4-mapped IPv6 address is converted to the IPv4 address.
     """
     address = ip_address(clientIP.partition("%")[0])
     mapped = getattr(address, "ipv4_mapped", None)
@@ -26,7 +26,7 @@ def addressOf(clientIP: str) -> IPv4Address | IPv6Address:
 @lru_cache(4096)
 def isLoopback(clientIP: str | None) -> bool:
     """
-    @param clientIP: L{None} for a UNIX socket, which has no address.
+    @param clientIP: the address of the client; L{None} for a UNIX socket, which has no address.
     @return: whether the address is one of this machine's loopback interface, or the client uses a
         UNIX socket.
     """

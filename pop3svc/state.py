@@ -77,13 +77,13 @@ def migrate(database: sqlite3.Connection, steps: Sequence[str]) -> None:
 class State:
     """
     A database with the networks from which users have logged in, the mailboxes that have existed,
-    and secrets.  Several processes may share one file.  The methods block; call them in a thread.
-    Without a path, the database is in memory and does not survive a restart.
+    and secrets.  Several processes may share one file.  The methods block, so call them in a
+    thread.  Without a path, the database is in memory and does not survive a restart.
     """
 
     def __init__(self, path: str | None = None, owner: tuple[int, int] | None = None) -> None:
         """
-        @param path: the file; it is created if it does not exist.
+        @param path: the path of the file.  The file is created if it does not exist.
         @param owner: user and group of a new file.
         @raise ValueError: the file cannot be used.  The text is a sentence for the operator.
         """
@@ -148,7 +148,7 @@ class State:
 
     def close(self) -> None:
         """
-        Close the file.  The next call of another method opens it again.
+        Close the file.  The next call of another method opens the file again.
         """
         with self._lock:
             if self._database is not None:
@@ -157,7 +157,7 @@ class State:
 
     def read(self, statement: str, *arguments: Any) -> list[Any]:
         """
-        @return: the rows; no rows if the file cannot be read.  A failure is logged.
+        @return: the rows; an empty list if the file cannot be read.  A failure is logged.
         """
         return self.ask(statement, *arguments) or []
 
@@ -176,9 +176,9 @@ class State:
 
     def write(self, statement: str, rows: Iterable[Sequence[Any]]) -> bool:
         """
-        Run a statement for each row, in one transaction.
+        Run a statement once for each row.  All runs are in one transaction.
 
-        @return: whether the rows were written; a failure is logged.
+        @return: whether the rows were written.  A failure is logged.
         """
         try:
             with asService(), self._lock:

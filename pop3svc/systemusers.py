@@ -61,7 +61,7 @@ class SystemUsers:
     The users of the system, looked up in threads, and remembered for a short time.
     """
 
-    # Seconds that a look-up may take, because a login waits for it.
+    # The time limit of a look-up in seconds.  A login waits for the look-up.
     TIMEOUT = 10.0
     # How many seconds the result of a look-up is remembered.  LIFE applies if the user exists, and
     # ABSENT if not.  ABSENT is short, because an operator tries a new user at once.
@@ -78,7 +78,7 @@ class SystemUsers:
         """
         @param executor: runs look-ups.
         @param clock: used for the time limit of a look-up; the reactor if not given.
-        @param look: looks up a user; blocks.
+        @param look: the function that looks up a user.  It blocks.
         """
         if executor is None:
             # In a program without a reactor, the look-up runs at once in this thread.

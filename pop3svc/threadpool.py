@@ -150,7 +150,7 @@ class _Skipped:
 
 class _Job:
     """
-    A job, from L{BoundedThreadPool.run} to its end.
+    Work that waits for a thread, runs or has ended.
 
     @ivar isCancelled: whether the Deferred of this job was cancelled.
     """
@@ -223,9 +223,9 @@ class BoundedThreadPool:
     """
     A few threads for blocking work, with a bounded queue.
 
-    A thread that hangs in cancelled work is I{lost}.  Another thread takes the place of a lost one,
-    so that one dead disk does not stop all other work.  While a thread is lost in the work of a
-    group (see L{Executor.run}), the pool refuses further work of this group.
+    A thread that hangs in cancelled work is I{lost}.  Another thread takes the place of a lost
+    thread, so that one dead disk does not stop all other work.  While a thread is lost in the work
+    of a group (see L{Executor.run}), the pool refuses further work of this group.
     """
 
     # A thread is lost if its work was cancelled and has not ended GRACE seconds later, because
@@ -280,7 +280,7 @@ class BoundedThreadPool:
 
     def _grow(self) -> None:
         """
-        Start one more thread, if the pool has fewer threads than allowed.
+        Start a further thread, unless the pool already has as many threads as it may have.
 
         @raise POP3ResponseError: C{SYS/TEMP} if the pool has no thread and cannot start one.
         """

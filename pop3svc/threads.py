@@ -48,10 +48,10 @@ _ABILITIES = (
 
 class InThreads:
     """
-    Wraps a provider or a store whose methods block, such as one that uses a database driver or a
-    library that reads the network.  The methods of the wrapped object return values and not
-    Deferreds.  Of each mailbox at most one method runs at a time.  The content of messages is read
-    in threads as well.
+    Wraps a provider or a store whose methods block.  Such methods may, for example, use a blocking
+    driver of a database.  The methods of the wrapped object return values and not Deferreds.  Of
+    each mailbox at most one method runs at a time.  The content of messages is read in threads as
+    well.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class _Mailbox:
 @implementer(IChunkedContent)
 class _Content:
     """
-    The content of a message, which is read in threads.
+    The content of a message.  It is read in threads.
     """
 
     def __init__(self, content: Any, run: Callable[..., Any]) -> None:

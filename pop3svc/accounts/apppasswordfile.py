@@ -46,7 +46,8 @@ def _read(path: str) -> tuple[FileStamp | None, dict[Key, Entry], list[str]]:
 
 class UseTimes:
     """
-    Records when application passwords are used, at most once a minute for each password.
+    Records the times at which application passwords are used.  The use of the same password is
+    recorded at most once a minute.
     """
 
     # The least number of seconds between two records of the same password.

@@ -67,7 +67,7 @@ def makeSecret(taken: Container[str] = ()) -> tuple[str, str]:
     """
     Make a secret.
 
-    @param taken: the selectors of the user's other application passwords.
+    @param taken: the selectors of all application passwords that the user has already.
     @return: the selector, and the secret as the user sees it, in groups.
     """
     selector = _random(1)[0]

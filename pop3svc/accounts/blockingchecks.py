@@ -115,8 +115,8 @@ class BlockingChecks:
         """
         Check the password of a login in a thread.
 
-        @param credentials: L{pop3svc.credentials.IPasswordAttempt}.  C{comparing} is called before
-            C{work} begins.  If the password is wrong, the caller of this method has to call
+        @param credentials: L{pop3svc.credentials.IPasswordAttempt}.  This method calls C{comparing}
+            before C{work} begins.  If the password is wrong, the caller of this method has to call
             C{refused}.
         @param work: called in a thread with C{arguments}.  It raises L{CheckUnavailable} if it
             cannot find a result.  A result that comes after the time limit is ignored.
@@ -167,7 +167,7 @@ class BlockingChecks:
 
     def run(self, work: Callable[..., T], *arguments: Any) -> Deferred[T]:
         """
-        Begin a check whose turn has come.  L{CheckQueue} calls this.
+        Begin a check whose turn has come.  L{CheckQueue} calls this method.
 
         @return: a Deferred with the result.  It fails with L{CheckUnavailable} after the time
             limit.

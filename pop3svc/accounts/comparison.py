@@ -181,8 +181,7 @@ class PasswordComparison:
             password is compared with this one, so that the answer takes the same time.
         @param mayLogIn: whether the user may log in with the right password.  If not, a remembered
             comparison is not used, because a quick refusal would reveal that the password is right.
-        @param secret: the text to compare, if it differs from the password that the client has
-            sent.
+        @param secret: the text to compare instead of the password that the client has sent.
         @raise POP3ResponseError: C{SYS/TEMP}: the comparison would have to wait too long, or has
             failed, for example for lack of memory.
         """

@@ -203,8 +203,8 @@ def digestMD5(data: bytes, password: bytes, username: str) -> bool:
     """
     Compare a password with the MD5 of C{user:realm:password} (RFC 2831 section 2.1.2.1).
 
-    @param username: the name of the user.  The part after the first C{@} is the realm.  Without
-        C{@} the realm is empty.
+    @param username: the name of the user.  The part after the first C{@} is the realm.  If there is
+        no C{@}, the realm is empty.
     """
     user, _, realm = username.encode("utf-8", "surrogateescape").partition(b"@")
     made = hashlib.md5(b":".join((user, realm, password)), usedforsecurity=False).digest()

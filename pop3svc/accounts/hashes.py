@@ -233,7 +233,6 @@ _PREFIX = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(?i:(b64|base64|hex)))?\}")
 
 class HashReader:
     """
-
     Reads the stored passwords of one source of accounts.  A user whose stored password has an
     unknown scheme cannot log in.
     """
@@ -334,5 +333,5 @@ class HashReader:
         return scheme.verify(data, password, username)
 
 
-# The reader for sources of accounts without options for hashes.
+# The reader for sources of accounts that have no options for hashes.
 HASHES = HashReader()

@@ -203,7 +203,7 @@ _queue = CheckQueue(_workers)
 
 def hashing() -> CheckQueue:
     """
-    @return: the queue that all password files of this process share.
+    @return: the queue that all sources of accounts of this process share.
     """
     return _queue
 

@@ -71,8 +71,8 @@ def _reason(error: ValueError) -> str:
 
 class FileKeys:
     """
-    The keys in a file.  If the file has changed, a thread reads it again.  If it cannot be read,
-    the previous keys stay in use.
+    The keys in a file.  If the file has changed, a thread reads it again.  If the file cannot be
+    read, the previous keys stay in use.
     """
 
     # Seconds that a login waits until a changed file has been read again.
@@ -207,7 +207,7 @@ class FetchedKeys:
         """
         @param name: the name of the key in a token (C{kid}); L{None} if the token contains no name.
         @return: the key; L{None} if there is no such key.
-        @raise POP3ResponseError: C{SYS/TEMP}: there are no keys, or they are too old.
+        @raise POP3ResponseError: C{SYS/TEMP}: there are no keys, or the keys are too old.
         """
         if not self._isUsable():
             await self._refreshed(self.RETRY)

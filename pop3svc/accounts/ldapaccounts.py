@@ -306,7 +306,7 @@ def _checkFilter(condition: str) -> None:
 @implementer(ICredentialsChecker, IReloading)
 class LDAPAccounts:
     """
-    A checker that binds as the user (RFC 4513 section 5.1.3).
+    A checker that compares the password by a bind with the DN of the user (RFC 4513 section 5.1.3).
     """
 
     credentialInterfaces = (IUsernamePassword, IPasswordAttempt)
@@ -432,8 +432,8 @@ _WRONG = "Invalid credentials"
 @implementer(IAccountNames, IAccountStatus, IProvenAccounts)
 class SearchedAccounts(LDAPAccounts):
     """
-    A checker that searches for the entry of a user, and then binds as the user.  It can also look
-    up accounts without a password.
+    A checker that searches for the entry of a user and then binds with the DN of this entry.  It
+    can also look up an account if no password is known.
     """
 
     def __init__(self, server: LDAPServer, way: Search, *arguments: Any, **named: Any) -> None:

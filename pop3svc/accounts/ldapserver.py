@@ -147,7 +147,7 @@ class LDAPServer:
         self._now = now
         # The connection that was used last is at the end of the list.
         self._idle: deque[LDAPConnection] = deque()
-        # Connections that began before this time are not used again.
+        # A connection is not used again if it began before this time.
         self._oldest = now()
 
     def run(self, work: Callable[[LDAPConnection], T]) -> T:

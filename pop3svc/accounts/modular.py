@@ -62,7 +62,7 @@ def hashPassword(password: str) -> str:
 
 def _decoded(text: str) -> bytes:
     """
-    @raise ValueError: the text is not canonical base64 without padding.
+    @raise ValueError: the text is not base64 without padding, or not in its canonical form.
     """
     octets = b64decode(text + "=" * (-len(text) % 4))
     if b64encode(octets).rstrip(b"=") != text.encode("ascii"):

@@ -146,7 +146,7 @@ class PAMAccounts:
         @param threads: runs the checks; a new pool of threads if not given.
         @param clock: used for the time limits; the reactor if not given.
         @param pam: replaces the library pamela in tests.
-        @param look: looks up a user of the system; blocks.
+        @param look: the function that looks up a user of the system.  It blocks.
         @raise ValueError: C{service} cannot be used.  The text is a sentence for the operator.
         """
         self._service = checkService(service)

@@ -1,5 +1,5 @@
 """
-Change a password file: add and remove users, and set their passwords.
+Change a password file.  The functions add users, remove users and set passwords.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def addUser(
     Add a user.  Create the file if it does not exist.
 
     @param owner: the uid and the gid that own a new file.
-    @param form: one of L{FORMS}, in which the password is stored.  Verifiers are made for
+    @param form: the form in which the password is stored; one of L{FORMS}.  Verifiers are made for
         SCRAM-SHA-256.
     @raise ValueError: the user cannot be added.  The text is a sentence with the reason.
     """

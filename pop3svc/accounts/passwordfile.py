@@ -294,11 +294,11 @@ def _readStamped(path: str) -> tuple[FileStamp | None, Accounts | str]:
 )
 class PasswordFile:
     """
-    A checker for a file with a line C{name:hash} for each user.  Further fields may follow, as in
-    Dovecot's passwd-file: C{name:hash:uid:gid:gecos:home:shell:extra}.  The extra fields C{nologin}
-    and C{allow_nets} have the same effect as in Dovecot.  Further extra fields contain verifiers;
-    see L{pop3svc.accounts.passwordlines}.  Stores with mail in the home directories of users use
-    the fields uid, gid and home.  The other fields are not used.
+    A checker that finds users in a file.  The file has a line C{name:hash} for each user.  Further
+    fields may follow, as in Dovecot's passwd-file: C{name:hash:uid:gid:gecos:home:shell:extra}.
+    The extra fields C{nologin} and C{allow_nets} have the same effect as in Dovecot.  Further extra
+    fields contain verifiers; see L{pop3svc.accounts.passwordlines}.  Stores with mail in the home
+    directories of users use the fields uid, gid and home.  The other fields are not used.
 
     If the file has changed, a thread reads it again.  If a line cannot be used, the user of this
     line cannot log in.  Other users are not affected.  If the file cannot be read, the previous
@@ -438,7 +438,7 @@ class PasswordFile:
         except POP3ResponseError:
             accounts = f"{self._path} cannot be read now, for lack of threads"
         if isinstance(accounts, str):
-            # Log the same error once, because there will be further attempts.
+            # Do not log the same error at each attempt.
             fault = accounts
             if fault != self._fault:
                 log.error("keeping the previous accounts: {error}", error=fault)

@@ -240,7 +240,7 @@ class SQLAccounts:
     @property
     def databasePath(self) -> str | None:
         """
-        The path of a SQLite database; L{None} for another database.
+        The path of an SQLite database; L{None} for other databases.
         """
         return self._database.path
 

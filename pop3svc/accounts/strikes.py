@@ -460,7 +460,7 @@ def _fromJSON(key: Any) -> Any:
 
 class Ban(NamedTuple):
     """
-    A network that is banned now.
+    An address or a network that is banned now.
 
     @ivar network: an IPv4 address with /32, or an IPv6 /64.
     @ivar seconds: the seconds until the ban ends, if no further attempt is refused.

@@ -535,8 +535,8 @@ class LoginGuard:
         self._throttle = ILoginThrottle(throttle)
         # Use weak keys, so that an entry disappears together with the connection of the client.
         self._arrived: WeakKeyDictionary[Any, float] = WeakKeyDictionary()
-        # For each address: the number of refusals, the time at which the last one was
-        # recorded, and the time at which it is due.
+        # For each address: the number of refusals, the time at which the last refusal was recorded,
+        # and the time at which this refusal has to be sent.
         self._refusals: BoundedDict[str, tuple[int, float, float]] = BoundedDict(self.BOUND)
 
     def mayLogin(self, info: IPOP3ConnectionInfo, username: str, password: str | None) -> Any:

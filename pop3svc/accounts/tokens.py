@@ -76,7 +76,7 @@ class KeySet:
 
     def __init__(self, data: bytes) -> None:
         """
-        @param data: the key set in JSON.  A key that cannot be used affects no other key.
+        @param data: the key set in JSON.  Keys that cannot be used are skipped.
         @raise ValueError: C{data} is not a key set, or has no key that can be used.
         """
         found = parseJSON(data).get("keys")

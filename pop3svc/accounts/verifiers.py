@@ -1,5 +1,5 @@
 """
-Add verifiers for SCRAM to a password file, when users log in with their passwords.
+Add verifiers for SCRAM to a password file.  A verifier is made when a user logs in with a password.
 """
 
 from __future__ import annotations

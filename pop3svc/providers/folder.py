@@ -1,5 +1,5 @@
 """
-Serve a folder of C{.eml} files as one mailbox, for the tutorial and for demos.
+Serve a folder of C{.eml} files as one mailbox.  This store is for the tutorial and for demos.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ __all__ = ["FolderStore"]
 
 class _FolderFormat:
     """
-    Files whose name ends with C{.eml}, in the order of their names.
+    The format of a folder: each file whose name ends with C{.eml} is a message.  The order is that
+    of the names.
     """
 
     folders = (".",)

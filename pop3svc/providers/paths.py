@@ -233,7 +233,7 @@ class Root:
 
     def below(self, name: str) -> Root:
         """
-        @return: a directory in this one.
+        @return: the directory with this name inside this directory.
         """
         return Root(self.base, (*self.parts, name))
 
@@ -346,7 +346,7 @@ def openBelow(name: str, directory: int) -> int:
 
 def _walk(directory: int, parts: Sequence[str]) -> int:
     """
-    Open nested directories one after the other.
+    Open a directory of a path, then the next one inside it, and so on.
 
     @param directory: a descriptor of the directory that contains the first part.  This function
         closes the descriptor.

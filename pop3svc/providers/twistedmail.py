@@ -7,7 +7,7 @@ An L{IMailboxPOP3} has these limits:
     its octets.
   - It marks messages for deletion, and C{sync()} deletes them.  A deletion deletes all messages or
     none only if C{sync()} and C{undeleteMessages()} do so.
-  - It has no lock.
+  - It cannot be locked.
   - The index of a message must not change between two listings.
   - A message with size 0 is considered deleted, because C{listMessages} reports deleted messages
     with size 0.

@@ -1,5 +1,6 @@
 """
-Read mail that Dovecot has compressed.  The first octets of a file show its compression.
+Read mail that Dovecot has compressed.  The first octets of a file tell whether and how the file is
+compressed.
 """
 
 from __future__ import annotations

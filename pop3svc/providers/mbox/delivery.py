@@ -34,7 +34,7 @@ def addCopy(mbox: LockedMbox, format: MboxFormat, copy: DeliveryCopy, content: B
     """
     Add a message for one user.  The message is durable after the call.  Blocks.
 
-    @param content: the message; it is read twice.
+    @param content: the message.  It is read twice.
     @raise DeliveryError: the message has a unique-id that the mbox cannot store.
     @raise OSError: nothing was added.
     """

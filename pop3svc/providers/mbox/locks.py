@@ -214,7 +214,7 @@ class DotLock:
 
     def release(self) -> None:
         """
-        Remove the file, if it is still the file that this object has created.
+        Remove the dot-lock.  Do not remove it if another program has replaced it meanwhile.
         """
         with suppress(OSError):
             status = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)

@@ -142,7 +142,7 @@ class MboxPlace:
     @contextmanager
     def locked(self, create: Callable[[int], int] | None = None) -> Iterator[LockedMbox | None]:
         """
-        Open and lock the mbox, first by fcntl(), then by a dot-lock.  If a process was killed while
+        Open the mbox.  Lock it first by fcntl(), then by a dot-lock.  If a process was killed while
         it changed the mbox, complete or undo the change.  This method blocks, but does not wait for
         a lock.
 

@@ -130,9 +130,9 @@ def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneO
     """
     Replace the mbox by a new file that lacks some parts of the old one.  Blocks.
 
-    One atomic step exchanges the names of the old and the new file.  The old file is kept until no
-    program has it open.  A program that waits for the lock of the old file will add its message to
-    the old file.  The module L{recovery} then moves the message.
+    The old and the new file exchange their names in one atomic step.  The old file is kept as long
+    as a program has it open.  A program that waits for the lock of the old file will add its
+    message to the old file.  The module L{recovery} then moves the message.
 
     @param removed: the parts to remove, in ascending order.
     @param before: the unique-ids that were deleted before this call.
@@ -179,8 +179,8 @@ def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneO
 
 def separator(mbox: LockedMbox) -> bytes:
     """
-    @return: line ends to write at the end of the mbox, so that an empty line precedes the next
-        envelope line.
+    @return: the line ends that have to be added to the end of the mbox, so that there is an empty
+        line before the next envelope line.
     """
     size = mbox.status().st_size
     last = readExactly(mbox.descriptor, min(size, 3), max(size - 3, 0))

@@ -91,8 +91,9 @@ def headerEnd(data: bytes) -> int | None:
 
 class MessageDigest:
     """
-    A digest of a message and its envelope line, without the fields that programs change in place.
-    The digest of a message therefore stays the same after a program has marked the message as read.
+    A digest of a message and of its envelope line.  It does not depend on the header fields that
+    programs change in the mbox.  The digest of a message therefore stays the same after a program
+    has marked the message as read.
     """
 
     def __init__(self, envelope: bytes) -> None:
@@ -104,7 +105,7 @@ class MessageDigest:
 
     def feed(self, data: bytes) -> None:
         """
-        @param data: the next octets of the message as stored.
+        @param data: the next octets of the stored message.
         """
         if self._header is None:
             self._hash.update(data)

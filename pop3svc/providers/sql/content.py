@@ -51,8 +51,8 @@ class FormFinder:
     """
     Reads a message piece by piece, and finds out whether a line begins with a dot.
 
-    @ivar octets: the size of the message so far.
-    @ivar isASCII: whether the octets so far are ASCII.
+    @ivar octets: the number of octets that were read so far.
+    @ivar isASCII: whether all octets that were read so far are ASCII.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class FormFinder:
 
     def feed(self, piece: bytes) -> None:
         """
-        @param piece: the next octets, as L{piecesOf} yields them.
+        @param piece: the next octets, in the form in which L{piecesOf} yields them.
         """
         self.octets += len(piece)
         self.isASCII = self.isASCII and piece.isascii()

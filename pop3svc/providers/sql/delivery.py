@@ -30,8 +30,8 @@ class Quota:
     """
     The limits of each mailbox of a store.
 
-    @ivar octets: the most octets; 0 for no limit.
-    @ivar messages: the most messages; 0 for no limit.
+    @ivar octets: the most octets of a mailbox; 0 if there is no limit.
+    @ivar messages: the most messages of a mailbox; 0 if there is no limit.
     """
 
     octets: int = 0
@@ -92,7 +92,7 @@ class Delivery:
         self._number = secrets.randbits(63)
         self._uniqueIDs = [each.uniqueID or secrets.token_hex(16) for each in copies]
         self._now = time.time()
-        # The size of each copy's surrogate; 0 if the copy needs none.
+        # For each copy: the size of its surrogate; 0 if the copy needs no surrogate.
         self._surrogates = [0] * len(copies)
 
     async def run(self) -> list[DeliveryError | None]:

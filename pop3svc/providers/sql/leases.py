@@ -199,7 +199,7 @@ class Node:
     @staticmethod
     def _epochOf(transaction: Transaction, name: str) -> int | None:
         """
-        @return: the epoch of a node whose row has not expired; L{None} if the node is dead.
+        @return: the epoch of a node; L{None} if the row of the node has expired or does not exist.
         """
         row = one(
             transaction,

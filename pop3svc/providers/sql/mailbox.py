@@ -1,5 +1,5 @@
 """
-The mailbox of one session, in a database.
+The mailbox of one session.  Its messages are in a database.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class SQLMailbox:
 
     def _surrogateOf(self, uniqueID: str) -> int:
         """
-        @return: the size of a message's surrogate; 0 if the message needs none.
+        @return: the size of a message's surrogate; 0 if the message needs no surrogate.
         """
         listing = self._listing
         number = None if listing is None else listing.uniqueIDs.number(uniqueID)
@@ -277,7 +277,7 @@ class ReadOnlySQLMailbox(SQLMailbox):
 @implementer(IExclusiveMailbox, INewMailNotifier)
 class ExclusiveSQLMailbox(SQLMailbox):
     """
-    A mailbox that one session at a time can lock, on any number of nodes.
+    A mailbox that no two sessions can lock at the same time, even on different nodes.
     """
 
     # Times in seconds.  POLL is the time between two attempts to take a lease.  RELEASE_TIMEOUT is
@@ -296,7 +296,7 @@ class ExclusiveSQLMailbox(SQLMailbox):
         clock: Any,
     ) -> None:
         """
-        @param node: this process.
+        @param node: the L{Node} of this process.
         @param policy: the behaviour of the session if another session has locked the mailbox.
         """
         super().__init__(database, name, listings)

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 class MessageRow(NamedTuple):
     """
-    A message of the other server.
+    A message as the other server lists it.
 
     @ivar uniqueID: the unique-id for clients.
     @ivar octets: the size that the server reports.
@@ -39,7 +39,7 @@ class MessageRow(NamedTuple):
 
 class Connection(Protocol):
     """
-    A connection to the other server after the login.
+    A connection to the other server on which a user is logged in.
 
     @ivar isLost: whether the connection has ended, or must not be used.
     @ivar seesNewMessages: whether a further listing on the same connection contains messages that

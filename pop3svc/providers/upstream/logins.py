@@ -41,7 +41,7 @@ _AGAIN, _PAUSE = 4, 0.5
 @implementer(IPOP3MailboxProvider)
 class UpstreamProvider:
     """
-    A provider whose users and mailboxes are those of another server.
+    A provider that takes its users and their mailboxes from another server.
     """
 
     name = "pop3svc"
