@@ -15,8 +15,8 @@ V = TypeVar("V")
 
 class BoundedDict(OrderedDict[K, V]):
     """
-    A dictionary that removes its oldest entry if it has too many.  L{put} and C{move_to_end} make
-    an entry the newest one.
+    A dictionary that removes its oldest entry if it has too many entries.  L{put} and
+    C{move_to_end} make an entry the newest one.
     """
 
     def __init__(self, bound: int) -> None:

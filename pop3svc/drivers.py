@@ -75,9 +75,9 @@ def placeholders(statement: str) -> str:
 
 # SQLSTATEs of PostgreSQL: serialization failure, deadlock, no lock in time.
 _RETRYABLE = ("40001", "40P01", "55P03")
-# Classes of SQLSTATEs.  If COMMIT fails with one of them, nothing is committed: wrong data, a
-# violated constraint, a serialization failure, a wrong state, a lock.  40003, "completion unknown",
-# is an exception.
+# Classes of SQLSTATEs: wrong data, a violated constraint, a serialization failure, a wrong state, a
+# lock.  If COMMIT fails with an error of one of these classes, nothing is committed.  The SQLSTATE
+# 40003, "completion unknown", is an exception.
 _REFUSED_COMMIT = ("22", "23", "25", "40", "55", "P0")
 # Classes of SQLSTATEs that say that the server cannot work now.  The reasons are the connection,
 # resources, an operator, the system, a timeout.
@@ -606,7 +606,8 @@ def makeDriver(
     Make the driver for a DSN.
 
     @param dsn: C{sqlite:PATH} or C{postgresql://USER:PASSWORD@HOST:PORT/DATABASE?PARAMETERS}.
-    @param isReadOnly: see L{SQLite}, which also has C{mayCreate} and C{owner}.
+    @param isReadOnly: an argument of L{SQLite}, as are C{mayCreate} and C{owner}.  These arguments
+        have no effect on PostgreSQL.
     @param prepares: see L{PostgreSQL}.
     @raise ValueError: the DSN is wrong, or the driver is missing.  The text is a sentence that does
         not contain the password.

@@ -52,8 +52,8 @@ _BLOCK = 131072
 # The most octets that one call of sendfile() sends.
 _REGION = 1048576
 # Before it calls sendfile(), the service finds out whether the octets are in the page cache.  It
-# tests one octet of every 16,384 octets.  This is enough, because the kernel always reads more
-# octets than this at a time.
+# tests one octet of every 16,384 octets.  This is enough, because the kernel reads more octets than
+# this at a time.
 _PROBE = 16384
 _COUNTING_BLOCK = 1048576
 # The number of octets at the end of a message that are not sent by sendfile().
@@ -170,15 +170,15 @@ FolderTimes = tuple[tuple[FileStamp, ...], bool]
 # The most octets of a file that is read as a whole.  A password file of two million users is
 # smaller.
 _LARGEST = 268_435_456
-# The function that opens files which the service may not open itself after it has given up its
-# privileges.
+# A function that opens files.  It is called for files that the service may not open itself after it
+# has given up its privileges.
 _privileged: Callable[[str], int] | None = None
 
 
 def setPrivileged(opener: Callable[[str], int] | None) -> None:
     """
-    Set the function that opens files for reading which the service may not open itself after it has
-    given up its privileges.
+    Set the function that opens files for reading.  It is called for files that the service may not
+    open itself after it has given up its privileges.
 
     @param opener: takes a path and returns a descriptor, or raises L{OSError}.
     """
@@ -253,8 +253,8 @@ def listReplaceable(path: str, most: int) -> list[str]:
     except PermissionError:
         if _privileged is None:
             raise
-        # The privileged process only opens the directory.  This process needs no permission to read
-        # a directory that is open.
+        # Let the privileged process open the directory.  This process can read the open directory
+        # without a permission.
         descriptor = _privileged(path)
     try:
         with os.scandir(descriptor) as entries:
@@ -575,7 +575,7 @@ class FileBlocks:
     ) -> None:
         """
         @param descriptor: a descriptor of the file.
-        @param closing: called once, when the descriptor is no longer read.
+        @param closing: called once, when nothing reads from the descriptor any more.
         @param offset: the offset of the first octet in the file.
         @param length: the number of octets to read; L{None} for all octets up to the present end of
             the file.  If the file becomes shorter, reading fails.

@@ -136,7 +136,7 @@ class LFNormalizer:
         @return: the octets to store after the last block.
         """
         if self._held:
-            # The last line has no line end, and these octets are its end.
+            # The last line ends with these octets and has no line end.
             return self._held + b"\r\n"
         return b"" if self._atLineStart else b"\n"
 

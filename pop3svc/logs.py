@@ -47,7 +47,7 @@ _PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
 # If a write to a pipe has at most this many octets, the system writes all of them or none.  POSIX
 # guarantees this for 512 octets.
 _AT_ONCE = 512
-# The limit of this system.
+# The same limit on this system.
 _PIPE = select.PIPE_BUF
 # The most octets of one write to a file or to a stream socket.  A write of this size takes less
 # than a millisecond.
@@ -387,7 +387,7 @@ class Log:
 
     # The size of the buffer in octets, enough for some thousand lines or for a hundred tracebacks.
     BOUND = 1_048_576
-    # If so many octets wait, they are written without a further delay.  The lines of two hundred
+    # If this many octets wait, they are written without a further delay.  The lines of two hundred
     # sessions have this size.
     GATHERED = 32_768
     # Seconds after a failed write until the next attempt, unless an event triggers an attempt
@@ -424,9 +424,9 @@ class Log:
 
     def gather(self, delay: float) -> None:
         """
-        After this call, gather the lines of the calling thread, which must be the reactor's thread,
-        and write several lines together.  Errors and the lines of other threads are still written
-        at once, after the lines that wait already.
+        Gather the lines of the calling thread from now on, and write several of them together.  The
+        calling thread must be the reactor's thread.  Errors and the lines of other threads are
+        still written at once, after the lines that wait already.
 
         @param delay: the longest time in seconds that a line waits.  A busy reactor may write the
             line later.  If the value is 0, this call changes nothing.

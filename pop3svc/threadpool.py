@@ -221,15 +221,16 @@ class _Job:
 
 class BoundedThreadPool:
     """
-    A few threads for blocking work, with a bounded queue.
+    A pool of a few threads that run blocking work.  The queue of work that waits for a thread is
+    bounded.
 
     A thread that hangs in cancelled work is I{lost}.  Another thread takes the place of a lost
     thread, so that one dead disk does not stop all other work.  While a thread is lost in the work
     of a group (see L{Executor.run}), the pool refuses further work of this group.
     """
 
-    # A thread is lost if its work was cancelled and has not ended GRACE seconds later, because
-    # cancelled work ends soon if it calls isCancelled().  A thread is also lost if its work has
+    # A thread is lost if its work was cancelled and has not ended GRACE seconds later.  This time
+    # is enough for work that calls isCancelled() regularly.  A thread is also lost if its work has
     # neither ended nor reported progress for LATE seconds.  No call of the service has a longer
     # time limit than LATE.
     GRACE, LATE = 1.0, 150.0

@@ -49,9 +49,9 @@ _ABILITIES = (
 class InThreads:
     """
     Wraps a provider or a store whose methods block.  Such methods may, for example, use a blocking
-    driver of a database.  The methods of the wrapped object return values and not Deferreds.  Of
-    each mailbox at most one method runs at a time.  The content of messages is read in threads as
-    well.
+    driver of a database.  The methods of the wrapped object return values and not Deferreds.  No
+    two methods of the same mailbox run at the same time.  The content of messages is read in
+    threads as well.
     """
 
     def __init__(

@@ -126,8 +126,7 @@ class AppPasswordFile:
         """
         @raise POP3ResponseError: C{SYS/TEMP}: the file cannot be read now.
         """
-        # Check twice, because a thread may be reading the file that began before the file was
-        # changed.
+        # Check twice, because a thread may have begun to read the file before it was changed.
         for _ in range(2):
             if self._hasRead and stampOf(self._file) == self._seen:
                 break

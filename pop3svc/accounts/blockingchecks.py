@@ -92,7 +92,7 @@ class BlockingChecks:
         @param limit: the time limit of a check in seconds.
         @param concurrent: the number of checks that run at the same time.
         @param mostWaiting: the most checks that may wait for their turn.
-        @param mostLost: the number of lost threads from which no further check begins.  It is at
+        @param mostLost: if this many threads are lost, no further check begins.  The number is at
             most L{BoundedThreadPool.LOST}.  Checks that run already may still lose their threads.
         @param threads: runs the checks; a new pool of threads if not given.
         @param clock: used for the time limits; the reactor if not given.

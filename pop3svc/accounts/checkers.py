@@ -63,7 +63,7 @@ class AccountFacts:
 
 class _Accepted(NamedTuple):
     """
-    Which checker has accepted a login, and as which user.
+    The checker that has accepted a login, and the user who is logged in according to this checker.
 
     @ivar checker: the index of the checker in the list of checkers.
     @ivar name: the name of the user according to the checker.

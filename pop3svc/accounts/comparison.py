@@ -90,7 +90,8 @@ class RememberedChecks:
         """
         digest = hashlib.blake2b(key=self._key, digest_size=32)
         for each in (name, stored.encode("utf-8", "surrogateescape"), password):
-            # Include the lengths.  Otherwise the same octets could be divided into other fields.
+            # Include the lengths of the fields, because otherwise different fields could give the
+            # same octets.
             digest.update(len(each).to_bytes(8))
             digest.update(each)
         return digest.digest()

@@ -139,9 +139,9 @@ class _VerifiedEndpoints:
 @implementer(IAgentEndpointFactory, IStreamClientEndpoint)
 class _Connection:
     """
-    A connection for one request.  The next request uses a new connection.  A server may close a
-    connection that is kept just when the next request is sent.  The service could then not know
-    whether the server has processed the request.
+    A connection for one request.  The next request uses a new connection.  If a connection were
+    kept, the server could close it at the moment when the next request is sent.  The service could
+    then not know whether the server has processed the request.
 
     @ivar isTooMuch: whether the connection was aborted because the server has sent too much.
     """

@@ -42,8 +42,8 @@ _TIMEOUT = 10
 
 def theClock() -> Any:
     """
-    @return: the global reactor.  It is imported when this function is called, because C{twistd} and
-        the tests install the reactor before.
+    @return: the global reactor.  It is imported here and not at the top of the module, because
+        C{twistd} and the tests must be able to install a reactor first.
     """
     from twisted.internet import reactor
 

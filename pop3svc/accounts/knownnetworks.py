@@ -79,8 +79,8 @@ class KnownNetworks:
     # The most networks of a user.  They are enough for a home, an office and several mobile
     # networks.
     EACH = 16
-    # The most users and the most addresses.  If there are more, the one that was not seen for the
-    # longest time is removed.  A user takes about 500 octets of memory.
+    # The most users and the most addresses.  If there are more, the user or the address that was
+    # not seen for the longest time is removed.  A user takes about 500 octets of memory.
     USERS = 100_000
     ADDRESSES = 100_000
     # The number of different users from which an address counts as shared.

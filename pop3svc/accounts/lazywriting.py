@@ -41,8 +41,8 @@ class LazyWriter(Generic[K, V]):
         clock: IReactorTime | None = None,
     ) -> None:
         """
-        @param what: the text that the log has before an error.  It names the consequence, such as
-            C{"no verifiers are added"}.
+        @param what: the text that comes before an error in the log.  It names the consequence, such
+            as C{"no verifiers are added"}.
         @param write: writes several facts.  It may return a Deferred.
         @param pause: seconds from the first waiting fact until the facts are written.
         @param most: the most facts that may wait.  Further facts are lost.

@@ -45,8 +45,8 @@ PLACEHOLDERS = ("user", "local", "domain")
 # The most octets of a name that is looked up.  A mail address has at most 254 octets (RFC 5321
 # section 4.5.3.1).
 _LONGEST_NAME = 512
-# Seconds that a thread may take longer than the time limit of its requests.  Usually the requests
-# then end first, and the thread is not lost.
+# A thread may run this number of seconds longer than the time limit of its requests.  Usually the
+# requests then end first, and the thread is not lost.
 _GRACE = 1.0
 # If one of these attributes of a user's entry changes, the user's sleeping sessions end.  The
 # attributes contain the identity of the entry (RFC 4530, Active Directory) or the time at which the

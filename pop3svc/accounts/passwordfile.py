@@ -401,8 +401,7 @@ class PasswordFile:
         """
         If the file has changed, wait for a limited time until it has been read again.
         """
-        # Check twice, because a thread may be reading the file that began before the file was
-        # changed.
+        # Check twice, because a thread may have begun to read the file before it was changed.
         for _ in range(2):
             if not self._isStale() or not await self._readAgain():
                 return

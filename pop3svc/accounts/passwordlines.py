@@ -42,8 +42,7 @@ def checkUserName(name: str, isCaseMapped: bool = False) -> str:
 
 def nameIn(line: str) -> str:
     """
-    @return: the name of the user of a line.  The name is prepared, unless the profile does not
-        allow it.
+    @return: the name of the user of a line.  The name is prepared if the profile allows the name.
     """
     name = line.partition(":")[0]
     try:

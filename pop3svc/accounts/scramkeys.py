@@ -36,8 +36,8 @@ ALGORITHMS = {mechanism: algorithm for algorithm, mechanism in _MECHANISMS.items
 _LEAST_ROUNDS = 4096
 # The number of octets of the salt for keys that are computed at a login.
 PLAIN_SALT = 16
-# The number of rounds of the verifiers that the service makes. gsasl uses the same number.  A
-# client computes these rounds at each login.
+# The number of rounds of the verifiers that the service makes.  The program gsasl uses the same
+# number.  A client computes these rounds at each login.
 ROUNDS = 65_536
 # The most passwords in clear text whose keys are remembered.
 _REMEMBERED = 10_000

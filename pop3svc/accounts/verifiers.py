@@ -81,7 +81,7 @@ class VerifierAdder:
 
     def proved(self, name: str, password: bytes, stored: str, has: Container[str]) -> None:
         """
-        Add the missing verifiers of a user whose password was just right.
+        Add the missing verifiers of a user who has just logged in with the right password.
 
         @param stored: the user's stored password.
         @param has: the algorithms for which the user has verifiers already.

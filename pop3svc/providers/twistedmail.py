@@ -5,8 +5,8 @@ An L{IMailboxPOP3} has these limits:
 
   - It does not know how many octets RETR sends.  The service therefore reads each message to count
     its octets.
-  - It marks messages for deletion, and C{sync()} deletes them.  A deletion deletes all messages or
-    none only if C{sync()} and C{undeleteMessages()} do so.
+  - It marks messages for deletion, and C{sync()} deletes them.  Whether a deletion can delete a
+    part of the messages depends on the C{sync()} and the C{undeleteMessages()} of the mailbox.
   - It cannot be locked.
   - The index of a message must not change between two listings.
   - A message with size 0 is considered deleted, because C{listMessages} reports deleted messages

@@ -238,7 +238,7 @@ class PackedBlocks:
         group: Hashable,
     ) -> None:
         """
-        @param closing: called once, when the descriptor is no longer read.
+        @param closing: called once, when nothing reads from the descriptor any more.
         @param group: see L{Executor.run}.
         """
         self._pieces = unpacked(descriptor, kind)

@@ -23,8 +23,8 @@ __all__ = [
     "lockFile",
 ]
 
-# A dot-lock without a process id is stale if it is at least this number of seconds old.
-# lockfile_create(3) has the same limit.
+# A dot-lock without a process id is stale if it is at least this number of seconds old.  The
+# function lockfile_create(3) has the same limit.
 _STALE = 300
 # The number of octets that are read from a dot-lock.  A process id has at most ten digits.
 _CONTENT = 64

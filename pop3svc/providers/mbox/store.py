@@ -129,8 +129,8 @@ class MboxStore:
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Eventual[MboxMailbox | None]:
         """
-        See L{IMailboxStore.openMailbox}.  A user without an mbox has an empty maildrop.  If a path
-        must not contain the name of the user, the login is refused.
+        See L{IMailboxStore.openMailbox}.  A user without an mbox has an empty maildrop.  If the
+        name of the user is not allowed in a path, the login is refused.
         """
         if _isLockName(username):
             return None

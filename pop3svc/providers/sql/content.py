@@ -1,5 +1,5 @@
 """
-The content of a message in the database, read piece by piece.
+Read the content of a message from the database, piece by piece.
 """
 
 from __future__ import annotations

@@ -65,8 +65,9 @@ class SQLMailbox:
         # The number of the mailbox; 0 if the mailbox does not exist.
         self._number = 0
         self._listing: MailboxListing | None = None
-        # For messages that arrived after the listing: the size of each message, and the size of its
-        # surrogate.  Then the messages that the session has deleted since the listing.
+        # The dictionary has the size and the size of the surrogate of each message that arrived
+        # after the listing.  The set contains the messages that the session has deleted since the
+        # listing.
         self._later: dict[str, tuple[int, int]] = {}
         self._gone: set[str] = set()
         self._ahead = ReadAhead()
