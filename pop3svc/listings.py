@@ -26,7 +26,7 @@ T = TypeVar("T")
 _LONGEST = 70
 _UNIQUE_ID = re.compile(r"(?!_\Z)[!-~]{1,70}")
 _DERIVED = re.compile(r"H-[0-9a-f]{64}")
-# How many lines of a reply are formatted at a time.  So many lines take some tens of KiB.
+# How many lines of a reply are formatted at a time.  This number of lines takes some tens of KiB.
 _LINES = 1000
 
 

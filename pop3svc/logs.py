@@ -397,7 +397,7 @@ class Log:
     def __init__(self, sink: Sink, reactor: Any = None, form: Form | None = None) -> None:
         """
         @param reactor: schedules attempts to write the buffer.  Without a reactor, nothing but the
-            next event triggers an attempt.
+            next event triggers an attempt to write.
         @param form: makes the lines of an event; L{TextForm} if not given.
         """
         self._sink = sink

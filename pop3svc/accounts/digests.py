@@ -29,8 +29,8 @@ __all__ = [
     "scram",
 ]
 
-# The most rounds of PBKDF2 and SCRAM.  So many rounds take some two seconds of CPU time.  A limit
-# is necessary because a client can cause a comparison without being logged in.
+# The most rounds of PBKDF2 and SCRAM.  This number of rounds takes some two seconds of CPU time.  A
+# limit is necessary because a client can cause a comparison without being logged in.
 _MOST_ROUNDS = 5_000_000
 # The least number of rounds of SCRAM.  RFC 7677 section 4 requires it, and clients refuse fewer
 # rounds.

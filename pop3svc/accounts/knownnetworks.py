@@ -85,8 +85,8 @@ class KnownNetworks:
     ADDRESSES = 100_000
     # The number of different users from which an address counts as shared.
     SHARED = 3
-    # The number of rows that are read at a time, or written in one transaction.  So many rows take
-    # a few milliseconds.  The reactor can do other work after them.
+    # The number of rows that are read at a time, or written in one transaction.  This number of
+    # rows takes a few milliseconds.  The reactor can do other work after them.
     SLICE = 2000
 
     def __init__(

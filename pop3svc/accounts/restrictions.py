@@ -69,7 +69,8 @@ def reasonOf(nologin: str) -> str | None:
 def networksOf(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     """
     @param text: networks and addresses, separated by commas or spaces.
-    @raise ValueError: the text contains something else.  The text of the error is a short reason.
+    @raise ValueError: the text contains anything but networks and addresses.  The text of the error
+        is a short reason.
     """
     try:
         return tuple(ip_network(each, strict=False) for each in re.split(r"[\s,]+", text) if each)

@@ -35,8 +35,8 @@ DEFAULT_ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA", "Ed25519")
 
 # The form of a signed token, which has three parts.  A token with five parts would be encrypted.
 _COMPACT = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
-# The most seconds until a token expires.  Most access tokens are valid for an hour.  Few are valid
-# for a day.
+# The most seconds until a token expires.  Most access tokens are valid for an hour, and few access
+# tokens are valid for a day.
 _LONGEST_LIFE = 7 * 86_400
 # The allowed types of a token: the type of access tokens (RFC 9068 section 2.1), and the general
 # type.  Tokens of other types, such as logout+jwt, have other purposes.

@@ -257,8 +257,8 @@ class Root:
     def open(self) -> int | None:
         """
         Open the directory.  Below C{base}, a link is followed only if nobody but the operator could
-        have created the link.  A link may point to a path with further links.  These are followed
-        under the same condition.
+        have created the link.  A link may point to a path with further links.  The further links
+        are followed under the same condition.
 
         @return: a descriptor; L{None} if the directory does not exist.
         @raise OSError: the directory exists, but cannot be opened.

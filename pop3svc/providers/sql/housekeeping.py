@@ -133,8 +133,7 @@ class Housekeeping:
                 f"AND epoch < {time} - :interval",
                 job=_JOB,
                 # A round is due after nine tenths of the interval.  The clocks of the nodes run at
-                # different speeds, so a node may ask a little earlier than after the whole
-                # interval.
+                # different speeds, so a node may ask a little before the interval is over.
                 interval=int(self.INTERVAL * 900),
             )
         )

@@ -4,9 +4,9 @@ nodes that use the database.
 
 A node is a process of the service.  Each node has a row in a table, which says when the row
 expires.  The node renews its row at regular intervals.  This one write is enough for all sessions
-of the node.  The lease of a mailbox is a row as well.  It contains the name of the node that holds
-the lease, and a token.  The token grows each time a session takes the lease.  A transaction that
-deletes messages locks the row of the lease, and checks the node and the token.  A node may be
+of the node.  The lease of a mailbox is a row as well.  This row contains the name of the node that
+holds the lease, and a token.  The token grows each time a session takes the lease.  A transaction
+that deletes messages locks the row of the lease, and checks the node and the token.  A node may be
 disconnected from the database while another node takes the mailbox.  Because of the check, the
 first node then deletes nothing from the mailbox.
 """
