@@ -1,5 +1,6 @@
 """
-Close a connection in one of three ways: only our end in order, both ends, or at once.
+Close a connection in one of three ways.  The service can close its own end in order, close both
+ends, or abort the connection.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def isTLS(transport: object) -> bool:
 
 class Closing:
     """
-    Closes the transport of one connection.  The connection makes this object when it ends.
+    Closes the transport of one connection.  The connection makes this object when it has to close.
     """
 
     __slots__ = ("_clock", "_givingUp", "_transport")
@@ -33,22 +34,23 @@ class Closing:
 
     def inOrder(self, isFull: bool) -> None:
         """
-        Close our end.  Written data still arrives.  Go on reading the client's data.  Otherwise the
-        kernel could send a reset, and the client could lose our last reply.
+        Close our end.  Data that was written before still arrives.  The service has to go on
+        reading, because otherwise the kernel could send a reset, and the client could lose our last
+        reply.
 
-        @param isFull: whether the transport still has something to write.
+        @param isFull: whether the transport still has data to write.
         """
         transport = self._transport
         closeWrite = getattr(transport, "loseWriteConnection", None)
         if isTLS(transport) or closeWrite is None:
-            # Over TLS our close_notify ends our half.
+            # With TLS, a close_notify closes our half of the connection.
             transport.loseConnection()
             return
         closeWrite()
-        # Check the class and not the object, because a wrapper passes requests for missing
-        # attributes on to the wrapped transport.
+        # Check the class and not the object, because a wrapper would look for the attribute in the
+        # wrapped transport.
         if not isFull and hasattr(type(transport), "doWrite"):
-            # All data is written, so close our half now.
+            # All data was written, so close our half now.
             transport.doWrite()
 
     def fully(self, patience: float) -> None:
@@ -65,7 +67,7 @@ class Closing:
 
     def abort(self) -> None:
         """
-        Close at once, so that the client does not consider an incomplete reply complete.
+        Abort the connection, so that the client does not consider an incomplete reply complete.
         """
         self._transport.abortConnection()
 
@@ -80,7 +82,7 @@ class Closing:
 
 def _below(transport: Any) -> Any:
     """
-    @return: the transport that carries the TLS of a transport.
+    @return: the transport below the TLS of a transport.
     """
     if isinstance(transport, TLSMemoryBIOProtocol):
         return transport.transport

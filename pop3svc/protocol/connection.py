@@ -1,5 +1,6 @@
 """
-Serve one connection: read lines, run one command at a time, begin TLS, apply time limits, close.
+Serve one connection.  This module reads lines, runs one command at a time, begins TLS, applies time
+limits and closes the connection.
 """
 
 from __future__ import annotations
@@ -51,21 +52,22 @@ log = Logger(namespace="pop3svc")
 # with this octet.
 _HANDSHAKE_RECORD = 0x16
 
-# A global name costs less than an attribute of an enumeration.
+# Looking up a global name takes less time than looking up an attribute of an enumeration.
 _GO_ON, _AUTHORIZATION, _TRANSACTION = After.GO_ON, State.AUTHORIZATION, State.TRANSACTION
 
 
 @implementer(IHandshakeListener, IHalfCloseableProtocol)
 class POP3Connection(LineReceiver):
     """
-    The server's end of one POP3 connection: one command at a time, TLS, time limits.  Of
-    L{LineReceiver} it uses C{paused}, and the methods that pause and resume.  The class is long
-    because Twisted calls all of these methods on one object.
+    The server's end of one POP3 connection.  It uses the attribute C{paused} of L{LineReceiver},
+    and the methods that pause and resume.  It splits the input into lines itself.  The class is
+    long because Twisted calls all of these methods on one object.
 
     @ivar session: the state of the client.
     """
 
-    # Slots take less memory than a dictionary, and a service has many idle connections.
+    # Use slots, because they take less memory than a dictionary, and a service has many idle
+    # connections.
     __slots__ = (
         "_clock",
         "_closing",
@@ -108,11 +110,12 @@ class POP3Connection(LineReceiver):
         limits: Limits,
     ) -> None:
         """
-        @param makeSession: takes the transport, returns the session.
-        @param connectionCreator: the argument of C{transport.startTLS} for STLS, or L{None}.
+        @param makeSession: takes the transport and returns the session.
+        @param connectionCreator: the argument of C{transport.startTLS} for STLS; L{None} if STLS is
+            not available.
         @param ended: called once, when the connection and its session have ended.
-        @param unauthenticated: the set that holds this connection while nobody is logged in.
-        @param limits: the time limits of all connections.
+        @param unauthenticated: the set of all connections on which nobody is logged in.
+        @param limits: the time limits, which all connections share.
         """
         self._makeSession = makeSession
         self._table = table
@@ -120,17 +123,17 @@ class POP3Connection(LineReceiver):
         self._connectionCreator = connectionCreator
         self._ended = ended
         self._unauthenticated = unauthenticated
-        # The client's address.  The factory sets this attribute, and counts the connections of each
-        # address.
+        # The address of the client.  The factory sets this attribute, because it counts the
+        # connections of each address.
         self.address: str | None = None
         self._heardNothing = True
         self._handshaking = False
         self._running: Deferred[None] | None = None
         self._limits = limits
-        # The running time limit, if there is one.
+        # The time limit that runs now; None if there is none.
         self._limit: SharedTimeout | None = None
         self._limitBegan = 0.0
-        # Made when the connection ends.
+        # This object is made when the connection has to close.
         self._closing: Closing | None = None
         self._isUnauthenticated = False
         self._isLate = False
@@ -146,15 +149,16 @@ class POP3Connection(LineReceiver):
     @property
     def isAnswering(self) -> bool:
         """
-        Whether a command is running, or more input waits for its turn.
+        Whether a command is running, or input waits for the next time slice.
         """
         return self._running is not None or self.paused
 
     @property
     def waitsFor(self) -> str:
         """
-        The party that the session waits for: C{"command"}, the client's next command;
-        C{"client"}, the client has to read a reply; C{"provider"}, an answer of the provider.
+        The event for which the session waits.  C{"command"} means the next command of the client.
+        C{"client"} means that the client has to read a reply.  C{"provider"} means an answer of the
+        provider.
         """
         if self._running is None:
             return "command"
@@ -163,7 +167,7 @@ class POP3Connection(LineReceiver):
     @property
     def tls(self) -> str | None:
         """
-        The version of TLS, such as C{"TLSv1.3"}; L{None} without TLS.
+        The version of TLS, such as C{"TLSv1.3"}; L{None} if the connection does not use TLS.
         """
         return _versionOfTLS(self.transport) if self.session.info.isSecure else None
 
@@ -175,8 +179,8 @@ class POP3Connection(LineReceiver):
         """
         transport: Any = self.transport
         self.session = self._makeSession(transport)
-        # Drop the function, because it refers to this connection, and Python frees reference cycles
-        # late.
+        # Delete the reference to the function.  The function refers to this connection, and Python
+        # frees reference cycles late.
         del self._makeSession
         self._policy = self.session.policy
         clock, isSecure = self._clock, isTLS(transport)
@@ -189,7 +193,8 @@ class POP3Connection(LineReceiver):
         self._handshaking = isSecure
         setNoDelay = getattr(transport, "setTcpNoDelay", None)
         if setNoDelay is not None:
-            # The second part of a reply must not wait for the acknowledgement of the first.
+            # Switch off Nagle's algorithm, because with it the second part of a reply would wait
+            # until the client has acknowledged the first part.
             setNoDelay(True)
         info = self.session.info
         if self._policy.verboseEvents:
@@ -213,7 +218,7 @@ class POP3Connection(LineReceiver):
         return certificateNames(self.transport) if self.session.info.isSecure else ()
 
     def _useLanguage(self, language: Language | None) -> None:
-        # A tap may have replaced the sender.
+        # Use the attribute, because a tap may have replaced the sender.
         self._sender.useLanguage(language)
 
     def handshakeCompleted(self) -> None:
@@ -221,17 +226,18 @@ class POP3Connection(LineReceiver):
         See L{IHandshakeListener}.
         """
         self._handshaking = False
-        # Check the certificate now and remember the result, because the TLS session may be resumed.
+        # Check the certificate now, so that the result is remembered.  The client may resume the
+        # TLS session later.
         self._certificateNames()
 
     # --- lines ----------------------------------------------------------------
 
     def dataReceived(self, data: bytes) -> None:
         """
-        Take octets from the client, and answer the complete lines among them.
+        Take octets from the client, and answer each line that is complete.
         """
         if self._reason or not data:
-            # The connection is closing.  Read and drop further input, so that the client can
+            # The connection is closing.  Take further input and ignore it, so that the client can
             # close its end in order.
             return
         if self._heardNothing:
@@ -242,7 +248,7 @@ class POP3Connection(LineReceiver):
         taken = self._input
         isFree = self._running is None and not self.paused
         if isFree and not taken.held and data.find(b"\n") == len(data) - 1 and not self._isTaking:
-            # One whole line, as most clients send, needs no buffer.
+            # Most clients send one whole line and wait.  Such a line needs no buffer.
             self._takeLines(data[:-1])
             return
         taken.feed(data)
@@ -267,7 +273,7 @@ class POP3Connection(LineReceiver):
         """
         Answer the buffered lines, until a command has to wait or the time slice is over.
 
-        @param line: a line that precedes the buffered lines.
+        @param line: a line that came before the buffered lines.
         """
         if self._isTaking:
             return
@@ -283,13 +289,15 @@ class POP3Connection(LineReceiver):
                 self.lineReceived(line)
                 if self._running is not None or self.paused or not lines:
                     break
-                # A tap may have replaced the sender within lineReceived().
+                # Read the attribute again, because lineReceived() may have replaced the sender for
+                # a tap.
                 if self._sender.isCrowded:
                     self._run(self._sender.flush())
                     if self._running is not None or self._reason:
                         break
                 if turns.isOver():
-                    # Other connections wait, so answer the rest in the next time slice.
+                    # Other connections are waiting.  Answer the remaining lines in the next time
+                    # slice.
                     self.pauseProducing()
                     turns.callNext(self._nextTurn)
                     break
@@ -302,19 +310,19 @@ class POP3Connection(LineReceiver):
             self.lineLengthExceeded(taken.partial)
             return
         if not self._sender.flushShort():
-            # All buffered lines are answered, or the time slice is over.
+            # Write the gathered replies, because all lines are answered, or the time slice is over.
             self._run(self._sender.flush())
             if self._running is not None or self._reason:
                 return
         if self._readEnded and not lines:
             self._close("closed by the client")
         elif isNew or self._limit is None:
-            # Octets without a line end do not restart the time limit.
+            # Restart the time limit after a whole line only.
             self._awaitLine(now)
 
     def lineReceived(self, line: bytes) -> None:
         """
-        Answer one line.  If the command of this line has to wait, later lines wait for it.
+        Answer one line.  If the command in this line has to wait, all later lines wait as well.
         """
         if self._reason:
             return
@@ -346,7 +354,7 @@ class POP3Connection(LineReceiver):
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """
-        Run a coroutine.  If the coroutine has to wait, no line is answered until it ends.
+        Run a coroutine.  If it has to wait, no line is answered until it has ended.
         """
         try:
             running = startNow(work)
@@ -354,11 +362,11 @@ class POP3Connection(LineReceiver):
             self._failed(Failure())
             return
         if isinstance(running, Deferred):
-            # Send earlier replies now, so that they do not wait for this work.
+            # Send the gathered replies now, so that they do not wait for this work.
             self._sender.flushNow()
             self._running = running
             if not self._isUnauthenticated:
-                # No time limit runs while a command is running.
+                # A time limit must not run while a command is running.
                 self._setLimit(None)
             running.addCallbacks(lambda _: None, self._failed).addCallback(self._goOn)
 
@@ -397,7 +405,7 @@ class POP3Connection(LineReceiver):
 
     def _count(self, body: object) -> None:
         """
-        Count a body that was sent completely.
+        Count a body after the whole body was sent.
         """
         if isinstance(body, MessageBody):
             record = self.session.record
@@ -406,7 +414,7 @@ class POP3Connection(LineReceiver):
 
     def _sent(self, reply: Reply) -> None:
         """
-        Carry out the action that follows a reply, and adapt the time limits to the new state.
+        Carry out the action that belongs to a reply, and adapt the time limits to the new state.
         """
         if reply.then is not _GO_ON:
             if reply.then is After.START_TLS:
@@ -419,7 +427,7 @@ class POP3Connection(LineReceiver):
             if self._isUnauthenticated:
                 self._endLoginLimit()
             else:
-                # The user has logged out, so the limit for a login runs again.
+                # Start the limit for a login again, because the user has logged out.
                 self._tell("logged out")
                 self._limitLogin()
         elif self._isLate:
@@ -439,7 +447,7 @@ class POP3Connection(LineReceiver):
             transport.resumeProducing()
         if self._reason:
             return
-        # Check again here, because _sent() is not called after a flush.
+        # Check both here as well, because _sent() is not called after a flush.
         if self._isLate:
             self._sayTooLate()
         elif self._stopping:
@@ -455,10 +463,11 @@ class POP3Connection(LineReceiver):
         if failure.check(Stalled):
             self._abort("stopped reading")
         elif self._reason or failure.check(ConnectionLost):
-            # The client is gone.
+            # The client has disconnected.
             self._abort("lost")
         else:
-            # The provider itself reports an error that it has foreseen.
+            # Do not log a POP3ResponseError, because a provider raises it for a failure that it has
+            # foreseen.
             if not failure.check(POP3ResponseError):
                 log.failure(
                     "connection {connectionID}: a reply failed midway",
@@ -474,10 +483,12 @@ class POP3Connection(LineReceiver):
         transport: Any = self.transport
         self._sender.flushNow()
         self._sender.startTLS()
-        # An attacker may have chosen the language before the connection was encrypted.
+        # Forget the language, because an attacker may have chosen it before the connection was
+        # encrypted.
         self._sender.useLanguage(None)
         if self.clearLineBuffer():
-            # An attacker may have injected plain text as commands that would run inside TLS.
+            # The buffered input was sent as plain text.  An attacker may have inserted it, and it
+            # would run as commands inside TLS.
             self._abort("sent plain text after STLS")
             return
         self._handshaking = True
@@ -488,9 +499,10 @@ class POP3Connection(LineReceiver):
 
     def _awaitLine(self, now: float) -> None:
         """
-        Limit the wait for the next line.  Before a login only the limit for the login runs.
+        Limit the wait for the next line.  Before a login, the limit for the login is the only limit
+        that runs.
 
-        @param now: the time on the clock, seconds.
+        @param now: the present time in seconds of the clock.
         """
         self._quietSince = now
         state = self.session.state
@@ -503,9 +515,9 @@ class POP3Connection(LineReceiver):
 
     def _setLimit(self, limit: SharedTimeout | None) -> None:
         """
-        Begin a time limit, and end the one that was running.
+        Begin a time limit, and end the limit that was running before.
 
-        @param limit: the time limit, or L{None} for none.
+        @param limit: the new time limit; L{None} if none begins.
         """
         before, self._limit = self._limit, limit
         if before is not None and before is not limit:
@@ -515,14 +527,14 @@ class POP3Connection(LineReceiver):
 
     def quietSince(self) -> float:
         """
-        @return: the time on the clock at which the client's last line came, seconds.
+        @return: the time at which the last line of the client came, in seconds of the clock.
         """
         return self._quietSince
 
     def idleTooLong(self) -> None:
         """
-        Close without a reply (RFC 1939 section 3), because the client has sent no command for too
-        long.  Unlock the mailbox now, even if the client does not close its end yet.
+        Close the connection, because the client has sent no command for too long.  Send no reply
+        (RFC 1939 section 3).  Unlock the mailbox now and not when the client closes its end.
         """
         self._close("idle for too long")
         self._endSession()
@@ -539,11 +551,11 @@ class POP3Connection(LineReceiver):
 
     def loginTooLate(self) -> None:
         """
-        Close, because nobody has logged in in time.
+        Close the connection, because nobody has logged in within the time limit.
         """
         if self._running is not None:
-            # The running command may be the login itself, so _sent() or _goOn() checks again when
-            # the command ends.
+            # Wait for the end of the running command, because it may be the login.  Then _sent() or
+            # _goOn() checks again.
             self._isLate = True
         else:
             self._sayTooLate()
@@ -559,11 +571,11 @@ class POP3Connection(LineReceiver):
 
     def stop(self) -> None:
         """
-        Close as soon as no command is running, because the service stops.
+        Close the connection because the service stops.  If a command is running, close after it.
         """
         self._stopping = True
         if self._reason:
-            # The connection is closing.  Do not wait for the client to close its end.
+            # The connection is closing already.  Do not wait until the client closes its end.
             self.closeFully()
         elif self._running is None:
             self._sayStopping()
@@ -578,7 +590,7 @@ class POP3Connection(LineReceiver):
 
     def abort(self, reason: str) -> None:
         """
-        Close at once, even if a command is running.
+        Abort the connection, even if a command is running.
 
         @param reason: the reason in the log.
         """
@@ -586,8 +598,8 @@ class POP3Connection(LineReceiver):
 
     def end(self, reason: str) -> None:
         """
-        End the session now.  Close in order if no command is running, else at once.  No message is
-        deleted.
+        End the session now, and delete no message.  If no command is running, close the connection
+        in order.  Otherwise abort it.
 
         @param reason: the reason in the log.
         """
@@ -599,10 +611,10 @@ class POP3Connection(LineReceiver):
 
     def _tryRelease(self, isMarked: bool) -> bool:
         """
-        End the session if it has been idle long enough, because another session of the user
-        wants the mailbox.  No message is deleted.
+        Another session of the user wants the mailbox.  End this session if it has been idle for
+        long enough, and delete no message.
 
-        @param isMarked: whether any message is marked.
+        @param isMarked: whether at least one message is marked for deletion.
         @return: whether the session ends.
         """
         if self._reason:
@@ -610,7 +622,8 @@ class POP3Connection(LineReceiver):
         policy = self._policy
         enough = policy.takeoverMarked if isMarked else policy.takeoverIdle
         if self._running is not None:
-            # A client that has not read its reply for a long time may be gone.
+            # Abort if a reply is being sent, because a client that reads nothing for a long time
+            # has probably gone.
             if self._sender.stalledFor() < enough:
                 return False
             self._abort("made room for another session of the user")
@@ -625,9 +638,10 @@ class POP3Connection(LineReceiver):
 
     def _endSession(self) -> Deferred[None] | None:
         """
-        End the session, which releases the mailbox.  Further calls do nothing.
+        End the session and release the mailbox.  Further calls of this method do nothing.
 
-        @return: a Deferred that fires when the session has ended; L{None} if it has already ended.
+        @return: a Deferred that fires when the session has ended; L{None} if the session has ended
+            already.
         """
         if not self._isEnding:
             self._isEnding = True
@@ -644,8 +658,8 @@ class POP3Connection(LineReceiver):
 
     def readConnectionLost(self) -> None:
         """
-        Answer the remaining lines and then close, because the client has closed its half.
-        See L{IHalfCloseableProtocol}.
+        Answer the remaining lines and then close the connection, because the client has closed its
+        half.  See L{IHalfCloseableProtocol}.
         """
         self._readEnded = True
         if self._reason:
@@ -664,8 +678,9 @@ class POP3Connection(LineReceiver):
 
     def _close(self, reason: str) -> None:
         """
-        Close our end in order.  Written data still arrives.  Go on reading the client's data.
-        Otherwise the kernel could send a reset, and the client could lose our last reply.
+        Close our end in order.  Data that was written before still arrives.  The connection goes on
+        reading, because otherwise the kernel could send a reset, and the client could lose our last
+        reply.
 
         @param reason: the reason in the log.
         """
@@ -675,8 +690,8 @@ class POP3Connection(LineReceiver):
         self.clearLineBuffer()
         self._sender.flushNow()
         self._sender.release()
-        # Begin the time limit first. connectionLost() ends it, and may be called within the next
-        # call.
+        # Begin the time limit first.  The next call may call connectionLost(), which ends the
+        # limit.
         self._setLimit(self._limits.closing)
         self._closingNow().inOrder(self._sender.isFull)
 
@@ -694,7 +709,7 @@ class POP3Connection(LineReceiver):
 
     def _abort(self, reason: str) -> None:
         """
-        Close at once, because the client must not consider an incomplete reply complete.
+        Abort the connection, because the client must not consider an incomplete reply complete.
 
         @param reason: the reason in the log.
         """
@@ -717,10 +732,10 @@ class POP3Connection(LineReceiver):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """
-        End the session, because the connection is gone.
+        End the session, because the connection is lost.
         """
         if not hasattr(self, "_policy"):
-            # connectionMade() made no session.
+            # There is no session, because connectionMade() has made none.
             self._ended(self)
             return
         if not self._reason:
@@ -739,7 +754,7 @@ class POP3Connection(LineReceiver):
             ending.addBoth(self._over)
 
     def _over(self, _: object) -> None:
-        # Drop the method, because it refers to this connection, and Python frees reference cycles
+        # Delete the references to methods of this connection, because Python frees reference cycles
         # late.
         self.session.tryRelease = refuseRelease
         self.session.channelBinding = noBinding
@@ -750,7 +765,8 @@ class POP3Connection(LineReceiver):
 
     def _tell(self, reason: str) -> None:
         """
-        Log the end of the connection or of a login, and restart the counters.
+        Write the line of the log for the end of the connection or of a login.  Then restart the
+        counters.
         """
         session = self.session
         session.record.tell(session.info, self.tls, self._clock.seconds(), reason)
@@ -762,8 +778,8 @@ class Limits:
 
     @ivar login: limits the time until somebody has logged in.
     @ivar idle: limits the wait for a command.
-    @ivar sleep: limits the wait for a command of a session that is asleep.
-    @ivar closing: limits the wait until the client closes its end.
+    @ivar sleep: limits the wait for a command if the session is asleep.
+    @ivar closing: limits the wait for the client to close its end.
     """
 
     def __init__(self, clock: IReactorTime, policy: Policy) -> None:
@@ -786,7 +802,7 @@ def _whyClosed(session: Session, reply: Reply) -> str:
 
 def _versionOfTLS(transport: Any) -> str:
     """
-    @return: the version, such as C{TLSv1.3}; C{TLS} if it is not known.
+    @return: the version of TLS, such as C{TLSv1.3}; C{TLS} if the version is not known.
     """
     getHandle = getattr(transport, "getHandle", None)
     name = getattr(getHandle() if getHandle else None, "get_protocol_version_name", None)

@@ -9,26 +9,26 @@ __all__ = ["LineBuffer"]
 
 class LineBuffer:
     """
-    Cuts input into lines, and keeps lines until they are answered.  A line ends with CRLF, or
-    with a bare LF, because some clients send only that.
+    Cuts input into lines, and keeps the lines until they are answered.  A line ends with CRLF or
+    with a bare LF, because some clients send a bare LF.
 
-    @ivar lines: the complete lines, the first line last.  The list stays the same object.
-    @ivar partial: the line whose end has not come yet.
-    @ivar held: the number of octets that are kept.
+    @ivar lines: the complete lines in reverse order.  The attribute is always the same list.
+    @ivar partial: the beginning of a line whose end has not come yet.
+    @ivar held: the number of octets in the buffer.
     """
 
     __slots__ = ("held", "lines", "partial")
 
     def __init__(self) -> None:
-        # The first line is the last element, because a list pops its last element without
-        # moving the others.  An empty deque takes ten times as much memory as an empty list.
+        # The order is reversed, because a list removes its last element without moving the others.
+        # A deque is not used, because an empty deque takes ten times the memory of an empty list.
         self.lines: list[bytes] = []
         self.partial = b""
         self.held = 0
 
     def feed(self, data: bytes) -> None:
         """
-        Take input.
+        Add input to the buffer.
         """
         self.held += len(data)
         if self.partial:
@@ -41,8 +41,8 @@ class LineBuffer:
 
     def next(self) -> bytes:
         """
-        @return: the next line, without LF, with CR if there is one.
-        @raise IndexError: no complete line waits.
+        @return: the next line without its LF.  A CR before the LF stays.
+        @raise IndexError: the buffer has no complete line.
         """
         line = self.lines.pop()
         self.held -= len(line) + 1
@@ -50,9 +50,9 @@ class LineBuffer:
 
     def clear(self) -> bytes:
         """
-        Drop all buffered input.
+        Remove all input from the buffer.
 
-        @return: the octets that were dropped.
+        @return: the octets that were removed.
         """
         dropped = b"\n".join([*reversed(self.lines), self.partial])
         self.lines.clear()

@@ -1,5 +1,6 @@
 """
-Write octets to a transport at the client's pace: to its socket at once, or as a producer.
+Write octets to a transport as fast as the client reads them.  An outlet writes directly to the
+socket, or it is a producer of the transport.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["Outlet", "ProducerOutlet", "SocketOutlet", "Stalled", "outletTo"]
 
-# For this number of octets of a file or more, sendfile() saves more time than it takes.
+# The least number of octets of a file for which sendfile() is used.  For fewer octets, it takes
+# more time than it saves.
 _LARGE = 262144
-# Seconds between two checks whether a slow client has read anything.
+# Seconds between two checks of whether a slow client has read anything.
 _LOOK = 15
 
 
 class Stalled(Exception):
     """
-    The client has read nothing of its replies for too long.
+    The client has read nothing for too long, although replies wait.
     """
 
 
@@ -38,20 +40,21 @@ def outletTo(
     """
     Make the outlet of one connection.
 
-    @param transport: L{twisted.internet.interfaces.IConsumer}
-    @param turns: limits the time of all work for the connection.
-    @param stallTimeout: seconds without progress until L{Stalled}.
+    @param transport: an L{twisted.internet.interfaces.IConsumer}.
+    @param turns: the time slices in which all work for the connection is done.
+    @param stallTimeout: if the client reads nothing for this number of seconds, L{Stalled} is
+        raised.
     @param isTLS: whether the transport encrypts the octets.
     """
-    # Check the class and not the object, because a wrapper passes requests for missing attributes
-    # on to the wrapped transport.
+    # Check the class and not the object, because a wrapper would look for the attribute in the
+    # wrapped transport.
     kind = SocketOutlet if hasattr(type(transport), "writeSomeData") else ProducerOutlet
     return kind(transport, turns, clock, stallTimeout, isTLS)
 
 
 def _queued(transport: Any) -> int | None:
     """
-    @return: the number of octets in the kernel's send buffer; L{None} if it is not known.
+    @return: the number of octets in the send buffer of the kernel; L{None} if it is not known.
     """
     try:
         buffer = fcntl.ioctl(transport.fileno(), termios.TIOCOUTQ, b"\0" * 4)
@@ -63,16 +66,16 @@ def _queued(transport: Any) -> int | None:
 @implementer(IPushProducer)
 class Outlet:
     """
-    The common part of all outlets.  It waits until the transport has room, and finds out whether
-    the client still reads.
+    The common part of all outlets.  This class waits until the transport has room, and finds out
+    whether the client still reads.
 
     @ivar isFull: whether the transport still has octets to write.
     @ivar isTLS: whether the transport encrypts the octets.
-    @ivar unasked: octets written since the last L{flush}, which waits until the transport has
-        room.
+    @ivar unasked: the number of octets that were written since the last L{flush}.
     """
 
-    # Slots take less memory than a dictionary, and a service has many idle connections.
+    # Use slots, because they take less memory than a dictionary, and a service has many idle
+    # connections.
     __slots__ = (
         "_clock",
         "_isRegistered",
@@ -111,8 +114,9 @@ class Outlet:
         self._resumed: Deferred[None] | None = None
         self._timer: IDelayedCall | None = None
         self._isRegistered = False
-        # While the transport is full: the time when the client last read anything, and the number
-        # of octets in the kernel's send buffer at that time.
+        # These values are used while the transport is full.  They are the time at which the client
+        # last read anything, and the number of octets in the send buffer of the kernel at that
+        # time.
         self._progress = 0.0
         self._queuedThen: int | None = None
 
@@ -129,19 +133,19 @@ class Outlet:
         """
         Write octets, and wait until the transport has room for more.
 
-        @param octets: possibly none.
+        @param octets: the octets, which may be empty.
         @raise Stalled: the client has read nothing for too long.
         @raise ConnectionLost: the connection is lost.
         """
         if octets and not self._stopped:
             self.write(octets)
-        # If the transport is full, it has called pauseProducing by now.
+        # At this point a full transport has called pauseProducing.
         self.unasked = 0
         if self.isFull and not self._stopped:
             await self._room()
         else:
-            # If the connection is lost, the transport may discard the octets, and never become
-            # full.  Let the reactor run, so that the reactor can notice the loss.
+            # Let the reactor run, so that it can notice the loss of the connection.  A transport
+            # without a connection may discard the octets and never become full.
             await self._turns.yieldIfDue()
         if self._stopped:
             raise ConnectionLost()
@@ -149,17 +153,18 @@ class Outlet:
     def sendable(self, region: object) -> FileRegion | None:
         """
         @param region: see L{pop3svc.protocol.replies.Body.region}.
-        @return: the region if L{send} should send its octets, otherwise L{None}.
+        @return: the region, if its octets have to be sent by L{send}; otherwise L{None}.
         """
         return None
 
     async def send(self, region: FileRegion) -> int:
         """
-        Send the next octets of a region without reading them.  Flush all earlier octets before this
-        call.
+        Send the next octets of a region without reading them into memory.  The caller has to flush
+        all earlier octets before this call.
 
         @param region: the result of L{sendable}.
-        @return: the number of octets sent; 0 if the next octets have to be read.
+        @return: the number of octets sent; 0 if the caller has to read the next octets and write
+            them.
         @raise Stalled: the client has read nothing for too long.
         @raise ConnectionLost: the connection is lost.
         """
@@ -167,19 +172,20 @@ class Outlet:
 
     def encrypted(self) -> Outlet:
         """
-        Release this outlet, because the transport encrypts all octets from now on.
+        Release this outlet, because TLS begins and the transport encrypts all further octets.
 
         @return: the outlet to use instead.
         """
         self.release()
         transport = self._transport
-        # C{writeSomeData} of Twisted's transports does not encrypt.
+        # Use a L{ProducerOutlet} for a transport of Twisted, because its C{writeSomeData} does not
+        # encrypt.
         kind = type(self) if hasattr(type(transport), "measure") else ProducerOutlet
         return kind(transport, self._turns, self._clock, self._stallTimeout, True)
 
     def release(self) -> None:
         """
-        Unregister from the transport, because the connection will be closed.
+        End the registration at the transport, because the connection will be closed.
         """
         if self._isRegistered:
             self._isRegistered = False
@@ -212,7 +218,8 @@ class Outlet:
 
     def _look(self, resumed: Deferred[None]) -> None:
         """
-        Fail the wait if the client has read nothing for too long.
+        Check whether the client has read anything.  If it has read nothing for too long, let the
+        wait fail.
         """
         if self.stalledFor() >= self._stallTimeout:
             resumed.errback(Stalled())
@@ -221,12 +228,13 @@ class Outlet:
 
     def stalledFor(self) -> float:
         """
-        @return: seconds since the client last read anything; 0 if no octets wait for the client.
+        @return: the number of seconds since the client last read anything; 0 if no octets wait for
+            the client.
         """
         if self._resumed is None:
             return 0.0
-        # The send buffer may hold megabytes, so a slow client may read for minutes before the
-        # transport can write again.
+        # Look at the send buffer, because it may contain megabytes.  A slow client may read for
+        # minutes before the transport can write again.
         queued = _queued(self._transport)
         if queued is not None and self._queuedThen is not None and queued < self._queuedThen:
             self._progress = self._clock.seconds()
@@ -262,8 +270,8 @@ class Outlet:
 
 class ProducerOutlet(Outlet):
     """
-    Writes to any transport, and is its push producer while octets are flushed.  It serves TLS after
-    STLS, and transports in memory.
+    Writes to any transport.  It is the push producer of the transport while octets are flushed.  It
+    is used for TLS after STLS, and for transports in memory.
     """
 
     __slots__ = ()
@@ -281,31 +289,32 @@ class ProducerOutlet(Outlet):
 
 class SocketOutlet(Outlet):
     """
-    Writes to the socket at once, without waiting for the next iteration of the reactor.  The
-    transport gets only the octets that the socket does not accept.  This outlet is the transport's
-    pull producer until the transport has written these octets.  Without TLS, octets of files go
-    from the page cache to the socket.
+    Writes directly to the socket, and does not wait for the next iteration of the reactor.  Octets
+    that the socket does not accept go to the transport.  Until the transport has written these
+    octets, the outlet is its pull producer.  Without TLS, octets of files go directly from the page
+    cache to the socket.
     """
 
     __slots__ = ()
 
     def write(self, octets: bytes) -> None:
         """
-        Write as many octets as the socket accepts.  Hand the rest to the transport, and
-        register as its producer to learn when it has written them.
+        Write as many octets as the socket accepts, and give the rest to the transport.  Register as
+        the producer of the transport, because the transport then tells when it has written the
+        rest.
         """
         if self.isFull:
             self.unasked += len(octets)
             self._transport.write(octets)
             return
-        # Ask each time, because the method may change when TLS begins.
+        # Look up the method each time, because it may change when TLS begins.
         written = self._transport.writeSomeData(octets)
         if written != len(octets):
             self._writeRest(octets, written)
 
     def _writeRest(self, octets: bytes, written: Any) -> None:
         """
-        @param written: the answer of C{writeSomeData}, which may be an exception.
+        @param written: the value that C{writeSomeData} has returned, which may be an exception.
         """
         done, writeSome = 0, self._transport.writeSomeData
         while isinstance(written, int) and written > 0:
@@ -313,7 +322,7 @@ class SocketOutlet(Outlet):
             if done == len(octets):
                 return
             written = writeSome(memoryview(octets)[done:])
-        # The socket is full or broken.  The transport will notice a broken socket when it writes.
+        # The socket is full or has an error.  The transport will notice an error when it writes.
         self._transport.write(octets[done:])
         self._fill()
 
@@ -322,8 +331,8 @@ class SocketOutlet(Outlet):
         Wait until the transport has written everything.
         """
         self._register(False)
-        # Set this after registering, because the transport calls resumeProducing at once when
-        # a pull producer registers.
+        # Set this attribute after the registration, because the transport calls resumeProducing as
+        # soon as a pull producer registers.
         self.isFull = True
 
     def resumeProducing(self) -> None:
@@ -335,17 +344,17 @@ class SocketOutlet(Outlet):
             self.release()
             resumed, self._resumed = self._resumed, None
             if resumed is not None:
-                # Many sockets may have room at the same time, so each waits for its time slice.
+                # Wait for a time slice, because many sockets may have room at the same time.
                 self._turns.callNext(partial(self._goOn, resumed))
 
     def _goOn(self, resumed: Deferred[None]) -> None:
         if not resumed.called:
-            # Nobody has cancelled the wait.
+            # The wait was not cancelled.
             resumed.callback(None)
 
     def sendable(self, region: object) -> FileRegion | None:
         """
-        See L{Outlet.sendable}.  TLS encrypts the octets, so they have to be read.
+        See L{Outlet.sendable}.  With TLS the octets have to be read, because they are encrypted.
         """
         if self.isTLS or not isinstance(region, FileRegion) or region.left < _LARGE:
             return None

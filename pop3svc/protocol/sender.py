@@ -1,5 +1,5 @@
 """
-Encode one reply after the other, and pass the octets to the outlet of the connection.
+Encode replies, and pass their octets to the outlet of the connection.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pop3svc.protocol.wire import LineStyle, MultiLine, firstLine
 
 __all__ = ["ReplySender"]
 
-# When this number of octets is gathered, they are written.  Fewer octets wait, so that one write
-# and one segment carry several short replies.
+# Octets are written when this number of octets was gathered.  Fewer octets wait, so that several
+# short replies share one write and one segment.
 _PIECE = 65536
-# The most octets of a TLS record (RFC 8446 section 5.1), and the fewest octets of the last record
-# of a large reply.
+# _RECORD is the most octets of a TLS record (RFC 8446 section 5.1).  _LAST is the least number of
+# octets in the last record of a large reply.
 _RECORD, _LAST = 16384, 512
 
 
@@ -30,12 +30,13 @@ class ReplySender:
     Sends the replies of one connection, one at a time.  Short replies are gathered until
     L{flush}.
 
-    @ivar isCrowded: whether the gathered octets must be flushed before the next reply: because
-        there are many, or because the transport is full.
+    @ivar isCrowded: whether the gathered octets must be flushed before the next reply.  This is
+        necessary if there are many of them, or if the transport is full.
     @ivar isFull: whether the transport still has octets to write.
     """
 
-    # Slots take less memory than a dictionary, and a service has many idle connections.
+    # Use slots, because they take less memory than a dictionary, and a service has many idle
+    # connections.
     __slots__ = ("_gathered", "_octets", "_outlet", "_pieces", "_record", "_style")
 
     def __init__(
@@ -43,29 +44,29 @@ class ReplySender:
     ) -> None:
         """
         @param outlet: takes the octets.
-        @param marksMultiLine: whether first lines of multi-line replies are marked
+        @param marksMultiLine: whether the first line of a multi-line reply is marked
             (docs/extensions, MULTI-LINE-IND).
-        @param record: counts the octets.
+        @param record: counts the octets that are sent.
         """
         self._outlet = outlet
         self._style = LineStyle.of(marksMultiLine)
         self._record = SessionRecord() if record is None else record
         self._gathered: list[bytes] = []
         self._octets = 0
-        # Pieces of the next body that gatherShort() has read.
+        # The pieces that gatherShort() has read, if send() has to send them.
         self._pieces: list[Any] = []
 
     def startTLS(self) -> None:
         """
-        Adapt to a transport that encrypts all octets from now on.
+        Change the outlet, because the transport encrypts all further octets.
         """
         self._outlet = self._outlet.encrypted()
 
     def useLanguage(self, language: Language | None) -> None:
         """
-        Send the texts of all further replies in a language (RFC 6856 section 3.2).
+        Set the language of the texts of all further replies (RFC 6856 section 3.2).
 
-        @param language: L{None} for English.
+        @param language: the language; L{None} for English.
         """
         self._style = LineStyle.of(self._style.marksMultiLine, language)
 
@@ -93,8 +94,8 @@ class ReplySender:
 
     def gatherShort(self, reply: Reply) -> bool:
         """
-        Gather a reply with a body, and close the body, if the body is one short piece that needs no
-        encoding.  This takes a quarter of the bytecodes of L{send}.
+        If the body of a reply is one short piece that needs no encoding, gather the reply and close
+        the body.  This takes a quarter of the bytecodes of L{send}.
 
         @return: False if nothing was gathered, so that L{send} must be called next.
         """
@@ -133,9 +134,10 @@ class ReplySender:
 
     async def send(self, reply: Reply) -> bool:
         """
-        Gather the octets of a reply, flush them when there are many, and close the body.
+        Gather the octets of a reply, and close its body.  Flush the octets when there are many of
+        them.
 
-        @return: whether the whole body, if any, was sent.
+        @return: whether the whole body was sent; true if there is no body.
         @raise Stalled: the client has read nothing for too long.
         @raise ConnectionLost: the connection is lost.
         """
@@ -169,8 +171,9 @@ class ReplySender:
                     chunk = await chunk
                 if chunk is None:
                     break
-                # Flush only when another piece has come.  The last piece and the final dot are then
-                # one write.  Some clients expect the dot at the end of a read.
+                # Flush when another piece has come, and not before.  The last piece and the final
+                # dot must share one write, because some clients expect the dot at the end of a
+                # read.
                 if self._octets >= _PIECE and (len(chunk) >= _LAST or self._octets >= 4 * _PIECE):
                     await self.flush()
                 self._gather(chunk if encoder is None else encoder.feed(chunk))
@@ -186,7 +189,8 @@ class ReplySender:
             if self._octets > _RECORD and self._outlet.isTLS:
                 self._splitRecords()
         except BaseException:
-            # Keep only the replies before this reply, because they are complete.
+            # Remove the octets of this reply.  Keep the replies before it, because they are
+            # complete.
             del self._gathered[kept if self._gathered is before else 0 :]
             self._octets = sum(map(len, self._gathered))
             raise
@@ -196,8 +200,8 @@ class ReplySender:
 
     def _splitRecords(self) -> None:
         """
-        If TLS would put only a few octets into the last record, write the gathered octets in two
-        parts.  The last record then contains more than the final dot.
+        Write the gathered octets in two parts if the last TLS record would contain few octets.  The
+        last record then contains more than the final dot.
         """
         if 0 < self._octets % _RECORD < _LAST:
             octets = b"".join(self._gathered)
@@ -207,9 +211,10 @@ class ReplySender:
 
     async def _sendUnread(self, region: FileRegion) -> None:
         """
-        Send as many octets of a body as the outlet takes without reading them.
+        Send octets of a body without reading them into memory, as many as the outlet can send in
+        this way.
         """
-        # The first line of the reply is gathered, and must precede them.
+        # First write the first line of the reply, because it was gathered and not written yet.
         await self.flush()
         while sent := await self._outlet.send(region):
             self._record.octetsSent += sent
@@ -217,8 +222,8 @@ class ReplySender:
 
     def say(self, reply: Reply) -> None:
         """
-        Write a short single-line reply that answers no command: the greeting, or the reason
-        why the service closes the connection.
+        Write a single-line reply that answers no command.  It is the greeting, or the reason why
+        the service closes the connection.
         """
         self.gather(reply)
         self.flushNow()
@@ -245,10 +250,10 @@ class ReplySender:
 
     def flushShort(self) -> bool:
         """
-        Write the gathered octets if they are few and the transport is not full.
+        Write the gathered octets, unless there are many of them or the transport is full.
 
-        @return: False if L{flush} must be called, because there are many octets, or the
-            transport is full.
+        @return: False if L{flush} must be called, because there are many octets or the transport is
+            full.
         """
         if not self._octets:
             return True

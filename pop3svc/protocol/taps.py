@@ -1,7 +1,8 @@
 """
-Listen to the conversation of one connection, without the secrets in it.
+Listen to the conversation of one connection.  A tap removes secrets from the lines that it reports.
 
-A tap replaces attributes only of its own connection, so it takes no time on other connections.
+A tap replaces attributes of its own connection, and of no other.  It therefore takes no time on
+other connections.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ __all__ = ["Heard", "Tap", "blanked"]
 
 log = Logger(namespace="pop3svc")
 
-# The text that replaces a possible secret.
+# The text that stands in place of a possible secret.
 _BLANK = "****"
-# An argument that names a message, or a number of lines.  Other arguments are not shown, because a
-# client may send a password in a wrong place.
+# The form of an argument that names a message, or that is a number of lines.  Other arguments are
+# not shown, because a client may send a password in a wrong place.
 _HARMLESS = re.compile(rb"[0-9]{1,10}|UID:[!-~]{1,70}", re.IGNORECASE)
 _HARMLESS_ARGUMENTS = 2
-# Commands whose first argument is a user's name.
+# The commands whose first argument is the name of a user.
 _NAMING = frozenset(["USER", "XLOG", "APOP"])
-# The most characters of an event.  A first line of a reply has at most 512 octets.
+# The most characters of an event.  This is enough, because the first line of a reply has at most
+# 512 octets.
 _LONGEST = 512
 
 
@@ -40,10 +42,12 @@ class Heard(NamedTuple):
     """
     One line of a conversation.
 
-    @ivar side: C{C} for the client, C{S} for the server, C{-} for a remark.
-    @ivar text: the line without secrets, and without the name of a user who has not logged in.
-    @ivar name: the name of a user that the client has sent, or L{None}.
-    @ivar named: the line including this name; the same as C{text} without a name.
+    @ivar side: C{C} if the client has sent the line, C{S} if the server has sent it, and C{-} for a
+        remark.
+    @ivar text: the line without secrets.  The name of a user who has not logged in is removed as
+        well.
+    @ivar name: the name of a user that the client has sent; L{None} if the line contains no name.
+    @ivar named: the line with this name; equal to C{text} if there is no name.
     """
 
     side: str
@@ -58,7 +62,7 @@ def blanked(session: Session, line: bytes, table: Table) -> Heard:
     client may send a password or a token at any place, for example after the server has refused
     AUTH.
 
-    @param line: octets without the line end.
+    @param line: the octets of the line without its line end.
     @param table: the commands of the service.
     """
     if session.exchange is not None:
@@ -90,7 +94,7 @@ def blanked(session: Session, line: bytes, table: Table) -> Heard:
 
 class _TappedSender(ReplySender):
     """
-    A L{ReplySender} that passes to a tap what it sends.
+    A L{ReplySender} that tells a tap what it sends.
     """
 
     __slots__ = ("_tap",)
@@ -102,7 +106,7 @@ class _TappedSender(ReplySender):
 
     def plain(self) -> ReplySender:
         """
-        @return: a sender without a tap, to use instead of this one.
+        @return: a sender without a tap that replaces this sender.
         """
         made = ReplySender.__new__(ReplySender)
         for name in ReplySender.__slots__:
@@ -118,7 +122,8 @@ class _TappedSender(ReplySender):
 
     def gatherShort(self, reply: Reply) -> bool:
         """
-        See L{ReplySender.gatherShort}.  The tap hears only of L{send}.
+        See L{ReplySender.gatherShort}.  Gather nothing, because a tap hears replies from L{send}
+        only.
         """
         return False
 
@@ -137,7 +142,7 @@ class _TappedSender(ReplySender):
 
 class Tap:
     """
-    Listens to one connection until L{detach}, or until the connection ends.
+    Listens to one connection, until L{detach} is called or the connection ends.
     """
 
     def __init__(
@@ -149,9 +154,9 @@ class Tap:
         """
         Begin to listen.
 
-        @param connection: L{pop3svc.protocol.connection.POP3Connection}
-        @param hear: takes the connection and each line.
-        @param ended: takes the connection when it has ended.
+        @param connection: a L{pop3svc.protocol.connection.POP3Connection}.
+        @param hear: called with the connection and a L{Heard} for each line.
+        @param ended: called with the connection when the connection has ended.
         """
         self._connection = connection
         self._hear = hear
@@ -166,7 +171,7 @@ class Tap:
 
     def detach(self) -> None:
         """
-        Listen no more.
+        Stop listening.
         """
         if not self._isOn:
             return
@@ -175,21 +180,21 @@ class Tap:
         for name in ("lineReceived", "connectionLost", "connectionMade"):
             connection.__dict__.pop(name, None)
         sender = getattr(connection, "_sender", None)
-        # A running command still uses this sender, which goes on to pass replies to the tap.  The
-        # tap then ignores them.
+        # Do not replace the sender while a running command uses it.  The tap ignores the replies of
+        # this command.
         if isinstance(sender, _TappedSender) and connection._running is None:
             connection._sender = sender.plain()
 
     def _replaceSender(self) -> None:
         connection = self._connection
         isTapped = isinstance(connection._sender, _TappedSender)
-        # A running command still uses its sender.
+        # Do not replace the sender while a running command uses it.
         if not isTapped and connection._running is None:
             connection._sender = _TappedSender(connection._sender, self)
 
     def replied(self, reply: Reply, style: LineStyle = PLAIN) -> None:
         """
-        Called with each reply before its first line is sent.
+        Hear a reply.  The sender calls this method before it sends the first line of the reply.
         """
         if reply.isChallenge:
             self.said("S", f"+ {_BLANK}")
@@ -198,7 +203,7 @@ class Tap:
 
     def said(self, side: str, text: str) -> None:
         """
-        Pass a line on; see L{Heard}.
+        Tell the listener of a line; see L{Heard}.
         """
         self._tell(Heard(side, text, None, text))
 
@@ -211,7 +216,7 @@ class Tap:
                 heard._replace(text=heard.text[:_LONGEST], named=heard.named[:_LONGEST]),
             )
         except Exception:
-            # The session goes on.
+            # Ignore the error, because the session has to go on.
             log.failure("a trace failed")
 
     def _connectionMade(self) -> None:

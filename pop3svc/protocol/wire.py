@@ -1,5 +1,5 @@
 """
-Split lines into verb and arguments, and encode replies.
+Split a line into its verb and the rest, and encode replies.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ __all__ = ["PLAIN", "LineStyle", "MultiLine", "Top", "firstLine", "hasControl", 
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _UNSENDABLE = re.compile(r"[^ -~]")
-# The same after LANG, when a text is UTF-8 (RFC 6856 section 3.2).
+# Characters that are not sent after LANG.  Texts may be UTF-8 then (RFC 6856 section 3.2).
 _UNSENDABLE_UTF8 = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-# The most octets of a first line with its CRLF (RFC 2449 section 4).
+# The most octets of a first line, including its CRLF (RFC 2449 section 4).
 _FIRST_LINE = 512
 _MARK = " _"
 _LONGEST = _FIRST_LINE - 2 - len(_MARK)
@@ -25,11 +25,11 @@ _LONGEST = _FIRST_LINE - 2 - len(_MARK)
 
 class LineStyle:
     """
-    The way in which a session shows first lines.  The cache of first lines compares styles by
-    identity, because this is the fastest comparison.
+    The form in which a session sends the first lines of replies.  The cache of first lines compares
+    styles by identity, which is the fastest comparison.
 
-    @ivar marksMultiLine: whether the first line of a multi-line reply, and of no other reply, ends
-        with C{ _} (MULTI-LINE-IND).
+    @ivar marksMultiLine: whether C{ _} is added to the first line of a multi-line reply
+        (MULTI-LINE-IND).  The first line of another reply then never ends with C{ _}.
     @ivar language: the language of the texts after LANG; L{None} for English.
     """
 
@@ -43,7 +43,7 @@ class LineStyle:
     @lru_cache(64)
     def of(marksMultiLine: bool, language: Language | None = None) -> LineStyle:
         """
-        @return: the style.  The same arguments always give the same object.
+        @return: the style with these properties.  The same arguments always give the same object.
         """
         return LineStyle(marksMultiLine, language)
 
@@ -60,28 +60,28 @@ def hasControl(line: bytes) -> bool:
 
 def splitLine(line: bytes) -> tuple[str, bytes | None]:
     """
-    @return: the verb in upper case; and the octets after one space, or L{None} if there is no
+    @return: the verb in upper case, and the octets after the first space; L{None} if there is no
         space.
     """
     verb, space, rest = line.partition(b" ")
-    # Use latin-1, because it decodes every octet, and takes the least time.
+    # Use latin-1, because it decodes every octet and takes the least time.
     return verb.upper().decode("latin-1"), rest if space else None
 
 
 def firstLine(reply: Reply, style: LineStyle = PLAIN) -> bytes:
     """
-    Encode the first line of a reply, with its CRLF.  The text is translated if the style has a
-    language, unprintable characters are replaced, and the line is cut to 512 octets (RFC 2449
-    section 4).
+    Encode the first line of a reply, including the CRLF.  If the style has a language, the text is
+    translated.  Characters that are not printable are replaced.  The line is cut to 512 octets (RFC
+    2449 section 4).
     """
     if reply.isChallenge:
-        # A challenge may be longer (RFC 5034 section 4).
+        # Do not cut a challenge, because it may be longer (RFC 5034 section 4).
         return f"+ {reply.text}\r\n".encode("ascii")
     return _statusLine(reply.positive, reply.code, reply.text, style, reply.body is not None)
 
 
-# Cache the result, because most replies have one of a few first lines.  A cached line takes 35
-# bytecodes, a new line 64.
+# Cache the result, because most replies have one of a few first lines.  A line from the cache takes
+# 35 bytecodes, and a new line takes 64.
 @lru_cache(512)
 def _statusLine(
     isPositive: bool, code: str | None, text: str, style: LineStyle, isMultiLine: bool
@@ -94,7 +94,7 @@ def _statusLine(
         line += " " + (text if language is None else language.translated(text))
     if not (line.isascii() and line.isprintable()):
         line = (_UNSENDABLE if language is None else _UNSENDABLE_UTF8).sub("?", line)
-        # Do not cut a character in two.
+        # Decode the line again, so that the cut does not leave a part of a character.
         line = line.encode("utf-8")[:_LONGEST].decode("utf-8", "ignore")
     line = line[:_LONGEST]
     if style.marksMultiLine:
@@ -107,8 +107,7 @@ def _statusLine(
 
 class Top:
     """
-    Selects the header of a message, the blank line and a number of lines of the body (RFC 1939,
-    TOP).
+    Selects the header of a message, the empty line and the first lines of the body (RFC 1939, TOP).
     """
 
     def __init__(self, lines: int) -> None:
@@ -142,7 +141,8 @@ class Top:
 
     def _endOfHeader(self, data: bytes) -> int:
         """
-        @return: the offset in C{data} at which the body begins, -1 if it begins later.
+        @return: the offset in C{data} at which the body begins; -1 if the body begins after
+            C{data}.
         """
         if self._atLineStart and data.startswith(b"\r\n"):
             return 2
@@ -156,9 +156,8 @@ class Top:
 
 class MultiLine:
     """
-    Encodes the body of a multi-line reply: converts line ends to CRLF, stuffs lines that
-    begin with a dot (RFC 1939 section 3), and appends the final dot.  Blocks may be cut
-    anywhere.
+    Encodes the body of a multi-line reply.  It converts line ends to CRLF, adds a dot to lines that
+    begin with a dot (RFC 1939 section 3), and adds the final dot.  Blocks may be cut anywhere.
     """
 
     def __init__(self, topLines: int | None = None, form: WireForm = WireForm.RAW) -> None:
@@ -172,26 +171,26 @@ class MultiLine:
         self._lineEnds = CRLFNormalizer() if isRaw else None
         self._top = None if topLines is None else Top(topLines)
         self._atLineStart = True
-        # Octets returned so far, without the added dots.
+        # The number of octets that were returned so far, without the added dots.
         self.octets = 0
 
     @property
     def done(self) -> bool:
         """
-        Whether the rest of the body is not sent.
+        Whether enough lines were selected, so that the rest of the body is not needed.
         """
         return self._top is not None and self._top.done
 
     def feed(self, data: bytes) -> bytes:
         """
         @param data: the next octets of the body.
-        @return: octets for the wire; possibly none yet.
+        @return: the next octets to send; they may be empty.
         """
         return self._stuffed(data if self._lineEnds is None else self._lineEnds.feed(data))
 
     def finish(self) -> bytes:
         """
-        @return: the last octets for the wire, with the final dot.
+        @return: the last octets to send, including the final dot.
         """
         rest = b"" if self._lineEnds is None else self._lineEnds.finish()
         return self._stuffed(rest) + b".\r\n"
@@ -202,11 +201,11 @@ class MultiLine:
         if not data:
             return b""
         self.octets += len(data)
-        # A dot at the beginning of a block begins a line if the last block ended with a line end.
-        # The pattern finds all other dots that begin a line.
+        # The pattern does not find a dot at the beginning of a block.  This dot begins a line if
+        # the previous block has ended with a line end.
         leading = self._atLineStart and data.startswith(b".")
         self._atLineStart = data.endswith(b"\n")
         if b"." in data and DOT_LINE.search(data):
-            # This is four times as fast as replace().
+            # split() and join() together are four times as fast as replace().
             data = b"\n..".join(DOT_LINE.split(data))
         return b"." + data if leading else data
