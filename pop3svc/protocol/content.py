@@ -1,5 +1,6 @@
 """
-Turn the content that a provider returns into a closable body, or count its size by reading.
+Make a closable body of the content that a provider returns.  Find the size of a message by reading
+it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["MessageBody", "countByReading"]
 
-# The fewest octets of a piece.  Lines are joined to pieces of at least this size.
+# Lines are joined to pieces of at least this number of octets.
 _PIECE = 16384
 _BLOCK = 65536
 
@@ -30,7 +31,7 @@ _BLOCK = 65536
 @implementer(IChunkedContent)
 class _Bytes:
     """
-    Content in memory.
+    A content that is in memory.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -49,7 +50,7 @@ class _Bytes:
 @implementer(IChunkedContent)
 class _BinaryFile:
     """
-    Content read from a file object.
+    A content that is read from a file object.
     """
 
     def __init__(self, file: Any) -> None:
@@ -68,7 +69,7 @@ class _BinaryFile:
 @implementer(IChunkedContent)
 class _IterableOfLines:
     """
-    Content given as lines, with or without their line ends.
+    A content that the provider returns as lines.  The lines may have line ends or not.
     """
 
     def __init__(self, lines: Iterable[bytes]) -> None:
@@ -131,7 +132,7 @@ class MessageBody:
     """
     A L{pop3svc.protocol.replies.Body} of the content that C{messageContent} returned.
 
-    @ivar octets: size of the whole message, set after it was sent.
+    @ivar octets: the size of the message in octets.  It is set after the whole message was sent.
     """
 
     form = WireForm.RAW
@@ -144,11 +145,11 @@ class MessageBody:
         self, content: Any, clock: IReactorTime, timeout: float, call: Any = "messageContent"
     ) -> None:
         """
-        @param content: provides L{IMessageContent}, L{IChunkedContent} or
-            L{IFileContent}, or can be adapted to L{IChunkedContent}.
-        @param timeout: seconds that reading one piece may take.
-        @param call: the method that returned the content, for the log.
-        @raise ProviderMistake: the content is none of these.
+        @param content: an object that provides L{IMessageContent}, L{IChunkedContent} or
+            L{IFileContent}, or that can be adapted to L{IChunkedContent}.
+        @param timeout: the time limit for reading one piece, in seconds.
+        @param call: the method that has returned the content, for the log.
+        @raise ProviderMistake: C{content} is another kind of object.
         """
         self._call = call
         self._clock = clock
@@ -169,7 +170,7 @@ class MessageBody:
             self._next = content.nextChunk
 
     def _adapted(self, content: Any) -> Any:
-        # zope.interface's error would contain the message.
+        # Do not use the error of zope.interface, because it would contain the message.
         try:
             adapted = IChunkedContent(content, None)
         except ProviderMistake as mistake:
@@ -184,10 +185,12 @@ class MessageBody:
 
     def expects(self, size: int | None, differs: Callable[[int, int], object]) -> None:
         """
-        At the end, compare the octets that were sent with the size of the message.
+        Compare the size of the message with the number of octets that were sent, when all of it was
+        sent.
 
-        @param size: the size that LIST shows, octets, or L{None}.
-        @param differs: called with that size and the octets sent, if they differ.
+        @param size: the size in octets that LIST shows; L{None} if it is not known.
+        @param differs: called with this size and the number of octets that were sent, if they
+            differ.
         """
         self._expected, self._differs = size, differs
 
@@ -266,9 +269,9 @@ class MessageBody:
 
 async def countByReading(body: MessageBody, clock: IReactorTime) -> int:
     """
-    Read a message to its end and close it.
+    Read a message to its end, and close it.
 
-    @return: octets on the wire, without dot-stuffing.
+    @return: the number of octets that the message has on the wire, without dot-stuffing.
     """
     count = WireSizeCounter()
     turns = TimeSlice(clock)

@@ -1,5 +1,5 @@
 """
-Message numbers, unique-ids, deletion marks and known sizes of one session.
+The message numbers, the unique-ids, the deletion marks and the known sizes of one session.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ __all__ = ["Maildrop", "MessageRef"]
 
 class MessageRef(NamedTuple):
     """
-    A message of this session.
+    A message as commands of this session refer to it.
 
-    @ivar number: the message-number, 0 if the message arrived after the listing.
+    @ivar number: the message number; 0 if the message arrived after the listing.
     """
 
     number: int
@@ -26,7 +26,8 @@ class MessageRef(NamedTuple):
 
 class Maildrop:
     """
-    The messages of one session, as listed at its beginning.  Numbers never change.
+    The messages of one session.  They were listed at the beginning of the session.  The numbers
+    never change.
 
     @ivar listed: all unique-ids, in order.
     """
@@ -36,19 +37,20 @@ class Maildrop:
     def __init__(self, listed: UniqueIDList) -> None:
         self.listed = listed
         self._marked: dict[str, None] = {}
-        # Only the keys matter.  An empty set takes three times the memory of an empty dictionary.
+        # The values of this dictionary are not used.  An empty set would take three times the
+        # memory of an empty dictionary.
         self._gone: dict[str, None] = {}
-        # The known sizes: those of listed messages by number minus one, those of other messages by
-        # unique-id.
+        # The known sizes.  The list has the sizes of listed messages, by the message number minus
+        # 1.  The dictionary has the sizes of other messages, by unique-id.
         self._sizes: list[int | None] | None = None
         self._laterSizes: dict[str, int] = {}
         self._octets: int | None = None
 
     def byNumber(self, number: int) -> MessageRef:
         """
-        Find a message.
+        Find a message by its number.
 
-        @raise POP3ResponseError: the message does not exist, or it is deleted.
+        @raise POP3ResponseError: the message does not exist, or is deleted.
         """
         uniqueIDs = self.listed.uniqueIDs
         if not 1 <= number <= len(uniqueIDs):
@@ -60,7 +62,7 @@ class Maildrop:
 
     def byUniqueID(self, uniqueID: str) -> MessageRef | None:
         """
-        @return: the message, or L{None} if it was not listed.
+        @return: the message; L{None} if it was not listed.
         @raise POP3ResponseError: the message is deleted.
         """
         self.refuseDeleted(uniqueID)
@@ -79,13 +81,13 @@ class Maildrop:
     @property
     def isWhole(self) -> bool:
         """
-        Whether all messages are neither deleted nor marked for deletion.
+        Whether no message is deleted or marked for deletion.
         """
         return not self._marked and not self._gone
 
     def present(self) -> Iterator[MessageRef]:
         """
-        Yield the messages that are not deleted, in order.
+        Yield the messages that are not deleted, in the order of their numbers.
         """
         marked, gone = self._marked, self._gone
         for number, uniqueID in enumerate(self.listed, 1):
@@ -109,13 +111,13 @@ class Maildrop:
     @property
     def hasMarks(self) -> bool:
         """
-        Whether any message is marked for deletion.
+        Whether at least one message is marked for deletion.
         """
         return bool(self._marked)
 
     def marked(self) -> list[str]:
         """
-        @return: the unique-ids marked for deletion, in the order of marking.
+        @return: the unique-ids of the marked messages, in the order in which they were marked.
         """
         return list(self._marked)
 
@@ -147,8 +149,8 @@ class Maildrop:
 
     def octets(self) -> int | None:
         """
-        @return: total octets of the messages that are not deleted, or L{None} if a size is not
-            known.
+        @return: the total size in octets of the messages that are not deleted; L{None} if one of
+            the sizes is not known.
         """
         if self._octets is None and self._sizes is not None:
             sizes = self._sizes
@@ -160,7 +162,7 @@ class Maildrop:
 
     def size(self, found: MessageRef) -> int | None:
         """
-        @return: the size of a message in octets, or L{None} if it is not known.
+        @return: the size of a message in octets; L{None} if it is not known.
         """
         if not found.number:
             return self._laterSizes.get(found.uniqueID)
@@ -168,18 +170,19 @@ class Maildrop:
 
     def sizes(self) -> Sequence[int | None]:
         """
-        @return: the sizes of all listed messages in octets, in order, with L{None} for an unknown
-            size; empty if no size is known.
+        @return: the sizes of all listed messages in octets, in the order of their numbers.  A size
+            that is not known is L{None}.  If no size is known, the list is empty.
         """
         return self._sizes or ()
 
     def setSizes(self, found: Sequence[MessageRef], sizes: list[int | None]) -> None:
         """
-        Store sizes, so that they stay the same during the session.
+        Store sizes of messages.  A stored size stays the same during the session.
 
         @param found: the messages; empty for all listed messages.
-        @param sizes: the size of each in octets, L{None} if it is not available.  From now on the
-            list belongs to the session, because a copy for very many messages would take too long.
+        @param sizes: the size of each message in octets; L{None} if it is not available.  The
+            caller must not change this list afterwards.  The method does not copy it, because a
+            copy for very many messages would take too long.
         """
         self._octets = None
         if not found:

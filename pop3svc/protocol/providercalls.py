@@ -1,8 +1,8 @@
 """
-Calls to a provider, a mailbox or a throttle, for one session.
+Call a provider, a mailbox or a throttle for one session.
 
-Each call has a time limit.  The log names calls that block the reactor.  A call that releases a
-resource never fails.
+Each call has a time limit.  A call that blocks the reactor is logged.  If a call that releases a
+resource fails, the error is logged and not raised.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ log = Logger(namespace="pop3svc")
 
 class ProviderCalls:
     """
-    Makes the calls of one session.
+    Makes the calls that one session needs.
 
     @ivar clock: the reactor's clock.
-    @ivar timeout: seconds that one call may take.
-    @ivar isOver: whether the session has ended, so that no result is needed any more.
+    @ivar timeout: the time limit of a call in seconds.
+    @ivar isOver: whether the session has ended.  The results of most calls are then not needed.
     """
 
     __slots__ = ("_connectionID", "_seconds", "clock", "isOver", "timeout")
@@ -56,7 +56,7 @@ class ProviderCalls:
         """
         Call a method, and warn once if the call blocked the reactor.
 
-        @return: the value of the method, or a Deferred.
+        @return: the value of the method, or a Deferred of this value.
         """
         seconds = self._seconds
         began = seconds()
@@ -69,12 +69,13 @@ class ProviderCalls:
 
     def ask(self, call: Callable[..., Any], *arguments: Any) -> ValueOrDeferred[Any]:
         """
-        Call a method, and limit the time until its value is there.
+        Call a method, and limit the time until its value has arrived.
 
-        @return: the value of the method, or a Deferred of it.
-        @raise POP3ResponseError: C{SYS/TEMP} if the call did not return in time.
-        @raise CancelledError: the session has ended, and the method returned although it was
-            cancelled.
+        @return: the value of the method, or a Deferred of this value.
+        @raise POP3ResponseError: C{SYS/TEMP}: the call has not returned a value within the time
+            limit.
+        @raise CancelledError: the session has ended.  The method has returned a value although it
+            was cancelled.
         """
         answer = self.start(call, *arguments)
         if hasattr(answer, "__await__"):
@@ -90,16 +91,17 @@ class ProviderCalls:
 
     def finish(self, call: Callable[..., Any], *arguments: Any) -> ValueOrDeferred[Any]:
         """
-        Make a call whose value is needed even if the session has ended; see L{ask}.
+        Make a call as L{ask} does.  The value is returned even if the session has ended.
         """
         answer = self.start(call, *arguments)
         return startNow(self.wait(call, answer)) if hasattr(answer, "__await__") else answer
 
     async def wait(self, call: Callable[..., Any], answer: Any) -> Any:
         """
-        Wait for the value of a call that L{start} has made.
+        Wait for the value of a call that was made by L{start}.
 
-        @raise POP3ResponseError: C{SYS/TEMP} if the call did not return in time.
+        @raise POP3ResponseError: C{SYS/TEMP}: the call has not returned a value within the time
+            limit.
         """
         try:
             return await awaitWithTimeout(answer, self.clock, self.timeout)
@@ -114,7 +116,8 @@ class ProviderCalls:
 
     def release(self, call: Callable[..., Any], *arguments: Any) -> ValueOrDeferred[None]:
         """
-        Call a method that releases a resource.  Log an exception, and go on.
+        Call a method that releases a resource.  If the method fails, log the exception and do not
+        raise it.
 
         @return: L{None}, or a Deferred that fires when the call has ended.
         """

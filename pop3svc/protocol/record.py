@@ -1,5 +1,5 @@
 """
-The counters of one login, and the line of the log that contains them.
+Count the work of a session between login and logout, and write the counts to the log.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ log = Logger(namespace="pop3svc")
 
 class SessionRecord:
     """
-    The figures of one session for the line of the log at its end.
+    The counts of one session.  The line of the log at the end of the session contains them.
 
-    @ivar began: the time of the connection or of the last logout; seconds of the clock.
-    @ivar user: the name of the user for the log; L{None} if nobody has logged in.
-    @ivar loginMethod: the command, and the mechanism of AUTH.
+    @ivar began: the time at which the connection was made or the last user logged out, in seconds
+        of the clock.
+    @ivar user: the name of the user, for the log; L{None} if nobody has logged in.
+    @ivar loginMethod: the command that has logged in, and the mechanism of AUTH.
     @ivar messagesSent: the number of messages that were sent completely.
-    @ivar messageOctets: octets of these messages, as LIST counts them.
-    @ivar octetsSent: the octets of all replies.
+    @ivar messageOctets: the size of these messages in octets, as LIST shows it.
+    @ivar octetsSent: the number of octets of all replies.
     """
 
     __slots__ = (
@@ -42,9 +43,9 @@ class SessionRecord:
 
     def restart(self, now: float) -> None:
         """
-        Start to count at the beginning of the connection, and again after a logout.
+        Set all counts to 0, at the beginning of the connection and after a logout.
 
-        @param now: seconds of the clock.
+        @param now: the present time in seconds of the clock.
         """
         self.began = now
         self.user: str | None = None
@@ -53,10 +54,10 @@ class SessionRecord:
 
     def tell(self, info: Any, tls: str | None, now: float, reason: str) -> None:
         """
-        Write the line of the log, and start to count again.
+        Write the line of the log, and set all counts to 0.
 
-        @param info: L{pop3svc.interfaces.IPOP3ConnectionInfo}
-        @param tls: the version of TLS, or L{None} without TLS.
+        @param info: an L{pop3svc.interfaces.IPOP3ConnectionInfo}.
+        @param tls: the version of TLS; L{None} if the connection does not use TLS.
         @param reason: the reason for the end of the session.
         """
         user = self.user if self.user is not None else "nobody"

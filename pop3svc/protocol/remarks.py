@@ -1,5 +1,5 @@
 """
-Log warnings for the author of a provider, once for each class and method.
+Log warnings for the author of a provider.  A warning about a method of a class is logged once.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ __all__ = ["HELD", "nameOf", "printable", "remarkHeld", "warnOnce"]
 
 log = Logger(namespace="pop3svc")
 
-# A call that blocks the reactor for more than this many seconds causes a warning.  Only a call that
-# waits takes so long, and every client notices the delay.
+# A call that blocks the reactor for more seconds than this causes a warning.  Such a call has
+# probably waited for something, and every client notices the delay.
 HELD = 0.5
 
-# The warnings that are already in the log, by class.
+# The warnings that were logged already, by class.
 _logged: WeakKeyDictionary[type, set[str]] = WeakKeyDictionary()
 
 
 def nameOf(call: Any) -> str:
     """
-    @return: the class and the name of a provider's method.
+    @return: the name of a provider's method together with its class.
     """
     owner = getattr(call, "__self__", None)
     if owner is None:
@@ -33,14 +33,15 @@ def nameOf(call: Any) -> str:
 
 def printable(name: str) -> str:
     """
-    @return: the name for the log, escaped if it has unprintable characters.
+    @return: the name, for the log.  Characters that are not printable are escaped.
     """
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def warnOnce(call: Any, sentence: str, **more: Any) -> None:
     """
-    Log a warning about a method, once for each class and method.
+    Log a warning about a method, unless the same warning about this method of this class was logged
+    before.
     """
     logged = _logged.setdefault(type(getattr(call, "__self__", call)), set())
     key = f"{nameOf(call)}: {sentence}"
@@ -53,7 +54,7 @@ def remarkHeld(call: Any, held: float) -> None:
     """
     Warn that a call has blocked the reactor for more than L{HELD} seconds.
 
-    @param held: seconds.
+    @param held: how many seconds the call has blocked the reactor.
     """
     warnOnce(
         call,

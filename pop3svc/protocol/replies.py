@@ -1,5 +1,5 @@
 """
-The values that a command returns, and the actions after a reply.
+The replies that commands return, and the actions of the connection after a reply.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pop3svc.lineendings import WireForm
 
 __all__ = ["After", "Body", "Lines", "Pieces", "Reply", "challenge", "err", "ok"]
 
-# The octets of a piece of a listing.  Larger pieces would need too much memory for ten thousand
-# clients, and smaller ones too much time.
+# The size of a piece of a listing in octets.  Larger pieces would take too much memory for ten
+# thousand clients.  Smaller pieces would take too much time.
 _PIECE = 16384
 
 
@@ -31,9 +31,10 @@ class Body(Protocol):
     """
     The octets after the first line of a reply, before dot-stuffing.
 
-    @ivar form: the form of the octets, which decides how the encoder changes them.
-    @ivar region: the part of a file that C{next} has not read yet (L{pop3svc.files.FileRegion}), or
-        L{None} if the octets are not in a file.  Only the outlet reads this attribute.
+    @ivar form: the form of the octets.  It tells the encoder what has to be changed.
+    @ivar region: the part of a file that C{next} has not read yet (L{pop3svc.files.FileRegion});
+        L{None} if the octets are not in a file.  No part of the service except the outlets reads
+        this attribute.
     """
 
     form: WireForm
@@ -41,26 +42,27 @@ class Body(Protocol):
 
     def next(self) -> Any:
         """
-        @return: the next octets, cut anywhere, with line ends LF or CRLF; L{None} after
-            the last; or a Deferred or coroutine of these.
+        @return: the next octets, or a Deferred or a coroutine of them; L{None} after the last
+            octets.  The octets may be cut anywhere.  Line ends are LF or CRLF.
         """
 
     def wasSent(self, octets: int) -> None:
         """
-        Called after the whole body was sent.
+        Record that the whole body was sent.
 
-        @param octets: the size of the body, without dot-stuffing and the final dot.
+        @param octets: the size of the body in octets, without dot-stuffing and without the final
+            dot.
         """
 
     def close(self) -> None:
         """
-        Release the resources of the body.  The owner of the body calls this exactly once.
+        Release the resources of the body.  The owner of the body calls this method exactly once.
         """
 
 
 class Lines:
     """
-    A L{Body} of short lines that are generated while it is sent.
+    A L{Body} of short lines.  They are generated while the body is sent.
     """
 
     form = WireForm.LINES
@@ -68,7 +70,7 @@ class Lines:
 
     def __init__(self, lines: Iterable[str]) -> None:
         """
-        @param lines: ASCII without line ends.
+        @param lines: the lines, in ASCII and without line ends.
         """
         self._lines: Iterator[str] = iter(lines)
 
@@ -102,7 +104,7 @@ class Lines:
 
 class Pieces:
     """
-    A L{Body} of prepared pieces.
+    A L{Body} of pieces that are ready to be sent.
     """
 
     form = WireForm.READY
@@ -110,7 +112,7 @@ class Pieces:
 
     def __init__(self, pieces: Iterable[bytes]) -> None:
         """
-        @param pieces: octets to send unchanged, each piece of whole lines.
+        @param pieces: the pieces, which are sent unchanged.  Each piece consists of whole lines.
         """
         self._pieces: Iterator[bytes] = iter(pieces)
 
@@ -136,18 +138,20 @@ class Reply(NamedTuple):
     """
     The reply to a command.
 
-    @ivar positive: whether the reply is C{+OK}, and not C{-ERR}.
-    @ivar text: the rest of the first line; printable ASCII.
-    @ivar code: a response code without its brackets, or L{None}.
-    @ivar body: the body of a multi-line reply.
-    @ivar topLines: send only the header of the body, the blank line and this many lines
-        (RFC 1939, TOP); L{None} to send all.
-    @ivar then: the action of the connection after the reply was sent.
-    @ivar isChallenge: whether the reply is a challenge inside AUTH (C{+ } and C{text} in base64).
-    @ivar keepsState: whether the state does not change after a positive reply, although the command
-        has a C{nextState}.
-    @ivar isBadCommand: whether the command was unknown, not valid in the state, or malformed.
-    @ivar fault: whether a bug in the service or the provider caused the reply.
+    @ivar positive: whether the reply begins with C{+OK} and not with C{-ERR}.
+    @ivar text: the text after C{+OK} or C{-ERR} and the response code, in printable ASCII.
+    @ivar code: the response code without its brackets; L{None} if there is none.
+    @ivar body: the body of a multi-line reply; L{None} for a single-line reply.
+    @ivar topLines: the number of lines that are sent after the header and the empty line (RFC 1939,
+        TOP); L{None} if the whole body is sent.
+    @ivar then: the action of the connection after it has sent the reply.
+    @ivar isChallenge: whether the reply is a challenge inside AUTH.  It then consists of C{+ } and
+        C{text}, which is in base64.
+    @ivar keepsState: whether the session keeps its state after a positive reply, although the
+        command has a C{nextState}.
+    @ivar isBadCommand: whether the command is unknown, malformed, or not valid in the state of the
+        session.
+    @ivar fault: whether the reply was caused by a bug in the service or in the provider.
     """
 
     positive: bool
@@ -171,7 +175,7 @@ def ok(
     keepsState: bool = False,
 ) -> Reply:
     """
-    Make a positive reply.  A reply with a body is multi-line.
+    Make a positive reply.  If it has a body, it is a multi-line reply.
     """
     return Reply(True, text, code, body, topLines, then, keepsState=keepsState)
 

@@ -1,5 +1,5 @@
 """
-The session of one client: its state, its identity and its login.
+The session of one client.  It has a state, logs a user in, and has one transaction at a time.
 """
 
 from __future__ import annotations
@@ -47,11 +47,12 @@ log = Logger(namespace="pop3svc")
 
 class State(Enum):
     """
-    The state of a session (RFC 1939 section 3; for SLEEPING see docs/extensions, SLEE).  There is
-    no value for the UPDATE state, because this state exists only while QUIT runs.
+    The state of a session (RFC 1939 section 3).  The state SLEEPING belongs to the extension SLEE
+    (docs/extensions).  There is no value for the UPDATE state, because this state exists during
+    QUIT only.
     """
 
-    # Use the hash of the identity, because it takes less time, and each command looks up a state in
+    # Use the hash of the identity, because it takes less time.  Each command looks for the state in
     # a set.
     __hash__ = object.__hash__
 
@@ -70,16 +71,18 @@ def _admitAll(name: str, isLogin: bool) -> Callable[[bool], object]:
 
 def noBinding(name: str) -> bytes | None:
     """
-    The value of L{Session.channelBinding} for a connection without TLS.
+    Return L{None}.  This function is the value of L{Session.channelBinding} if the connection does
+    not use TLS.
 
-    @return: L{None}
+    @return: L{None}, because there is no channel binding.
     """
     return None
 
 
 def noNames() -> tuple[str, ...]:
     """
-    The value of L{Session.certificateNames} for a connection without TLS.
+    Return no names.  This function is the value of L{Session.certificateNames} if the connection
+    does not use TLS.
 
     @return: no names.
     """
@@ -88,15 +91,16 @@ def noNames() -> tuple[str, ...]:
 
 def keepLanguage(language: Language | None) -> None:
     """
-    The value of L{Session.useLanguage} without a connection.
+    Do nothing.  This function is the value of L{Session.useLanguage} if the session has no
+    connection.
     """
 
 
 def refuseRelease(isMarked: bool) -> bool:
     """
-    The default value of L{Session.tryRelease}: the session never ends itself.
+    Refuse to end the session.  This function is the default value of L{Session.tryRelease}.
 
-    @param isMarked: whether any message is marked.
+    @param isMarked: whether at least one message is marked for deletion.
     @return: False.
     """
     return False
@@ -126,42 +130,42 @@ class ConnectionInfo:
 
 class Exchange(Protocol):
     """
-    An unfinished exchange inside one command.  The client's next line belongs to the exchange, and
-    is not a command.
+    An unfinished exchange inside a command.  The next line of the client belongs to the exchange,
+    and is not a command.
     """
 
     command: Any
 
     async def respond(self, line: bytes) -> Any:
         """
-        Answer the client's next line.
+        Answer the next line of the client.
 
-        @return: a L{pop3svc.protocol.replies.Reply}; if it is not a challenge, the exchange has
+        @return: a L{pop3svc.protocol.replies.Reply}.  If it is not a challenge, the exchange has
             ended.
         """
 
 
 class Session:
     """
-    One client's session: its state, its identity, its login, and its transaction.
+    The session of one client, with its state, its login and its transaction.
 
-    @ivar state: the state; the dispatcher sets it, and L{end} closes it.
-    @ivar claimedName: the name of an accepted USER that waits for its PASS.
-    @ivar exchange: the unfinished AUTH, or L{None}.
+    @ivar state: the state.  The dispatcher sets it, and L{end} sets it to CLOSED.
+    @ivar claimedName: the name from a USER command whose PASS has not come yet.
+    @ivar exchange: the exchange of AUTH that is not finished yet; L{None} if there is none.
     @ivar badCommands: the number of invalid commands in a row.
-    @ivar mayStartTLS: whether there is a certificate for STLS.
-    @ivar tryRelease: called when another session of the user wants the mailbox.  Its argument says
-        whether any message is marked.  It returns whether this session ends itself now.  The
-        connection sets it.
-    @ivar channelBinding: takes the name of a channel binding, returns its octets, or L{None} if
-        the connection has no such binding.  The connection sets it.
-    @ivar timestamp: the challenge of APOP in the greeting; empty without APOP.
-    @ivar certificateNames: returns the users that the client's verified certificate names.  The
-        connection sets it.
+    @ivar mayStartTLS: whether the listener has a certificate, so that STLS is possible.
+    @ivar tryRelease: called when another session of the user wants the mailbox.  The argument says
+        whether at least one message is marked for deletion.  The function returns whether this
+        session ends now.  The connection sets this attribute.
+    @ivar channelBinding: takes the type of a channel binding and returns its octets; L{None} if the
+        connection has no channel binding of this type.  The connection sets this attribute.
+    @ivar timestamp: the challenge of APOP in the greeting; empty if APOP is switched off.
+    @ivar certificateNames: returns the names of users in the verified certificate of the client.
+        The connection sets this attribute.
     @ivar isUTF8: whether the client can read UTF-8 in header fields, because it has sent UTF8
         (RFC 6856 section 2.1).
-    @ivar useLanguage: takes the L{Language} of all further replies, L{None} for English.  The
-        connection sets it.
+    @ivar useLanguage: takes the L{Language} of all further replies; L{None} for English.  The
+        connection sets this attribute.
     @ivar authentication: checks the credentials.
     @ivar transaction: the mailbox between login and logout; otherwise L{None}.
     @ivar record: the counters for the log.
@@ -184,18 +188,20 @@ class Session:
         makeCalls: Callable[[int, IReactorTime, float], ProviderCalls] = ProviderCalls,
     ) -> None:
         """
-        @param commands: every L{pop3svc.protocol.dispatch.Command} of the service, for CAPA.
-        @param mechanisms: every L{pop3svc.protocol.sasl.Mechanism} of the service by name, for
-            CAPA and AUTH.
-        @param provider: L{IPOP3MailboxProvider}
-        @param throttle: L{ILoginThrottle} or L{None}
-        @param acquireSlot: called before a login and before WAKE.  Takes the user's name, and
-            whether this is a login.  Raises L{POP3ResponseError} if there are too many
-            sessions, or the user logs in again too soon.  Otherwise it returns a function.  The
-            session calls that function once, when it falls asleep or ends.  The argument says
-            whether the login succeeded.
-        @param makeRecord: L{SessionRecord}, or a subclass that also counts for the whole service.
-        @param makeCalls: L{ProviderCalls}, or a subclass that also measures.
+        @param commands: all commands of the service, for CAPA.  Each is a
+            L{pop3svc.protocol.dispatch.Command}.
+        @param mechanisms: all mechanisms of the service by name, for CAPA and AUTH.  Each is a
+            L{pop3svc.protocol.sasl.Mechanism}.
+        @param provider: an L{IPOP3MailboxProvider}.
+        @param throttle: an L{ILoginThrottle}; L{None} if logins are not throttled.
+        @param acquireSlot: called before a login and before WAKE.  It takes the name of the user,
+            and whether this is a login.  It raises L{POP3ResponseError} if there are too many
+            sessions, or if the user logs in again too soon.  Otherwise it returns a function.  The
+            session calls this function once, when the session falls asleep or ends.  The argument
+            of the function says whether the login succeeded.
+        @param makeRecord: L{SessionRecord}, or a subclass that also adds to the counts of the whole
+            service.
+        @param makeCalls: L{ProviderCalls}, or a subclass that also measures the time of calls.
         """
         self.info = info
         self.provider = IPOP3MailboxProvider(provider)
@@ -229,7 +235,8 @@ class Session:
     @property
     def greeting(self) -> str:
         """
-        The text of the greeting (RFC 1939 section 4), with the timestamp of APOP if that is on.
+        The text of the greeting (RFC 1939 section 4).  If APOP is switched on, the text contains
+        the timestamp.
         """
         text = f"{self.provider.name} ready."
         return f"{text} {self.timestamp}" if self.timestamp else text
@@ -247,7 +254,7 @@ class Session:
 
     def enter(self, state: State) -> None:
         """
-        Set the state.  Only the dispatcher calls this.
+        Set the state.  Nothing but the dispatcher calls this method.
         """
         transaction = self.transaction
         if state is State.TRANSACTION and (transaction is None or transaction.maildrop is None):
@@ -267,9 +274,9 @@ class Session:
 
     async def logIn(self, credentials: Password | Proven, method: str = "") -> None:
         """
-        Check credentials and open the mailbox.  Every command that logs in calls this.
+        Check credentials and open the mailbox.  Every command that logs in calls this method.
 
-        @param method: the command, and the mechanism of AUTH, for the log.
+        @param method: the command, and the mechanism of AUTH; both are for the log.
         @raise POP3ResponseError: the login is refused, or the mailbox is not available.
         """
         authentication = self.authentication
@@ -279,7 +286,7 @@ class Session:
         name = credentials.name
         try:
             mailbox = await authentication.mailboxOf(credentials)
-            # Keep the mailbox before the next call, because end() has to release it.
+            # Store the mailbox before the next call, because end() has to release it.
             self.transaction = transaction = self._transaction(name, mailbox)
             if isinstance(credentials, Password):
                 told = authentication.succeeded(name)
@@ -297,7 +304,7 @@ class Session:
                 await begun
             self._isIn = True
         except CancelledError:
-            # The client is lost; end() releases everything.
+            # The client has disconnected, and end() releases everything.
             raise
         except Exception as error:
             if isinstance(error, POP3ResponseError):
@@ -324,9 +331,9 @@ class Session:
 
     def _requestRelease(self) -> bool:
         """
-        Answer another session of the same user, which waits for the lock.
+        Answer the question of another session of the same user that waits for the lock.
 
-        @return: whether this session ends itself.
+        @return: whether this session ends.
         """
         transaction = self.transaction
         if self.isOver or self.state is not State.TRANSACTION or transaction is None:
@@ -338,14 +345,14 @@ class Session:
     @property
     def active(self) -> Transaction:
         """
-        The transaction, for commands that are valid only inside a transaction.
+        The transaction.  This attribute is for commands that are valid during a transaction only.
         """
         assert self.transaction is not None, "this command needs another state"
         return self.transaction
 
     def sleep(self) -> ValueOrDeferred[int]:
         """
-        Delete the marked messages, release the mailbox, and keep the user
+        Delete the marked messages and release the mailbox.  The user stays logged in
         (docs/extensions, SLEE).
 
         @return: the number of deleted messages.
@@ -361,8 +368,10 @@ class Session:
         """
         Take the mailbox again (docs/extensions, WAKE).
 
-        @return: whether the listing has a unique-id that was not listed before SLEE.
-        @raise POP3ResponseError: the session is still asleep, and holds no lock.
+        @return: whether the new listing contains a unique-id that the listing before SLEE did not
+            contain.
+        @raise POP3ResponseError: the mailbox cannot be taken.  The session is still asleep and has
+            no lock.
         """
         name = self.info.userNameAtLogin
         if IAccountStatus.providedBy(self.provider):
@@ -377,7 +386,7 @@ class Session:
         try:
             return await self.active.wake()
         except CancelledError:
-            # end() returns the slot.
+            # Do not return the slot here, because end() returns it.
             raise
         except Exception:
             self._returnSlot()
@@ -392,8 +401,8 @@ class Session:
 
     def quit(self) -> ValueOrDeferred[int]:
         """
-        Enter the UPDATE state (RFC 1939 section 6): delete the marked messages, and release the
-        mailbox, even if the deletion failed.
+        Enter the UPDATE state (RFC 1939 section 6).  Delete the marked messages.  Release the
+        mailbox even if the deletion has failed.
 
         @return: the number of deleted messages.
         @raise POP3ResponseError: nothing was deleted.
@@ -409,7 +418,8 @@ class Session:
         try:
             return await settled(transaction.commit())
         finally:
-            # A running deletion still needs the lock.  end() releases the lock after the deletion.
+            # Keep the lock during a running deletion.  The method end() releases it after the
+            # deletion.
             if transaction.deletion is None:
                 await settled(self._leave())
 
@@ -424,8 +434,8 @@ class Session:
 
     def end(self) -> ValueOrDeferred[None]:
         """
-        Wait for a running deletion, and release everything, because the session ends.  Do not
-        delete the marked messages.
+        End the session.  Wait for a running deletion, and then release everything.  Do not delete
+        the marked messages.
         """
         self.isOver = True
         return inTurn(self._ending())
@@ -441,8 +451,8 @@ class Session:
         self.state = State.CLOSED
 
     def _leave(self) -> ValueOrDeferred[None]:
-        # Clear the attributes before the first await, so that a second call releases nothing
-        # twice.  Shield the release from cancellation, so that it always completes.
+        # Clear the attributes before the first await, so that a second call releases nothing twice.
+        # Protect the release from cancellation, so that it always ends.
         transaction, self.transaction = self.transaction, None
         self._credentialsVersion = ""
         self._returnSlot()
@@ -457,7 +467,7 @@ class Session:
 
 async def _finished(deletion: Shielded) -> None:
     """
-    Wait for the end of a deletion whose client has disconnected.
+    Wait for the end of a deletion.  Its client has disconnected.
     """
     try:
         await settled(deletion.outcome())

@@ -1,5 +1,5 @@
 """
-One mailbox from login to logout.
+The use of a mailbox by one session, from login to logout.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ log = Logger(namespace="pop3svc")
 
 class Transaction:
     """
-    The mailbox of a session between login and logout, with its lock, its watch and its
-    listing.  A session that is asleep has no lock and no listing.
+    The mailbox of a session between login and logout.  The object has the lock, the watch and the
+    listing of the mailbox.  A session that is asleep has no lock and no listing.
 
-    @ivar mailbox: L{pop3svc.interfaces.IPOP3Mailbox}
+    @ivar mailbox: an L{pop3svc.interfaces.IPOP3Mailbox}.
     @ivar maildrop: the listing; L{None} while the session is asleep.
-    @ivar deletion: a running deletion, or L{None}.
+    @ivar deletion: the deletion that is running; L{None} if there is none.
     """
 
     __slots__ = (
@@ -86,10 +86,10 @@ class Transaction:
         utf8Headers: str = "",
     ) -> None:
         """
-        @param user: the user's name for the log.
+        @param user: the name of the user, for the log.
         @param record: counts deleted messages.
         @param requestRelease: see L{IExclusiveMailbox.lock}.
-        @param takesUniqueIDs: whether commands may name a message by C{UID:...}
+        @param takesUniqueIDs: whether a command may name a message by C{UID:} and its unique-id
             (docs/extensions, UID-PARAM).
         @param utf8Headers: see L{Messages}.
         """
@@ -106,7 +106,8 @@ class Transaction:
         self._locked = False
         self._unlocking: Shielded | None = None
         self._endWatch: Callable[[], object] | None = None
-        # The number of calls of L{_changed} so far, and the number at the last listing.
+        # The number of calls of L{_changed} so far, and this number at the time of the last
+        # listing.
         self._changes = self._changesListed = 0
         # The hashes of the unique-ids that were listed before SLEE, eight octets each.
         self._known: array[int] | None = None
@@ -115,10 +116,10 @@ class Transaction:
 
     def begin(self) -> ValueOrDeferred[None]:
         """
-        Watch the mailbox, lock it and list it.
+        Watch the mailbox for changes, lock it and list it.
 
-        @raise POP3ResponseError: the mailbox is not available.  Even then call L{end}, to release
-            the watch and the lock.
+        @raise POP3ResponseError: the mailbox is not available.  The caller has to call L{end} even
+            in this case, because it releases the watch and the lock.
         """
         return inTurn(self._beginning())
 
@@ -194,7 +195,7 @@ class Transaction:
 
     def uniqueIDs(self) -> Body:
         """
-        @return: the number and unique-id of each message that is not deleted.
+        @return: the number and the unique-id of each message that is not deleted.
         """
         maildrop = self._drop()
         if maildrop.isWhole:
@@ -203,9 +204,9 @@ class Transaction:
 
     def find(self, reference: Reference) -> ValueOrDeferred[MessageRef]:
         """
-        @return: the message that an argument names.  Its number is 0 if it arrived after the
-            listing (docs/extensions, UID-PARAM).
-        @raise POP3ResponseError: the message does not exist, or it is deleted.
+        @return: the message that C{reference} names.  If the message arrived after the listing, its
+            number is 0 (docs/extensions, UID-PARAM).
+        @raise POP3ResponseError: the message does not exist, or is deleted.
         """
         maildrop = self._drop()
         if isinstance(reference, MessageNumber):
@@ -229,26 +230,26 @@ class Transaction:
 
     def size(self, found: MessageRef) -> ValueOrDeferred[int]:
         """
-        @return: the octets of a message as RETR sends them, without dot-stuffing.
+        @return: the number of octets that RETR sends for a message, without dot-stuffing.
         """
         return self._messages.sizeIn(self._drop(), found)
 
     def sizes(self) -> ValueOrDeferred[Body]:
         """
-        @return: the number and octets of each message that is not deleted.
+        @return: the number and the size in octets of each message that is not deleted.
         """
         return self._messages.sizesIn(self._drop())
 
     def total(self) -> ValueOrDeferred[tuple[int, int]]:
         """
-        @return: the number of messages that are not deleted, and their octets together
-            (RFC 1939, STAT).
+        @return: the number of messages that are not deleted, and their total size in octets (RFC
+            1939, STAT).
         """
         return self._messages.totalIn(self._drop())
 
     def open(self, found: MessageRef) -> ValueOrDeferred[MessageBody]:
         """
-        @return: the content of a message; the caller closes it.
+        @return: the content of a message.  The caller closes it.
         """
 
         def opened(body: MessageBody) -> MessageBody:
@@ -262,14 +263,14 @@ class Transaction:
     @property
     def isReadOnly(self) -> bool:
         """
-        Whether messages of this mailbox cannot be deleted.
+        Whether the messages of this mailbox cannot be deleted.
         """
         return IReadOnlyMailbox.providedBy(self.mailbox)
 
     @property
     def hasMarks(self) -> bool:
         """
-        Whether any message is marked for deletion.
+        Whether at least one message is marked for deletion.
         """
         return self.maildrop is not None and self.maildrop.hasMarks
 
@@ -281,14 +282,14 @@ class Transaction:
 
     def unmark(self) -> None:
         """
-        Remove all marks.
+        Remove all deletion marks.
         """
         self._drop().unmark()
 
     async def _delete(self, uniqueIDs: list[str]) -> None:
         """
-        Delete all of these messages or none.  A deletion that has begun goes on even if the client
-        is lost.  L{end} waits until the deletion has finished.
+        Delete either all of these messages or none.  A deletion that has begun goes on even if the
+        client disconnects.  L{end} waits for its end.
         """
         mailbox = self.mailbox
 
@@ -314,7 +315,7 @@ class Transaction:
 
     def commit(self) -> ValueOrDeferred[int]:
         """
-        Delete the marked messages, all or none.
+        Delete either all marked messages or none.
 
         @return: the number of deleted messages.
         @raise POP3ResponseError: nothing was deleted.
@@ -330,12 +331,12 @@ class Transaction:
 
     async def deleteNow(self, found: MessageRef) -> None:
         """
-        Delete one message without waiting for QUIT (docs/extensions, DELI).
+        Delete one message now and not at QUIT (docs/extensions, DELI).
 
-        @raise POP3ResponseError: the message no longer exists, or was not deleted.
+        @raise POP3ResponseError: the message does not exist any more, or was not deleted.
         """
-        # Open the message first, because messageDelete accepts a message that no longer exists, and
-        # DELI has to refuse such a message.
+        # Open the message first.  DELI has to refuse a message that does not exist any more, and
+        # messageDelete would accept it.
         (await settled(self._messages.content(found.uniqueID))).close()
         await self._delete([found.uniqueID])
         self._drop().setGone([found.uniqueID])
@@ -344,12 +345,12 @@ class Transaction:
 
     async def refresh(self) -> bool:
         """
-        Delete the marked messages and list the mailbox again; the lock stays
+        Delete the marked messages and list the mailbox again.  The session keeps the lock
         (docs/extensions, CORE).
 
-        @return: whether the listing has a unique-id that was not listed before.
-        @raise POP3ResponseError: nothing has changed.  If C{critical} is true, the messages are
-            deleted, and the mailbox cannot be listed.
+        @return: whether the new listing contains a unique-id that the old listing did not contain.
+        @raise POP3ResponseError: nothing has changed.  If C{critical} is true, the messages were
+            deleted, but the mailbox cannot be listed.
         """
         await settled(self.commit())
         known = self._drop().listed.hashes()
@@ -390,8 +391,10 @@ class Transaction:
         """
         Take the lock again and list the mailbox (docs/extensions, WAKE).
 
-        @return: whether the listing has a unique-id that was not listed before SLEE.
-        @raise POP3ResponseError: the session is still asleep, and holds no lock.
+        @return: whether the new listing contains a unique-id that the listing before SLEE did not
+            contain.
+        @raise POP3ResponseError: the mailbox cannot be taken.  The session is still asleep and has
+            no lock.
         """
         changes = self._changesListed
         try:
@@ -418,8 +421,8 @@ class Transaction:
 
     def end(self) -> ValueOrDeferred[None]:
         """
-        Release the lock, the watch and the mailbox.  Call this once, shielded from
-        cancellation.
+        Release the lock, the watch and the mailbox.  Call this method once, and protect the call
+        from cancellation.
         """
         return inTurn(self._ending())
 
@@ -427,7 +430,8 @@ class Transaction:
         locked, self._locked = self._locked, False
         endWatch, self._endWatch = self._endWatch, None
         self.maildrop = self._known = None
-        # SLEE, or a WAKE that failed or was cancelled, may still be releasing the lock.
+        # Wait, because the lock may be released just now by SLEE, or by a WAKE that has failed or
+        # was cancelled.
         if self._unlocking is not None:
             yield self._unlocking.outcome()
         if locked:
@@ -436,5 +440,5 @@ class Transaction:
             yield self._calls.release(endWatch)
         if IMailboxLogout.providedBy(self.mailbox):
             yield self._calls.release(self.mailbox.logout)
-        # Clear this last, because the methods of the mailbox may use it.
+        # Clear this attribute last, because the methods of the mailbox may use it.
         self.info.providerTag = None
