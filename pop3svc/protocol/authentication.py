@@ -1,5 +1,5 @@
 """
-Check who a client is, by a password or by the result of a SASL mechanism.
+Check who a client is.  The client sends a password, or a SASL mechanism authenticates it.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ log = Logger(namespace="pop3svc")
 @dataclass(frozen=True, slots=True, repr=False)
 class Password:
     """
-    A name and a password, which the provider has to check.
+    A name and a password.  The provider has to check them.
 
-    @ivar isUsable: whether both can be prepared (RFC 8265).  If not, the login is refused after the
-        same check as for an unknown user.
+    @ivar isUsable: whether the name and the password can be prepared (RFC 8265).  If not, the login
+        is refused, but after the same check as for an unknown user.
     """
 
     name: str
@@ -51,8 +51,8 @@ class Password:
 @dataclass(frozen=True, slots=True)
 class Proven:
     """
-    The name of a user whom a SASL mechanism has authenticated.  The provider has to be an
-    L{pop3svc.interfaces.IMailboxStore}, because C{openMailbox} opens the mailbox.
+    The name of a user whom a SASL mechanism has authenticated.  The provider must provide
+    L{pop3svc.interfaces.IMailboxStore}, because the service calls its method C{openMailbox}.
 
     @ivar mailbox: the name of the mailbox; empty if the mailbox has the same name as the login.
     """
@@ -63,9 +63,9 @@ class Proven:
 
 def _verified(call: Any, mailbox: Any) -> Any:
     """
-    @param call: the method that returned a mailbox.
-    @return: the mailbox, or its adapter.
-    @raise ProviderMistake: the method returned no mailbox.
+    @param call: the method that has returned C{mailbox}.
+    @return: the mailbox, or an adapter for it.
+    @raise ProviderMistake: C{mailbox} is not a mailbox.
     """
     adapted = IPOP3Mailbox(mailbox, None)
     if adapted is None:
@@ -80,7 +80,8 @@ def _verified(call: Any, mailbox: Any) -> Any:
             try:
                 verifyObject(interface, adapted)
             except IndexError:
-                # zope.interface fails for a method whose only parameter is "*arguments".
+                # Skip the interface, because zope.interface fails if the only parameter of a method
+                # is "*arguments".
                 continue
             except Invalid as error:
                 faults = getattr(error, "exceptions", [error])
@@ -94,16 +95,16 @@ def _verified(call: Any, mailbox: Any) -> Any:
     return adapted
 
 
-# References to the classes leak no memory, because there are few classes, and Python does not
-# unload them.
+# The set keeps references to classes.  This is no leak, because there are few classes, and Python
+# never unloads a class.
 _verifiedClasses: set[type] = set()
 
 
 class Authentication:
     """
-    Checks credentials for one session, and counts the guesses.
+    Checks the credentials of one session, and counts wrong guesses.
 
-    @ivar secret: octets that only this service knows.
+    @ivar secret: octets that nobody outside this service knows.
     """
 
     def __init__(
@@ -116,8 +117,8 @@ class Authentication:
         secret: bytes = b"",
     ) -> None:
         """
-        @param provider: L{pop3svc.interfaces.IPOP3MailboxProvider}
-        @param throttle: L{ILoginThrottle} or L{None}
+        @param provider: an L{pop3svc.interfaces.IPOP3MailboxProvider}.
+        @param throttle: an L{ILoginThrottle}; L{None} if logins are not throttled.
         """
         self._info = info
         self._provider = provider
@@ -132,11 +133,12 @@ class Authentication:
 
     def prepareName(self, name: str) -> tuple[str, bool]:
         """
-        Prepare a name that the client has sent, before anything looks it up (RFC 8265 section 3).
+        Prepare a name that the client has sent (RFC 8265 section 3).  Call this method before the
+        name is looked up anywhere.
 
-        @return: the prepared name and True; or, if the name cannot be prepared, a name that no user
-            has and False.  The caller has to look up this name, too, so that the refusal takes as
-            long as for an unknown user.
+        @return: the prepared name, and True.  If the name cannot be prepared, the values are a name
+            that no user has, and False.  The caller has to look up this name as well, so that the
+            refusal takes as long as for an unknown user.
         """
         try:
             return prepareName(name, self._policy.nameCase == "mapped"), True
@@ -145,7 +147,7 @@ class Authentication:
 
     def prepared(self, given: Password) -> Password:
         """
-        @return: the credentials with the prepared name and password; see L{prepareName}.
+        @return: credentials with the prepared name and the prepared password; see L{prepareName}.
         """
         name, isUsable = self.prepareName(given.name)
         try:
@@ -158,10 +160,10 @@ class Authentication:
 
     def _standIn(self, text: str) -> str:
         """
-        @return: a text that nobody can guess, always the same for the same argument.  A wrong
-            password that is repeated therefore counts as one guess.
+        @return: a text that nobody can guess.  The same argument always gives the same text, so
+            that a wrong password that is repeated counts as one guess.
         """
-        # A token of an OAuth server may contain any surrogate.
+        # Encode surrogates as well, because a token of an OAuth server may contain any of them.
         octets = text.encode("utf-8", "surrogatepass")
         return "-" + hmac.digest(self.secret, b"prepare\0" + octets, "sha256").hex()
 
@@ -169,10 +171,12 @@ class Authentication:
         """
         Log the outcome of a login.
 
-        @param refusal: the response code, or an empty text; L{None} if the login succeeded.
+        @param refusal: the response code of the refusal, which may be empty; L{None} if the login
+            succeeded.
         """
-        # Do not change this text, because contrib/fail2ban matches it.  Other refusals are not
-        # wrong guesses.  The throttle itself logs the attempts that it refuses.
+        # Do not change this text, because contrib/fail2ban matches it.  Refusals with other codes
+        # are not logged here, because they are not wrong guesses.  The throttle itself logs the
+        # attempts that it refuses.
         isFailure = refusal == "AUTH" and self._wasChecked and not self._isRepeated
         text = "failed login from {clientIP}: {user}" if isFailure else None
         if text is None and not self._policy.verboseEvents:
@@ -192,11 +196,11 @@ class Authentication:
 
     async def mailboxOf(self, credentials: Password | Proven) -> Any:
         """
-        Check a password, or open the mailbox of a user whom a mechanism has authenticated.  If a
-        password was right, call L{succeeded} afterwards.
+        Check a password, or open the mailbox of a user whom a mechanism has authenticated.  If the
+        password was right, the caller has to call L{succeeded} afterwards.
 
         @param credentials: see L{prepared}.
-        @return: L{IPOP3Mailbox}
+        @return: an L{IPOP3Mailbox}.
         @raise POP3ResponseError: the login is refused, or the mailbox is not available.
         """
         self._wasChecked = self._isRepeated = False
@@ -221,7 +225,8 @@ class Authentication:
                 mailbox = _verified(call, mailbox)
                 if credentials.isUsable:
                     return mailbox
-                # The provider has returned a mailbox, although the password cannot be prepared.
+                # Release the mailbox that the provider has returned, because the password cannot be
+                # prepared.
                 if IMailboxLogout.providedBy(mailbox):
                     await settled(Shielded(self._calls.release, mailbox.logout).outcome())
             raise POP3ResponseError("Wrong name or password.", "AUTH")
@@ -246,7 +251,8 @@ class Authentication:
         """
         Ask the throttle whether a guess may be checked.
 
-        @param guess: the password; L{None} if the mechanism does not reveal it.
+        @param guess: the password; L{None} if the mechanism does not show the password to the
+            service.
         @raise POP3ResponseError: the guess is refused.
         """
         self._wasChecked = self._isRepeated = False
@@ -260,7 +266,8 @@ class Authentication:
     def _admitted(self, name: str, mayLogin: bool) -> None:
         if self._calls.isOver:
             if mayLogin:
-                # Report to the throttle how each admitted attempt ends.
+                # Report the end of the attempt, because the throttle must learn how each admitted
+                # attempt ends.
                 self._abandon(name, False)
             raise CancelledError()
         if not mayLogin:
@@ -295,11 +302,11 @@ class Authentication:
 
     def countExchange(self) -> None:
         """
-        Count an exchange for which the provider looks up a user.  Neither the throttle nor
-        C{maxBadCommands} counts an exchange that the client does not finish.  This method therefore
-        limits the look-ups of one connection.
+        Count an exchange for which the provider looks up a user.  An exchange that the client does
+        not finish is counted neither by the throttle nor by C{maxBadCommands}.  This method
+        therefore limits the number of such exchanges on one connection.
 
-        @raise POP3ResponseError: there were too many exchanges since the last successful login.
+        @raise POP3ResponseError: there were too many exchanges since the last login.
         """
         self._exchanges += 1
         if self._exchanges > self._policy.maxFailedLogins:
@@ -309,10 +316,12 @@ class Authentication:
         """
         Count the outcome of a mechanism that checks the credentials itself.
 
-        @param isRight: whether the client has proved that it is the user.
-        @param secret: the client's proof, if the same wrong credentials always give the same text.
-            In this case a repeated text counts only once.
-        @raise POP3ResponseError: the client has not proved it, or the guess is refused.
+        @param isRight: whether the client has proved its identity.
+        @param secret: the proof that the client has sent, if the same wrong credentials always give
+            the same text; otherwise L{None}.  The same text counts as one guess even if it is
+            repeated.
+        @raise POP3ResponseError: the client has not proved its identity, or the throttle refuses
+            the guess.
         """
         name = proven.name
         try:
@@ -327,14 +336,14 @@ class Authentication:
     async def proveToken(self, name: str | None, token: str) -> Proven:
         """
         Let the provider check a bearer token.  The attempt counts as in L{prove}.  If a client
-        repeats an expired token, this counts only once.
+        repeats an expired token, the attempts count as one guess.
 
-        @param name: the name of the user that the client has sent; L{None} if it has sent none.
+        @param name: the name of the user that the client has sent; L{None} if it has sent no name.
         @return: the credentials for L{pop3svc.protocol.session.Session.logIn}.
         @raise POP3ResponseError: the token is refused, or cannot be checked now.
         """
         if name is None:
-            # Only the token shows whose attempt this is.
+            # Check the token first, because nothing else tells whose attempt this is.
             user = await self._userOfToken(None, token)
             prepared, isUsable = self.prepareName(user or "")
             proven = Proven(prepared)
@@ -355,7 +364,8 @@ class Authentication:
 
     async def _userOfToken(self, name: str | None, token: str) -> str | None:
         """
-        @param name: the user whose attempt the throttle has admitted, or L{None}.
+        @param name: the name of the user whose attempt the throttle has admitted; L{None} if the
+            client has sent no name.
         """
         provider: Any = self._provider
         try:
@@ -371,18 +381,18 @@ class Authentication:
 
     async def proveDigest(self, name: str, digest: str, makeDigest: Callable[[str], str]) -> Proven:
         """
-        Check the digest of a challenge and a password.  Counts as in L{prove}.
+        Check the digest of a challenge and a password.  The attempt counts as in L{prove}.
 
         @param digest: hexadecimal digits that the client has sent.
-        @param makeDigest: takes a password, returns the right digest.
+        @param makeDigest: takes a password and returns the right digest.
         @return: the credentials for L{pop3svc.protocol.session.Session.logIn}.
-        @raise POP3ResponseError: the digest is wrong, or the guess is refused.
+        @raise POP3ResponseError: the digest is wrong, or the throttle refuses the guess.
         """
         provider: Any = self._provider
         name, isUsable = self.prepareName(name)
         asked = self._calls.ask(provider.sharedSecret, self._info, name)
         found: SharedSecret | None = await settled(asked)
-        # Compute a digest also for a user that does not exist, so that the time is the same.
+        # Compute a digest even if the user does not exist, so that the time is the same.
         password = secrets.token_hex(16) if found is None else found.password
         isRight = hmac.compare_digest(makeDigest(password), digest)
         proven = Proven(name, "" if found is None else found.mailbox)

@@ -1,5 +1,5 @@
 """
-The messages of OAUTHBEARER (RFC 7628) and XOAUTH2, as a server reads and writes them.
+Read and write the messages of OAUTHBEARER (RFC 7628) and XOAUTH2 on the side of the server.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ __all__ = ["LONGEST_TOKEN", "BearerMessage", "failureOf"]
 
 # The most octets of a token.  A token with many claims has some 4 KiB.
 LONGEST_TOKEN = 8192
-# The most octets of a message, which holds the token, a name, a host and a port.
+# The most octets of a message.  It contains the token, a name, a host and a port.
 _LONGEST = LONGEST_TOKEN + 1024
 _LONGEST_NAME = 255
 
-# RFC 6750 section 2.1.  The name of the scheme ignores case (RFC 9110 section 11.1).
+# A token with its scheme (RFC 6750 section 2.1).  The case of the scheme does not matter (RFC 9110
+# section 11.1).
 _AUTH = re.compile(r"[Bb][Ee][Aa][Rr][Ee][Rr] +(?P<token>[A-Za-z0-9._~+/-]+=*)")
-# RFC 7628 section 3.1.  "p=" is only for mechanisms with channel binding.
+# The form of a message (RFC 7628 section 3.1).  "p=" is not allowed, because it is for mechanisms
+# with channel binding.
 _OAUTHBEARER = re.compile(
     rf"[ny],(?:a=(?P<name>{SASL_NAME}))?,\x01(?P<pairs>(?:[A-Za-z]+=[\x20-\x7e\t\r\n]*\x01)+)\x01"
 )
@@ -28,7 +30,8 @@ _XOAUTH2 = re.compile(
     r"(?:user=(?P<name>[^\x00-\x1f\x7f]+)\x01)?auth=(?P<auth>[\x20-\x7e]+)\x01\x01"
 )
 
-# RFC 7628 section 3.2.2.  XOAUTH2 has a different form.
+# The challenges that refuse a token.  RFC 7628 section 3.2.2 defines the first form.  XOAUTH2 has
+# another form.
 _FAILURES = {
     "OAUTHBEARER": b'{"status":"invalid_token"}',
     "XOAUTH2": b'{"status":"401","schemes":"bearer"}',
@@ -38,7 +41,8 @@ _FAILURES = {
 def failureOf(mechanism: str) -> bytes:
     """
     @param mechanism: C{OAUTHBEARER} or C{XOAUTH2}.
-    @return: the challenge with which the service refuses a token.  It is the same for every reason.
+    @return: the challenge by which the service refuses a token.  It is the same, whatever the
+        reason is.
     """
     return _FAILURES[mechanism]
 
@@ -59,10 +63,10 @@ def _text(message: bytes) -> str:
 @dataclass(frozen=True, slots=True, repr=False)
 class BearerMessage:
     """
-    The only message of a client.
+    The message of a client.  A client sends one message in an exchange.
 
     @ivar token: the bearer token, at most 8 KiB.
-    @ivar name: the name of the user that the client has sent, or L{None}.
+    @ivar name: the name of the user that the client has sent; L{None} if it has sent no name.
     """
 
     token: str
@@ -80,7 +84,7 @@ class BearerMessage:
     @classmethod
     def parseOAuthBearer(cls, message: bytes) -> BearerMessage:
         """
-        Parse a message of OAUTHBEARER (RFC 7628 section 3.1).  Host and port are ignored.
+        Parse a message of OAUTHBEARER (RFC 7628 section 3.1).  Ignore the host and the port.
 
         @raise BadArguments: the message is malformed.
         """
@@ -99,7 +103,7 @@ class BearerMessage:
     @classmethod
     def parseXOAuth2(cls, message: bytes) -> BearerMessage:
         """
-        Parse a message of XOAUTH2, which is in no RFC but is supported by many clients.
+        Parse a message of XOAUTH2.  No RFC defines this mechanism, but many clients support it.
 
         @raise BadArguments: the message is malformed.
         """

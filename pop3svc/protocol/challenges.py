@@ -1,5 +1,6 @@
 """
-Digests of a challenge and a password: APOP (RFC 1939 section 7) and CRAM-MD5 (RFC 2195).
+Make the digests of a challenge and a password for APOP (RFC 1939 section 7) and CRAM-MD5 (RFC
+2195).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ _CRAM = re.compile(rb"(?P<name>[^\x00-\x1f\x7f]{1,255}) (?P<digest>[0-9a-f]{32})
 
 def makeChallenge() -> str:
     """
-    @return: a message-id, each time a different one.  It contains no C{=}, because mpop refuses
-        this character, and not the name of this machine.
+    @return: a new message-id.  It contains no C{=}, because mpop refuses this character.  It does
+        not contain the name of this machine.
     """
     return f"<{secrets.token_hex(16)}@pop3svc>"
 
@@ -30,7 +31,7 @@ def _octets(text: str) -> bytes:
 
 def apopDigest(challenge: str, password: str) -> str:
     """
-    @return: the digest of APOP, 32 hexadecimal digits.
+    @return: the digest of APOP as 32 hexadecimal digits.
     """
     made = hashlib.md5(_octets(challenge) + _octets(password), usedforsecurity=False)
     return made.hexdigest()
@@ -38,7 +39,7 @@ def apopDigest(challenge: str, password: str) -> str:
 
 def cramDigest(challenge: str, password: str) -> str:
     """
-    @return: the digest of CRAM-MD5, 32 hexadecimal digits.
+    @return: the digest of CRAM-MD5 as 32 hexadecimal digits.
     """
     return hmac.new(_octets(password), _octets(challenge), "md5").hexdigest()
 
@@ -47,7 +48,7 @@ def readCram(response: bytes) -> tuple[str, str]:
     """
     Read a response of CRAM-MD5 (RFC 2195 section 2).
 
-    @return: the user name and the digest.
+    @return: the name of the user, and the digest.
     @raise BadArguments: the response is malformed, or the name has control characters.
     """
     found = _CRAM.fullmatch(response)

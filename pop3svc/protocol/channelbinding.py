@@ -1,5 +1,6 @@
 """
-Octets that identify a TLS connection (RFC 5056), for mechanisms with channel binding.
+Find the octets that identify a TLS connection (RFC 5056).  Mechanisms with channel binding use
+them.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ __all__ = ["channelBinding", "endPointBinding"]
 
 def channelBinding(transport: Any, name: str) -> bytes | None:
     """
-    @param name: C{tls-exporter} or C{tls-server-end-point}.
-    @return: the octets; L{None} if this connection has no such binding.
+    @param name: the type of the channel binding, C{tls-exporter} or C{tls-server-end-point}.
+    @return: the octets; L{None} if this connection has no channel binding of this type.
     """
     getHandle = getattr(transport, "getHandle", None)
     handle = getHandle() if getHandle else None
@@ -26,8 +27,9 @@ def channelBinding(transport: Any, name: str) -> bytes | None:
 
 def _exported(handle: Any) -> bytes | None:
     """
-    C{tls-exporter} (RFC 9266 section 2).  Before TLS 1.3 the octets identify a connection only with
-    the extended master secret, and pyOpenSSL cannot say whether a connection uses it.
+    Find the octets of C{tls-exporter} (RFC 9266 section 2).  TLS 1.3 is required.  With an older
+    version, the octets identify a connection only if the connection uses the extended master
+    secret, and pyOpenSSL cannot find this out.
     """
     if handle.get_protocol_version_name() != "TLSv1.3":
         return None
@@ -41,9 +43,9 @@ def _ofCertificate(handle: Any) -> bytes | None:
 
 def endPointBinding(certificate: Any) -> bytes | None:
     """
-    @param certificate: the server's certificate, an object of C{cryptography}.
-    @return: the octets of C{tls-server-end-point} (RFC 5929 section 4): the hash of the
-        certificate; L{None} if the RFC defines none.
+    @param certificate: the certificate of the server, an object of C{cryptography}.
+    @return: the octets of C{tls-server-end-point}, which are a hash of the certificate (RFC 5929
+        section 4); L{None} if the RFC defines no hash for the certificate.
     """
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives.serialization import Encoding
@@ -53,7 +55,7 @@ def endPointBinding(certificate: Any) -> bytes | None:
     except UnsupportedAlgorithm:
         return None
     if algorithm is None:
-        # Such as Ed25519, for which the RFC defines no hash.
+        # The RFC defines no hash for some algorithms, such as Ed25519.
         return None
     name = "sha256" if algorithm.name in ("md5", "sha1") else algorithm.name
     return hashlib.new(name, certificate.public_bytes(Encoding.DER)).digest()

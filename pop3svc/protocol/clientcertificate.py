@@ -1,5 +1,5 @@
 """
-Check the certificates of TLS clients, and find the users that they name.
+Check the certificates of TLS clients, and find the users that the certificates name.
 """
 
 from __future__ import annotations
@@ -11,47 +11,47 @@ from typing import Any
 
 __all__ = ["CLIENT_NAMES", "ClientCertificates", "certificateNames"]
 
-# The fields of a certificate that can name the user.
+# The names of the fields of a certificate that can contain the name of the user.
 CLIENT_NAMES = ("email", "cn")
 
 # The most certificates of earlier handshakes that are remembered.  OpenSSL keeps the same number of
-# sessions of TLS 1.2 clients without tickets.  The user of a forgotten certificate needs a full
-# handshake.
+# sessions for TLS 1.2 clients without tickets.  If a certificate is forgotten, its user needs a
+# full handshake.
 _REMEMBERED = 20_480
-# The most characters of a name.  The line of a command has no room for a longer name.
+# The most characters of a name.  A longer name would not fit into the line of a command.
 _LONGEST = 255
 
 
 class ClientCertificates:
     """
-    Verifies the certificates of the clients of one TLS context.  If a certificate is not valid, the
-    handshake goes on, because the client may log in with a password.
+    Verifies the certificates of clients.  Each TLS context has one such object.  If a certificate
+    is not valid, the handshake goes on, because the client may still log in with a password.
 
-    OpenSSL does not check the certificate when a session is resumed.  Therefore this object
-    remembers the valid certificates.  A session can be resumed only with the context of its full
-    handshake, so make one object for each context.
+    OpenSSL does not check the certificate when a session is resumed.  This object therefore
+    remembers the valid certificates.  A session is resumed in the same context in which its full
+    handshake took place.  Make one object for each context.
     """
 
     def __init__(self, field: str, now: Callable[[], float] = time.time) -> None:
         """
-        @param field: the field that names the user: C{email}, for the email addresses in
-            subjectAltName, or C{cn}, for the common name of the subject.
-        @param now: the wall clock, seconds since the epoch.
+        @param field: the field that names the user.  C{email} stands for the email addresses in
+            subjectAltName, and C{cn} for the common name of the subject.
+        @param now: returns the seconds of the wall clock since the epoch.
         """
         self._field = field
         self._now = now
-        # For the hash of each certificate, the time when the first certificate of its chain
+        # For the hash of each certificate: the time at which the first certificate of its chain
         # expires.
         self._verified: OrderedDict[bytes, float] = OrderedDict()
 
     def watch(self, connection: Any) -> None:
         """
-        Prepare a connection to record whether its client's certificate is valid.  Call this before
-        the handshake.
+        Prepare a connection, so that it records whether the certificate of its client is valid.
+        Call this method before the handshake.
 
-        @param connection: an C{OpenSSL.SSL.Connection}
+        @param connection: an C{OpenSSL.SSL.Connection}.
         """
-        # Twisted sets the application data of the connection for its own use.
+        # Set an attribute, because Twisted uses the application data of the connection itself.
         connection.clientCertificate = _Peer(self)
 
     @staticmethod
@@ -59,26 +59,28 @@ class ClientCertificates:
         """
         The callback for C{OpenSSL.SSL.Context.set_verify}.
 
-        @return: True, so that the handshake goes on.
+        @return: always True, so that the handshake goes on.
         """
         peer: _Peer = connection.clientCertificate
         try:
             peer.note(certificate.to_cryptography(), depth, bool(isRight))
         except Exception:
-            # The certificate has fields that cannot be read.
+            # Refuse a certificate with fields that cannot be read.
             peer.isRefused = True
         return True
 
     def endOf(self, digest: bytes, noted: float | None) -> float | None:
         """
         @param digest: the hash of a certificate.
-        @param noted: when its chain expires, if the certificate was checked in the handshake of
-            this connection; L{None} if a session was resumed.
-        @return: when its chain expires; L{None} if the certificate is not known to be valid.
+        @param noted: the time at which the chain of the certificate expires, if the handshake of
+            this connection has checked the certificate; L{None} if a session was resumed.
+        @return: the time at which the chain of the certificate expires; L{None} if the certificate
+            is not known to be valid.
         """
         end = self._verified.pop(digest, None) if noted is None else noted
         if end is not None:
-            # The certificates that were used last are forgotten last.
+            # Move the certificate to the end, so that the certificate that was used last is
+            # forgotten last.
             self._verified[digest] = end
             self._verified.move_to_end(digest)
             if len(self._verified) > _REMEMBERED:
@@ -87,18 +89,19 @@ class ClientCertificates:
 
     def namesIn(self, certificate: Any, end: float) -> tuple[str, ...]:
         """
-        @param certificate: a C{cryptography.x509.Certificate}
-        @param end: when its chain expires, seconds since the epoch.
-        @return: the users that the certificate names; empty if its chain has expired.
+        @param certificate: a C{cryptography.x509.Certificate}.
+        @param end: the time at which the chain of the certificate expires, in seconds since the
+            epoch.
+        @return: the names of users in the certificate; empty if its chain has expired.
         """
         return _namesIn(certificate, self._field) if self._now() < end else ()
 
 
 class _Peer:
     """
-    The result of the check of one client's certificate.
+    The result of the check of a client's certificate.
 
-    @ivar isRefused: whether there was any error.
+    @ivar isRefused: whether the check has found an error.
     """
 
     __slots__ = ("_certificates", "_end", "_hasVerified", "isRefused")
@@ -111,8 +114,9 @@ class _Peer:
 
     def note(self, certificate: Any, depth: int, isRight: bool) -> None:
         """
-        @param certificate: a certificate of the chain.
-        @param depth: 0 for the client's own certificate.
+        @param certificate: a certificate of the client's chain.
+        @param depth: the place of the certificate in the chain; 0 for the certificate of the client
+            itself.
         """
         if not isRight:
             self.isRefused = True
@@ -123,9 +127,9 @@ class _Peer:
 
     def names(self, connection: Any) -> tuple[str, ...]:
         """
-        Call this after the handshake, because errors can follow the certificate.
+        Call this method after the handshake, because the check may find errors until then.
 
-        @return: the users that the certificate names; empty if it is not valid.
+        @return: the names of users in the certificate; empty if the certificate is not valid.
         """
         from cryptography.hazmat.primitives.hashes import SHA256
 
@@ -134,7 +138,7 @@ class _Peer:
         try:
             certificate = connection.get_peer_certificate(as_cryptography=True)
         except ValueError:
-            # A session was resumed whose certificate cannot be read.
+            # The certificate of a resumed session cannot be read.
             return ()
         if certificate is None:
             return ()
@@ -160,16 +164,16 @@ def _namesIn(certificate: Any, field: str) -> tuple[str, ...]:
     except Exception:
         # The authority has signed a certificate that violates RFC 5280.
         return ()
-    # Drop names that nobody could type, and duplicates.
+    # Leave out duplicates, and names that no user could type.
     usable = [each for each in found if 0 < len(each) <= _LONGEST and each.isprintable()]
     return tuple(dict.fromkeys(usable))
 
 
 def certificateNames(transport: Any) -> tuple[str, ...]:
     """
-    @param transport: the transport of a connection with TLS, after its handshake.
-    @return: the users that the client's certificate names; empty without a certificate that is
-        valid now.
+    @param transport: the transport of a TLS connection after the handshake.
+    @return: the names of users in the certificate of the client; empty if the client has no
+        certificate that is valid now.
     """
     getHandle = getattr(transport, "getHandle", None)
     handle = getHandle() if getHandle else None

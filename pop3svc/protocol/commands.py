@@ -1,5 +1,6 @@
 """
-All commands: first those of RFC 1939 in its order, then those of later RFCs and extensions.
+All commands of the service.  The commands of RFC 1939 come first, in the order of the RFC.  The
+commands of later RFCs and of extensions follow.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ COMMANDS: dict[str, Command] = {}
 
 Body = Callable[..., Reply | Awaitable[Reply]]
 
-# Replies that are always the same.
+# These replies never change, so they are made once.
 _PASSWORD_REQUIRED, _LOGGED_IN = ok("Password required."), ok("Logged in.")
 _DONE, _BYE = ok("Done."), ok("Bye.", then=After.CLOSE)
 _MARKED, _UNMARKED = ok("Message marked for deletion."), ok("No message is marked for deletion.")
@@ -41,11 +42,11 @@ def command(
     verb: str, *, states: Iterable[State], table: dict[str, Command] = COMMANDS, **fields: Any
 ) -> Callable[[Body], Body]:
     """
-    Declare the decorated function as a command.  It may be a coroutine function.
+    Declare the decorated function as a command.  The function may be a coroutine function.
 
-    @param table: the table for the command; the package's own table if not given.
+    @param table: the table to which the command is added; the table of this package if not given.
     @param fields: see L{Command}.
-    @raise ValueError: the table has a command with this verb.
+    @raise ValueError: the table already has a command with this verb.
     """
     if verb in table:
         raise ValueError(f"{verb} is declared already")
@@ -208,7 +209,7 @@ def uidl(session: Session, reference: Reference | None) -> Reply | Awaitable[Rep
 )
 def user(session: Session, name: str) -> Reply:
     """
-    Store the user name for PASS (RFC 1939 section 7).
+    Store the name of the user until PASS (RFC 1939 section 7).
     """
     session.claimedName = name
     return _PASSWORD_REQUIRED
@@ -224,7 +225,7 @@ def user(session: Session, name: str) -> Reply:
 )
 def pass_(session: Session, password: str) -> Awaitable[Reply]:
     """
-    Log in with the password of the user named by USER (RFC 1939 section 7).
+    Log in with the name from USER and a password (RFC 1939 section 7).
     """
     name, session.claimedName = session.claimedName, None
     if name is None:
@@ -246,7 +247,7 @@ def _noAPOP(session: Session) -> POP3ResponseError | None:
 )
 async def apop(session: Session, name: str, digest: str) -> Reply:
     """
-    Log in with a digest of the greeting's timestamp and the password (RFC 1939 section 7).
+    Log in with a digest of the timestamp in the greeting and the password (RFC 1939 section 7).
     """
     session.claimedName = None
     timestamp = session.timestamp
@@ -288,7 +289,7 @@ def _ownCapabilities(session: Session) -> Iterator[str]:
 
 def capabilities(session: Session, table: Iterable[Command]) -> Iterator[str]:
     """
-    Yield the lines of CAPA without duplicates.
+    Yield each line of the reply to CAPA once.
     """
     seen: set[str] = set()
     for each in table:
@@ -301,7 +302,7 @@ def capabilities(session: Session, table: Iterable[Command]) -> Iterator[str]:
 @command("CAPA", states=[AUTHORIZATION, TRANSACTION], capability=_ownCapabilities)
 def capa(session: Session) -> Reply:
     """
-    List the capabilities in the present state (RFC 2449 section 5).
+    List the capabilities that the session has in its present state (RFC 2449 section 5).
     """
     return ok("Capabilities follow", body=Lines(capabilities(session, session.commands)))
 
@@ -318,7 +319,7 @@ def capa(session: Session) -> Reply:
 )
 def stls(session: Session) -> Reply:
     """
-    Begin TLS, and discard the user name sent before (RFC 2595 section 4).
+    Begin TLS, and forget the name of an earlier USER (RFC 2595 section 4).
     """
     session.claimedName = None
     return ok("Begin TLS negotiation.", then=After.START_TLS)
@@ -342,8 +343,7 @@ def _sasl(session: Session) -> list[str]:
 )
 async def auth(session: Session, name: str | None, initial: bytes | None) -> Reply:
     """
-    Log in with a SASL mechanism, or list the mechanisms if no argument is given (RFC 5034
-    section 4).
+    Log in with a SASL mechanism.  Without an argument, list the mechanisms (RFC 5034 section 4).
     """
     session.claimedName = None
     if name is None:
@@ -379,7 +379,8 @@ def utf8(session: Session) -> Reply:
 )
 def lang(session: Session, languageRange: str | None) -> Reply:
     """
-    Change the language of the texts of replies, or list the languages (RFC 6856 section 3.2).
+    Change the language of the texts of replies.  Without an argument, list the languages (RFC 6856
+    section 3.2).
     """
     if languageRange is None:
         listed = "".join(f"{tag} {name}\r\n" for tag, name in LANGUAGES.items())
@@ -387,7 +388,7 @@ def lang(session: Session, languageRange: str | None) -> Reply:
     tag = matching(languageRange)
     if tag is None:
         raise POP3ResponseError("No such language.")
-    # The reply to LANG is already in the new language.
+    # Change the language now, because the reply to LANG has to be in the new language.
     session.useLanguage(languages()[tag])
     return ok(f"{tag} Language changed.")
 
@@ -405,7 +406,7 @@ def lang(session: Session, languageRange: str | None) -> Reply:
 )
 async def deli(session: Session, reference: Reference) -> Reply:
     """
-    Delete one message now, without waiting for QUIT.
+    Delete one message now and not at QUIT.
     """
     found = await settled(session.active.find(reference))
     await session.active.deleteNow(found)
@@ -416,13 +417,13 @@ async def deli(session: Session, reference: Reference) -> Reply:
 @command("CORE", states=[TRANSACTION], capability=["CORE"], extension="CORE")
 async def core(session: Session) -> Reply:
     """
-    Delete the marked messages and list the mailbox again, without releasing the lock.
+    Delete the marked messages and list the mailbox again.  The session keeps the lock.
     """
     isNew = await session.active.refresh()
     return ok("Refreshed.", code="ACTIVITY/NEW" if isNew else "ACTIVITY/NONE")
 
 
-# REFR is an older name of CORE; it is accepted, but CAPA does not list it.
+# REFR is an older name of CORE.  The service accepts REFR, but CAPA does not list it.
 command("REFR", states=[TRANSACTION], extension="CORE")(core)
 
 
@@ -443,7 +444,7 @@ def slee(session: Session) -> Reply | Awaitable[Reply]:
 @command("WAKE", states=[SLEEPING], nextState=TRANSACTION, extension="SLEE-WAKE")
 async def wake(session: Session) -> Reply:
     """
-    Lock the mailbox again and number the messages again.
+    Lock the mailbox again, and list and number its messages again.
     """
     return _NEW if await session.wake() else _NONE
 

@@ -1,5 +1,5 @@
 """
-Compute the reply to one line, from the session and a table of commands.
+Find the command of a line in a table, run it, and return the reply.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ __all__ = ["Command", "Table", "lineLimit", "respond", "verbOf"]
 
 log = Logger(namespace="pop3svc")
 
-# First words of HTTP clients and scanners (RFC 9110, RFC 9113).
+# The first words that HTTP clients and scanners send (RFC 9110, RFC 9113).
 _HTTP_VERBS = frozenset(
     ["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PRI", "PUT", "TRACE"]
 )
 
-# Twisted's cancellation never raises asyncio.CancelledError, so this is an error of the provider.
+# asyncio.CancelledError counts as an error of the provider, because a cancellation by Twisted never
+# raises it.
 _ERRORS = (Exception, asyncio.CancelledError)
 
 Capabilities = Sequence[str] | Callable[[Session], Iterable[str]]
@@ -38,25 +39,26 @@ Capabilities = Sequence[str] | Callable[[Session], Iterable[str]]
 @dataclass(frozen=True, slots=True)
 class Command:
     """
-    Declaration of one command.
+    The declaration of one command.
 
     @ivar verb: the verb in upper case.
     @ivar states: the states in which the command is valid.  In other states the service refuses the
         command without calling C{run}.
-    @ivar run: the body of the command.  Takes C{(session, *arguments)}, and returns a L{Reply},
-        or a Deferred or coroutine of one.
-    @ivar arguments: parses the octets after the verb into the arguments of the body.
-    @ivar nextState: the state after a positive final reply; L{None} to keep the state.  If it is
-        CLOSED, the connection is closed even after an error.
-    @ivar capability: the command's lines of CAPA, or a function that takes the session and returns
-        these lines.
+    @ivar run: the function that runs the command.  It takes C{(session, *arguments)} and returns a
+        L{Reply}, a Deferred of a L{Reply}, or a coroutine.
+    @ivar arguments: takes the octets after the verb and returns the arguments for C{run}.
+    @ivar nextState: the state after a positive final reply; L{None} if the state does not change.
+        If it is CLOSED, the connection is closed even after an error.
+    @ivar capability: the lines that CAPA shows for the command, or a function that takes the
+        session and returns these lines.
     @ivar announced: the states in which CAPA shows these lines.
-    @ivar unavailable: a function that takes the session and returns the error if the command
-        is not available now, or L{None}.  CAPA does not show an unavailable command.
-    @ivar extension: the extension in L{pop3svc.policy.EXTENSIONS} that the command belongs to.
-        The service does not know the command when that extension is switched off.
-    @ivar longLine: whether the command's line may be as long as a line inside AUTH, because the
-        line holds a password or a token.
+    @ivar unavailable: a function that takes the session.  It returns the error if the command is
+        not available now, and otherwise L{None}.  CAPA does not show a command that is not
+        available.
+    @ivar extension: the extension in L{pop3svc.policy.EXTENSIONS} to which the command belongs.  If
+        this extension is switched off, the service does not know the command.
+    @ivar longLine: whether a line with this command may be as long as a line inside AUTH, because
+        it contains a password or a token.
     """
 
     verb: str
@@ -72,13 +74,13 @@ class Command:
 
     def refusal(self, session: Session) -> POP3ResponseError | None:
         """
-        @return: the error if the command is not available now, or L{None}.
+        @return: the error if the command is not available now; otherwise L{None}.
         """
         return None if self.unavailable is None else self.unavailable(session)
 
     def capabilities(self, session: Session) -> list[str]:
         """
-        @return: the command's lines of CAPA for this session now.
+        @return: the lines that CAPA shows for the command in this session now.
         """
         if session.state not in self.announced or self.refusal(session) is not None:
             return []
@@ -91,8 +93,8 @@ Table = Mapping[str, Command]
 
 def verbOf(session: Session, line: bytes, table: Table) -> str:
     """
-    @return: the verb of a line if it is in the table, else a fixed word, because log events
-        must not contain text from a client.
+    @return: the verb of a line.  If the verb is not in the table, the result is a fixed word,
+        because log events must not contain text from a client.
     """
     if session.exchange is not None:
         return f"({session.exchange.command.verb})"
@@ -102,7 +104,7 @@ def verbOf(session: Session, line: bytes, table: Table) -> str:
 
 def lineLimit(session: Session, line: bytes, table: Table) -> int:
     """
-    @return: the maximum length of this line in octets, including the line end.
+    @return: the most octets that this line may have, including its line end.
     """
     if session.exchange is None:
         command = table.get(splitLine(line)[0])
@@ -115,9 +117,9 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
     """
     Answer one line.
 
-    @param line: octets without the line end.
-    @return: the reply; a coroutine of the reply if the command has to wait.  Errors become replies,
-        except for a cancellation.
+    @param line: the octets of the line without its line end.
+    @return: the reply; if the command has to wait, a coroutine that returns the reply.  An error
+        becomes a reply, unless it is a cancellation.
     """
     exchange = session.exchange
     body: Callable[..., Any]
@@ -153,8 +155,8 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
 
 def _unusable(verb: str, line: bytes, found: Command | None) -> Reply:
     """
-    @param found: the command, if there is one with this verb.
-    @return: the reply to a line that is not a command, or not a command of this state.
+    @param found: the command with this verb; L{None} if there is none.
+    @return: the reply to a line that is not a command, or that is not allowed in this state.
     """
     if found is None and verb in _HTTP_VERBS:
         return err("This is a POP3 service.", then=After.CLOSE, isBadCommand=True)
@@ -175,7 +177,7 @@ async def _answeredLater(session: Session, command: Command, answer: Awaitable[R
 
 def _answered(session: Session, command: Command, reply: Reply) -> Reply:
     """
-    Apply the transition of a command after its reply.
+    Change the state of the session as the command declares, after its reply.
     """
     if reply.isChallenge:
         return reply
@@ -213,8 +215,8 @@ def _refused(error: POP3ResponseError) -> Reply:
 
 def _mapped(error: BaseException, command: Command, session: Session) -> Reply:
     """
-    Map an error of a command's body to a reply.  Call this function in the C{except} block, because
-    it logs the traceback.
+    Make a reply of an error that a command has raised.  Call this function in the C{except} block,
+    because it logs the traceback.
     """
     if isinstance(error, POP3ResponseError):
         reply = _refused(error)

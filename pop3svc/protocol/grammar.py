@@ -1,8 +1,9 @@
 """
-Parse the arguments of commands into Python values, or raise L{BadArguments}.
+Parse the arguments of commands.  The results are Python values.  If the arguments are wrong, the
+functions raise L{BadArguments}.
 
 Each parser takes the octets after the verb and one space, or L{None} if the line ends with the
-verb.  It returns the arguments of the command's body.
+verb.  It returns the arguments for the function that runs the command.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ __all__ = [
     "words",
 ]
 
-# RFC 1939 sets no limit.  Ten digits are enough for any mailbox, and limit the time of int().
+# The most digits of a number.  RFC 1939 sets no limit.  Ten digits are enough for any mailbox, and
+# they limit the time that int() takes.
 _NUMBER = re.compile(rb"[0-9]{1,10}")
 _DIGEST = re.compile(rb"[0-9a-f]{32}")
 
 
 class MessageNumber(NamedTuple):
     """
-    A message given by its number in this session, 1 and up.
+    The reference of a client to a message by its number in this session.  The first number is 1.
     """
 
     number: int
@@ -44,7 +46,8 @@ class MessageNumber(NamedTuple):
 
 class UniqueID(NamedTuple):
     """
-    A message given as C{UID:...}; its form is not checked yet.
+    The reference of a client to a message by C{UID:} and a unique-id.  The form of the unique-id
+    was not checked yet.
     """
 
     text: str
@@ -55,11 +58,12 @@ Reference = MessageNumber | UniqueID
 
 def words(rest: bytes | None) -> list[bytes]:
     """
-    Split at runs of spaces (0x20 only), and ignore spaces at the ends.
+    Split octets at spaces, and at no other white space.  Several spaces count as one.  Spaces at
+    the beginning and at the end are ignored.
     """
     if not rest:
         return []
-    # Most arguments are one word.
+    # Handle one word separately, because most arguments are one word.
     return [word for word in rest.split(b" ") if word] if b" " in rest else [rest]
 
 
@@ -84,7 +88,7 @@ def _reference(word: bytes) -> Reference:
 
 def nothing(rest: bytes | None) -> tuple[()]:
     """
-    Parse no argument.
+    Check that there is no argument.
     """
     if rest and words(rest):
         raise BadArguments("This command takes no argument.")
@@ -93,7 +97,7 @@ def nothing(rest: bytes | None) -> tuple[()]:
 
 def message(rest: bytes | None) -> tuple[Reference]:
     """
-    Parse one message.
+    Parse a reference to a message.
     """
     given = words(rest)
     if len(given) != 1:
@@ -103,7 +107,7 @@ def message(rest: bytes | None) -> tuple[Reference]:
 
 def optionalMessage(rest: bytes | None) -> tuple[Reference | None]:
     """
-    Parse one message, or nothing.
+    Parse a reference to a message, which may be missing.
     """
     given = words(rest)
     if len(given) > 1:
@@ -113,7 +117,7 @@ def optionalMessage(rest: bytes | None) -> tuple[Reference | None]:
 
 def optionalLanguage(rest: bytes | None) -> tuple[str | None]:
     """
-    Parse a language range, or nothing.
+    Parse a language range, which may be missing.
     """
     given = words(rest)
     if len(given) > 1:
@@ -123,7 +127,7 @@ def optionalLanguage(rest: bytes | None) -> tuple[str | None]:
 
 def messageAndLines(rest: bytes | None) -> tuple[Reference, int]:
     """
-    Parse one message and a number of lines, 0 and up.
+    Parse a reference to a message and a number of lines.  The number may be 0.
     """
     given = words(rest)
     if len(given) != 2:
@@ -133,7 +137,8 @@ def messageAndLines(rest: bytes | None) -> tuple[Reference, int]:
 
 def name(rest: bytes | None) -> tuple[str]:
     """
-    Parse a user name in UTF-8; octets that are not UTF-8 become surrogate escapes.
+    Parse the name of a user in UTF-8.  Octets that are not UTF-8 become surrogates (the error
+    handler C{surrogateescape}).
     """
     given = words(rest)
     if len(given) != 1:
@@ -143,7 +148,7 @@ def name(rest: bytes | None) -> tuple[str]:
 
 def nameAndDigest(rest: bytes | None) -> tuple[str, str]:
     """
-    Parse a user name and a digest of MD5 in lower-case hexadecimal digits (RFC 1939 section 7,
+    Parse the name of a user and an MD5 digest in lower-case hexadecimal digits (RFC 1939 section 7,
     APOP).
     """
     given = words(rest)
@@ -154,7 +159,8 @@ def nameAndDigest(rest: bytes | None) -> tuple[str, str]:
 
 def password(rest: bytes | None) -> tuple[str]:
     """
-    Parse a password: all octets after the space that follows the verb, unchanged.
+    Parse a password.  It consists of all octets after the verb and one space, and it is not
+    changed.
     """
     if not rest:
         raise BadArguments("This command takes a password.")
@@ -163,8 +169,8 @@ def password(rest: bytes | None) -> tuple[str]:
 
 def nameAndPassword(rest: bytes | None) -> tuple[str, str]:
     """
-    Parse a user name up to the first space, and a password: all octets after that space,
-    unchanged.
+    Parse the name of a user and a password.  The name ends at the first space.  The password
+    consists of all octets after this space, and it is not changed.
     """
     given, _, secret = (rest or b"").lstrip(b" ").partition(b" ")
     if not given or not secret:
@@ -174,8 +180,8 @@ def nameAndPassword(rest: bytes | None) -> tuple[str, str]:
 
 def saslStart(rest: bytes | None) -> tuple[str | None, bytes | None]:
     """
-    Parse a SASL mechanism and its initial response in base64 (RFC 5034 section 4), both
-    optional.
+    Parse the name of a SASL mechanism and its initial response in base64 (RFC 5034 section 4).
+    Both may be missing.
     """
     given = words(rest)
     if len(given) > 2:

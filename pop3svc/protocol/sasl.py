@@ -1,5 +1,6 @@
 """
-The SASL mechanisms, each an async generator, and the class that runs a mechanism line by line.
+The SASL mechanisms, and the class that runs a mechanism line by line.  Each mechanism is an async
+generator.
 """
 
 from __future__ import annotations
@@ -39,24 +40,25 @@ from pop3svc.protocol.wire import hasControl
 
 __all__ = ["MECHANISMS", "Mechanism", "SASLExchange", "mechanism", "offered"]
 
-# RFC 5034 section 5.  b64decode alone accepts malformed base64.
+# The form of base64 that a client must use (RFC 5034 section 5).  It has to be checked, because
+# b64decode accepts malformed base64.
 _BASE64 = re.compile(rb"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """
-    The end of a failed exchange.  A last challenge explains the failure.  Whatever the client
-    answers, the error follows.
+    The end of a failed exchange.  The service sends a last challenge that explains the failure.
+    After the client's answer, which may be anything, the service sends the error.
 
-    @ivar explanation: the challenge.
+    @ivar explanation: the last challenge.
     """
 
     explanation: bytes
     error: POP3ResponseError
 
 
-# A mechanism yields challenges, and at the end it yields credentials or a refusal.
+# A mechanism yields challenges.  At the end it yields credentials or a refusal.
 Conversation = AsyncGenerator[bytes | Password | Proven | Refusal, bytes]
 
 
@@ -67,10 +69,11 @@ class Mechanism:
 
     @ivar name: the registered name of the mechanism.
     @ivar needs: the interface that the provider must provide.
-    @ivar cleartext: whether the mechanism sends the password, or a token, unencrypted.
-    @ivar bindsChannel: whether the mechanism binds to the TLS connection.
+    @ivar cleartext: whether the client sends the password or a token in clear text.
+    @ivar bindsChannel: whether the exchange is bound to the TLS connection (channel binding).
     @ivar needsCertificate: whether the mechanism needs a verified certificate of the client.
-    @ivar converse: takes C{(session, initial response or None)}, returns the conversation.
+    @ivar converse: takes C{(session, initial response or None)} and returns the async generator of
+        an exchange.
     """
 
     name: str
@@ -113,8 +116,8 @@ def mechanism(
     """
     Declare the decorated async generator as a mechanism; see L{Mechanism}.
 
-    @param table: the table for the mechanism; the package's own table if not given.
-    @raise ValueError: the table has a mechanism with this name.
+    @param table: the table to which the mechanism is added; the table of this package if not given.
+    @raise ValueError: the table already has a mechanism with this name.
     """
     if name in table:
         raise ValueError(f"{name} is declared already")
@@ -156,7 +159,7 @@ def _areOne(session: Session, one: bytes, other: bytes) -> bool:
 @mechanism("PLAIN", needs=IPOP3MailboxProvider, cleartext=True)
 async def plain(session: Session, initial: bytes | None) -> Conversation:
     """
-    The mechanism PLAIN (RFC 4616).
+    Run the mechanism PLAIN (RFC 4616).
     """
     response = (yield b"") if initial is None else initial
     fields = response.split(b"\0")
@@ -171,7 +174,7 @@ async def plain(session: Session, initial: bytes | None) -> Conversation:
 @mechanism("LOGIN", needs=IPOP3MailboxProvider, cleartext=True)
 async def login(session: Session, initial: bytes | None) -> Conversation:
     """
-    The mechanism LOGIN, which is in no RFC but is supported by many clients.
+    Run the mechanism LOGIN.  No RFC defines it, but many clients support it.
     """
     name = (yield b"Username:") if initial is None else initial
     password = yield b"Password:"
@@ -180,15 +183,17 @@ async def login(session: Session, initial: bytes | None) -> Conversation:
 
 def _bindingOf(session: Session, first: ClientFirst, bindsChannel: bool) -> bytes:
     """
-    @return: the octets of the channel binding that the client has chosen; empty for none.
-    @raise POP3ResponseError: the choice is not allowed (RFC 5802 section 6).
+    @return: the octets of the channel binding that the client has chosen; empty if it has chosen
+        none.
+    @raise POP3ResponseError: RFC 5802 section 6 does not allow the client's choice.
     """
     if not bindsChannel:
         plus = session.mechanisms.get("SCRAM-SHA-256-PLUS")
         if first.flag == "p":
             raise BadArguments("Channel binding needs a mechanism with -PLUS.")
         if first.flag == "y" and plus is not None and plus.isUsable(session):
-            # An attacker may have removed -PLUS from the list that the client has read.
+            # Refuse the login, because an attacker may have removed -PLUS from the list of
+            # mechanisms that the client has got.
             raise POP3ResponseError("This server supports channel binding.", "AUTH")
         return b""
     if first.bindingType is None:
@@ -205,13 +210,14 @@ async def _scram(
 ) -> Conversation:
     first = ClientFirst.parse((yield b"") if initial is None else initial)
     binding = _bindingOf(session, first, bindsChannel)
-    # Always make up keys, so that the time does not reveal whether the user exists.
+    # Make keys up for every user, so that the time does not reveal whether the user exists.
     provider: Any = session.provider
     name, isUsable = session.authentication.prepareName(first.name)
     seed = seedOf(session.authentication.secret, name, algorithm)
     like = provider.exampleScramKeys(name, algorithm, seed)
     madeUp = makeUp(seed, algorithm, like)
-    # The salt for a password in clear text does not depend on the keys of other users.
+    # Make the salt for a password in clear text from the seed alone, so that it does not depend on
+    # the keys of other users.
     salt = makeUp(seed, algorithm, None).salt
 
     async def find() -> ScramKeys | None:
@@ -224,12 +230,12 @@ async def _scram(
     keys = await find()
     server = ScramServer(algorithm, first, keys or madeUp, binding)
     isRight, final = server.check((yield server.challenge))
-    # The password may have changed after the challenge was sent.
+    # Look the keys up again, because the password may have changed since the challenge was sent.
     isProven = isRight and isUsable and keys is not None and await find() == keys
     proven = Proven(name, "" if keys is None else keys.mailbox)
     await session.authentication.prove(proven, isProven)
-    # With this message the client can check that the server also knows the password.  The client's
-    # response is empty.
+    # This message shows the client that the server has the right keys.  The client answers with an
+    # empty response.
     if (yield final):
         raise BadArguments("Response must be empty.")
     yield proven
@@ -243,7 +249,8 @@ def _declareScram(name: str) -> None:
         return _scram(session, initial, ALGORITHMS[name], bindsChannel)
 
 
-# Declare the strongest mechanism first, because some clients use the first one that they support.
+# Declare the strongest mechanism first, because some clients use the first mechanism of the list
+# that they support.
 _declareScram("SCRAM-SHA-256-PLUS")
 _declareScram("SCRAM-SHA-256")
 _declareScram("SCRAM-SHA-1")
@@ -252,7 +259,7 @@ _declareScram("SCRAM-SHA-1")
 @mechanism("CRAM-MD5", needs=ISharedSecrets)
 async def cramMD5(session: Session, initial: bytes | None) -> Conversation:
     """
-    The mechanism CRAM-MD5 (RFC 2195).
+    Run the mechanism CRAM-MD5 (RFC 2195).
     """
     if initial is not None:
         raise BadArguments("CRAM-MD5 has no initial response.")
@@ -290,7 +297,7 @@ _declareBearer("XOAUTH2", BearerMessage.parseXOAuth2)
 @mechanism("EXTERNAL", needs=IProvenAccounts, needsCertificate=True)
 async def external(session: Session, initial: bytes | None) -> Conversation:
     """
-    The mechanism EXTERNAL (RFC 4422 appendix A): the certificate of the client names the user.
+    Run the mechanism EXTERNAL (RFC 4422 appendix A).  The certificate of the client names the user.
     """
     response = (yield b"") if initial is None else initial
     if hasControl(response):
@@ -311,7 +318,7 @@ async def external(session: Session, initial: bytes | None) -> Conversation:
 
 class SASLExchange:
     """
-    Drives one mechanism line by line (RFC 5034 section 4).
+    Runs one mechanism line by line (RFC 5034 section 4).
     """
 
     def __init__(
@@ -322,8 +329,8 @@ class SASLExchange:
         finish: Callable[[Password | Proven], Awaitable[Reply]],
     ) -> None:
         """
-        @param command: the L{pop3svc.protocol.dispatch.Command} AUTH.
-        @param finish: takes the result of the mechanism, returns the final reply.
+        @param command: the L{pop3svc.protocol.dispatch.Command} of AUTH.
+        @param finish: takes the result of the mechanism and returns the final reply.
         """
         self.command = command
         self._session = session
@@ -336,7 +343,8 @@ class SASLExchange:
         """
         Begin the exchange.
 
-        @param initial: the initial response as received, C{=} for an empty one, or L{None}.
+        @param initial: the initial response as the client has sent it.  C{=} stands for an empty
+            response.  L{None} means that there is no initial response.
         """
         if initial is not None:
             initial = b"" if initial == b"=" else _decoded(initial)
@@ -347,16 +355,16 @@ class SASLExchange:
         """
         Continue the exchange.
 
-        @param line: the client's next line.
+        @param line: the next line of the client.
         """
         assert self._conversation is not None
         if self._refusal is not None:
-            # Clients send "AQ==", an empty line, "*" or QUIT.
+            # Accept any line, because clients send "AQ==", an empty line, "*" or QUIT.
             raise self._refusal
         try:
             if line == b"*":
                 raise POP3ResponseError("Cancelled.")
-            # curl sends "=" for an empty response, here as well.
+            # Accept "=" for an empty response, because curl sends it in later lines as well.
             response = b"" if line == b"=" else _decoded(line)
         except POP3ResponseError:
             await self._conversation.aclose()
@@ -365,7 +373,7 @@ class SASLExchange:
 
     async def _step(self, response: bytes | None) -> Reply:
         assert self._conversation is not None
-        # The first asend() takes None.
+        # The argument of the first asend() must be None.
         result = await self._conversation.asend(response)  # type: ignore[arg-type]
         if isinstance(result, bytes):
             self._session.exchange = self

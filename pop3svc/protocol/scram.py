@@ -1,5 +1,5 @@
 """
-The messages of SCRAM (RFC 5802, RFC 7677), as a server reads and writes them.
+Read and write the messages of SCRAM (RFC 5802, RFC 7677) on the side of the server.
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ __all__ = [
     "unescaped",
 ]
 
-# The hash function of each mechanism, by its name in hashlib.
+# For each mechanism: the name of its hash function in hashlib.
 ALGORITHMS = {
     "SCRAM-SHA-1": "sha1",
     "SCRAM-SHA-256": "sha256",
     "SCRAM-SHA-256-PLUS": "sha256",
 }
-# Channel bindings that a client may choose.
+# The types of channel binding that a client may choose.
 BINDING_TYPES = ("tls-exporter", "tls-server-end-point")
 
-# The most octets of a client's message, and of a name.  Names are short, and nonces have some 30
-# octets.
+# The most octets of a message of a client, and the most octets of a name.  These limits are enough,
+# because names are short, and nonces have some 30 octets.
 _LONGEST = 2048
 _LONGEST_NAME = 255
-# The salt and the rounds of a made-up user, if the accounts have no keys to imitate.
+# The length of the salt and the number of rounds for a user who does not exist.  They are used if
+# no user of the accounts has keys.
 _SALT = 16
 _ROUNDS = 4096
 
-# saslname of RFC 5801 section 4, without control characters.
+# The rule saslname of RFC 5801 section 4, but without control characters.
 SASL_NAME = r"(?:[^,=\x00-\x1f\x7f]|=2C|=3D)+"
 _NONCE = r"[\x21-\x2b\x2d-\x7e]+"
-# Ignore extensions, but refuse the mandatory extension "m=".
+# A message may have extensions, which are ignored.  The mandatory extension "m=" is refused.
 _MORE = r"(?:,[A-Za-ln-z]=[^,\x00]+)*"
 _FIRST = re.compile(
     rf"(?P<header>(?P<flag>[ny]|p=(?P<type>[A-Za-z0-9.-]+)),(?:a=(?P<other>{SASL_NAME}))?,)"
@@ -87,12 +88,12 @@ class ClientFirst:
     """
     The first message of a client (RFC 5802 section 7, C{client-first-message}).
 
-    @ivar header: the GS2 header, which the final message repeats.
-    @ivar flag: C{n}, C{y}, or C{p} with a type of channel binding.
-    @ivar bindingType: the type, or L{None}.
+    @ivar header: the GS2 header.  The final message of the client repeats it.
+    @ivar flag: the flag for channel binding: C{n}, C{y}, or C{p} with a type.
+    @ivar bindingType: the type of channel binding; L{None} if the flag is not C{p}.
     @ivar bare: the message after the header.
     @ivar name: the user name.
-    @ivar nonce: the client's nonce.
+    @ivar nonce: the nonce of the client.
     """
 
     header: str
@@ -106,7 +107,7 @@ class ClientFirst:
     def parse(cls, message: bytes) -> ClientFirst:
         """
         @raise BadArguments: the message is malformed, or asks for a mandatory extension.
-        @raise POP3ResponseError: the client asks for the identity of another user.
+        @raise POP3ResponseError: the client wants to act as another user.
         """
         found = _FIRST.fullmatch(_text(message))
         if found is None:
@@ -124,7 +125,8 @@ class ClientFirst:
 def seedOf(secret: bytes, name: str, algorithm: str) -> bytes:
     """
     @param secret: the secret of the service.
-    @return: 64 octets that only the service knows.  A name always gets the same octets.
+    @return: 64 octets that nobody outside the service knows.  The same name always gives the same
+        octets.
     """
     octets = name.encode("utf-8", "surrogateescape")
     return hmac.digest(secret, algorithm.encode() + b"\0" + octets, "sha512")
@@ -132,14 +134,17 @@ def seedOf(secret: bytes, name: str, algorithm: str) -> bytes:
 
 def makeUp(seed: bytes, algorithm: str, like: ScramKeys | None) -> ScramKeys:
     """
-    Make keys that no password has, so that an exchange does not reveal whether the user exists.
+    Make keys that match no password.  With these made-up keys, an exchange does not reveal whether
+    the user exists.
 
-    @param seed: see L{seedOf}.  The same seed always gets the same keys.
-    @param like: keys; the made-up keys have the same rounds, and a salt of the same length.
+    @param seed: see L{seedOf}.  The same seed always gives the same keys.
+    @param like: other keys.  The made-up keys have the same number of rounds, and a salt of the
+        same length.
     """
     size = hashlib.new(algorithm).digest_size
     length, rounds = (_SALT, _ROUNDS) if like is None else (len(like.salt), like.rounds)
-    # If the form changes, the salt changes, because the salt of a real user would also change.
+    # Include the form of the keys.  If it changes, the salt changes as well, as the salt of a real
+    # user would do.
     salt = hashlib.shake_256(b"salt,%d,%d," % (length, rounds) + seed).digest(length)
     keys = hashlib.shake_256(b"keys," + seed).digest(2 * size)
     return ScramKeys(salt, rounds, keys[:size], keys[size:])
@@ -147,7 +152,7 @@ def makeUp(seed: bytes, algorithm: str, like: ScramKeys | None) -> ScramKeys:
 
 class ScramServer:
     """
-    The server's side of one exchange.
+    The side of the server in one exchange.
     """
 
     def __init__(
@@ -159,8 +164,8 @@ class ScramServer:
         makeNonce: Callable[[], str] = lambda: secrets.token_urlsafe(24),
     ) -> None:
         """
-        @param algorithm: the hash function.
-        @param keys: the user's keys, or made-up keys.
+        @param algorithm: the name of the hash function.
+        @param keys: the keys of the user, or made-up keys.
         @param binding: the octets of the channel binding that the client has chosen.
         """
         self._algorithm = algorithm
@@ -173,15 +178,15 @@ class ScramServer:
     @property
     def challenge(self) -> bytes:
         """
-        The server's first message.
+        Return the first message of the server.
         """
         return self._challenge.encode("ascii")
 
     def check(self, message: bytes) -> tuple[bool, bytes]:
         """
-        Check the client's final message.
+        Check the final message of the client.
 
-        @return: whether the proof is right; the server's final message.
+        @return: whether the proof is right, and the final message of the server.
         @raise BadArguments: the message is malformed, or belongs to another exchange.
         """
         found = _FINAL.fullmatch(_text(message))
@@ -204,7 +209,7 @@ class ScramServer:
 
 def _strictly(text: str) -> bytes:
     """
-    Decode base64, and refuse other encodings of the same octets.
+    Decode base64.  Refuse a text that is not the canonical encoding of its octets.
     """
     try:
         data = b64decode(text, validate=True)
