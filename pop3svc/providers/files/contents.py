@@ -1,5 +1,5 @@
 """
-The content of a message's file, unpacked if it is compressed.
+Read the content of a message from its file, and unpack it if it is compressed.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ def contentOf(
     directory: Directory, opened: Opened, known: MessageInfo | None
 ) -> Eventual[IChunkedContent]:
     """
-    Read an open file.
+    Make the content of a message from its open file.
 
-    @param directory: the mailbox.
-    @param opened: the file; it is closed at the end.
-    @param known: size and kind of the message, if they are known.
-    @return: its content.
+    @param directory: the directory of the mailbox.
+    @param opened: the file.  It is closed when the content is closed.
+    @param known: the size and the kind of the message; L{None} if they are not known.
+    @return: the content of the message.
     """
     descriptor, status = opened
     if known is not None and not known.isUnchanged(status):
-        # The file has another time or inode, so the form of its line ends is no longer known.
+        # Do not use the known form of the line ends, because the file has another time or inode
+        # now.
         known = None
     if known is None or known.kind == "z":
         first = peek(descriptor, 16)
@@ -44,7 +45,8 @@ def contentOf(
 def _blocks(directory: Directory, opened: Opened, known: MessageInfo | None) -> FileBlocks:
     descriptor, status = opened
     form = WireForm.RAW
-    # Each bare LF would make the message longer on the wire.
+    # The message has no bare LF, because each bare LF would make it longer on the wire than the
+    # file is.
     if known is not None and known.octets == status.st_size:
         form = WireForm.READY if known.kind == "=" else WireForm.LINES
     return FileBlocks(
@@ -65,7 +67,8 @@ async def _contentInThread(
     def packing() -> bytes | None:
         kind = packedAs(os.pread(descriptor, 16, 0))
         if kind is not None and known is None:
-            # Refuse a damaged file before a part of it is sent.
+            # Unpack the whole file first, so that a damaged file is refused before a part of it is
+            # sent.
             countUnpacked(descriptor, kind)
         return kind
 
@@ -88,8 +91,8 @@ async def _contentInThread(
         closing()
         raise directory.fault("read a message of", error)
     except BaseException:
-        # Do not close the descriptor while the thread reads, because another file could get the
-        # same descriptor.
+        # Do not close the descriptor while the thread reads from it, because another file could get
+        # the same descriptor.
         isAbandoned = True
         if not isReading:
             closing()

@@ -1,5 +1,5 @@
 """
-Find the sizes of messages, and read each message once to count its octets.
+Find the sizes of messages.  If a size is not known, the message is read once to count its octets.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from pop3svc.timing import Progress
 
 __all__ = ["SizeCounter"]
 
-# The most messages whose sizes are counted outside the threads for long work; and the number of
-# counted messages after which the sizes are saved.
+# At most _FEW messages are counted outside the threads for long work.  The sizes are saved each
+# time _KEPT messages were counted.
 _FEW, _KEPT = 200, 5000
-# The most messages whose sizes are looked up in the reactor's thread.  Looking up this many takes
-# a few milliseconds.
+# The most messages whose sizes are looked up in the reactor's thread.  This number of look-ups
+# takes a few milliseconds.
 _AT_ONCE = 20_000
-# Octets that are read at a time.
+# The number of octets that are read at a time.
 _BLOCK = 262_144
-# The sizes of messages: -1 if a message cannot be read, None if a message no longer exists.  The
-# second value says whether the missing messages certainly no longer exist.
+# The sizes of messages: -1 if a message cannot be read, None if a message was not found.  The
+# second value says whether the messages that were not found certainly do not exist any more.
 _Measured = tuple[Sequence[int | None], bool]
 
 
 class SizeCounter:
     """
-    The sizes of the messages that a session has listed.
+    Finds the sizes of the messages that a session has listed.
     """
 
     __slots__ = ("_caches", "_directory", "_finder", "_listing")
@@ -130,7 +130,7 @@ class SizeCounter:
         self, known: MailboxSizes, uniqueIDs: Sequence[str], ofSurrogates: bool, unknown: int
     ) -> Deferred[Any]:
         """
-        @param unknown: the number of messages whose size is not known.
+        @param unknown: the number of messages whose sizes are not known.
         """
         if known.isCounting:
             return self._afterOthers(known, uniqueIDs, ofSurrogates)
@@ -140,7 +140,7 @@ class SizeCounter:
         self, known: MailboxSizes, uniqueIDs: Sequence[str], ofSurrogates: bool
     ) -> Deferred[Any]:
         """
-        Wait for the result of another session, which is counting these messages.
+        Wait until another session has counted these messages, and use its result.
         """
         waiter: Progress[None] = Progress(known.waiters.remove)
         known.waiters.append(waiter)
@@ -180,14 +180,14 @@ class SizeCounter:
         sizes, isSure = measured
         if not isSure:
             raise self._finder.missing(False)
-        # One unreadable file must not hide the sizes of all others.
+        # Leave out files that cannot be read, so that the sizes of the others are known.
         return [None if each == -1 else each for each in sizes] if -1 in sizes else sizes
 
     # --- in a thread ----------------------------------------------------------------
 
     def _measured(self, uniqueIDs: Sequence[str], ofSurrogates: bool = False) -> _Measured:
         """
-        Find the sizes of messages.  Read messages whose size is not known.  Blocks.
+        Find the sizes of messages.  If a size is not known, read the message.  Blocks.
         """
         try:
             measured = self._directory.use(partial(self._measuredIn, uniqueIDs, ofSurrogates))
@@ -196,20 +196,22 @@ class SizeCounter:
         return ([None] * len(uniqueIDs), True) if measured is None else measured
 
     def _measuredIn(self, uniqueIDs: Sequence[str], ofSurrogates: bool, root: int) -> _Measured:
-        # The session may discard its listing while this runs.
+        # Keep a reference to the listing, because the session may discard it while this method
+        # runs.
         listing = self._listing.current
         sizes = self._listing.sizesIn(root)
         sizes.load(root, len(listing))
         unknown: Sequence[str] = [each for each in uniqueIDs if each not in sizes.known]
         if unknown:
-            # The same list takes less time, because the names of its files are known as a column.
+            # Use the same list object if possible.  This takes less time, because the names of its
+            # files are known as a column.
             asked = uniqueIDs if len(unknown) == len(uniqueIDs) else unknown
             sizes.learn(self._listing.sizesInNames(asked))
             unknown = [each for each in unknown if each not in sizes.known]
         unreadable: dict[str, MessageInfo] = {}
         allSure = True
         for first in range(0, len(unknown), _KEPT):
-            # Save the sizes after each part, and after a cancellation, so that no message is
+            # Save the sizes after each part, even after a cancellation, so that no message is
             # counted again.
             added: dict[str, MessageInfo] = {}
             try:
@@ -231,12 +233,12 @@ class SizeCounter:
 
     def _read(self, root: int, uniqueIDs: Sequence[str], added: dict[str, MessageInfo]) -> bool:
         """
-        Read messages.  Blocks.
+        Read messages and count their octets.  Blocks.
 
-        @param added: filled with the results, even if this call is cancelled.
-        @return: whether the missing messages certainly no longer exist.
+        @param added: a dictionary to which the results are added, even if this call is cancelled.
+        @return: whether the messages that were not found certainly do not exist any more.
         """
-        # If a file was not changed since the listing, it is the listed file.
+        # A file that was not changed after the listing is the listed file.
         before = self._listing.current.time or sys.maxsize
         with OpenFolders(root) as folders:
 
@@ -254,10 +256,10 @@ class SizeCounter:
         """
         Read a message.  Blocks.
 
-        @param before: a time in nanoseconds.  A file with the listed inode is the listed file if
-            it was not changed after this time.
-        @return: the result; L{None} if the message is not at this place.  If the message cannot be
-            read, the size is -1 octets.
+        @param before: a time in nanoseconds.  A file with the inode of the listing is the listed
+            file if it was not changed after this time.
+        @return: the size and the identity of the message; L{None} if the message is not at this
+            place.  If the message cannot be read, the size is -1.
         """
         folder, name, _ = place
         try:
@@ -268,8 +270,8 @@ class SizeCounter:
             self._directory.fault("read", error, name)
             return MessageInfo(-1, 0)
         try:
-            # Handle the usual case of a first login separately, where no unique-id belongs to a
-            # file yet.  This takes a third of the steps of isSame().
+            # At a first login, usually no unique-id belongs to a file yet.  Handle this case
+            # separately, because it takes a third of the steps of isSame().
             known = self._listing.sizes
             isUsual = (
                 place[2] == status.st_ino
@@ -307,11 +309,11 @@ class SizeCounter:
 
     def save(self, listing: MailboxSnapshot, held: LockedDirectory) -> None:
         """
-        Begin to save the file of each unique-id in a session's listing, because the client has seen
-        these unique-ids.
+        Begin to save to which file each unique-id in the listing of a session belongs, because the
+        client has seen these unique-ids.
 
-        @param listing: the session's last listing.
-        @param held: the mailbox, which stays locked until the files are saved.
+        @param listing: the last listing of the session.
+        @param held: the mailbox.  It stays locked until the entries are saved.
         """
         sizes = self._listing.sizes
         if sizes is None or not sizes.hasUnwritten:
@@ -331,7 +333,8 @@ class SizeCounter:
         try:
             self._directory.run(write).addErrback(lambda _: None)
         except POP3ResponseError:
-            # Too much work is waiting, so the next session saves them.
+            # Ignore the error.  Too much work is waiting, and the next session will save the
+            # entries.
             pass
 
 
@@ -339,7 +342,7 @@ def _surrogateOf(descriptor: int, size: int, packing: bytes | None) -> int:
     """
     Read a message.  Blocks.
 
-    @param size: size of the file, octets.
+    @param size: the size of the file in octets.
     @param packing: see L{packedAs}.
     @return: see L{surrogateSize}.
     @raise CannotUnpack: the message is damaged, or a library is missing.
@@ -349,7 +352,7 @@ def _surrogateOf(descriptor: int, size: int, packing: bytes | None) -> int:
     def pieces() -> Iterator[bytes]:
         return _blocks(descriptor, size) if packing is None else unpacked(descriptor, packing)
 
-    # This check takes much less time than a conversion.
+    # Look for octets that are not ASCII first, because this takes much less time than a conversion.
     return 0 if all(map(bytes.isascii, pieces())) else surrogateSize(pieces())
 
 

@@ -1,11 +1,11 @@
 """
-Remove all files of a set or none, even if the process is killed or the power fails.
+Remove either all files of a set or none, even if the process is killed or the power fails.
 
-The files are first moved into a staging directory C{pop3svc-removing} beside them.  The staging
-directory is then renamed to C{pop3svc-removed}.  If the process ends before this rename, the next
-recovery puts all files back.  If the process ends after the rename, the recovery removes all files.
-The recovery then gives the empty staging directory its first name again.  It keeps the directory,
-because a full disk may have no room for a new one.
+First the files are moved into a staging directory, C{pop3svc-removing}, which is in the same
+mailbox.  Then the staging directory is renamed to C{pop3svc-removed}.  If the process ends before
+this rename, the next recovery puts all files back.  If the process ends after the rename, the
+recovery removes all files.  After that, the recovery gives the empty staging directory its first
+name again.  The directory itself is kept, because a full disk may have no room for a new one.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ _REMOVED = "pop3svc-removed"
 # A file whose name begins with one of these prefixes is not a message.
 OWN_NAMES = (_STAGING, _REMOVED, "pop3svc-deleting.", "pop3svc-deleted.")
 
-# The most searches for one file.  If another program renames the file during each search, the file
-# is considered in use.
+# The most searches for one file.  If other programs rename the file during each search, the file
+# counts as in use.
 _LOOKS = 5
 
-# The name of a directory below the root; the name of a file in it; the inode of the file, or 0 if
-# it is not known.
+# The place of a file: the name of a directory below the root, the name of the file in this
+# directory, and the inode of the file.  The inode is 0 if it is not known.
 Place = tuple[str, str, int]
 Message = TypeVar("Message")
 
 
 def nameOfStaging(root: int) -> str:
     """
-    @return: the present name of the staging directory.
+    @return: the name that the staging directory has now.
     """
     try:
         os.lstat(_STAGING, dir_fd=root)
@@ -74,16 +74,16 @@ def removeAll(
     isRight: Callable[[Message, Place, os.stat_result, int], bool] = lambda *_: True,
 ) -> list[tuple[Message, Place, os.stat_result]]:
     """
-    Remove all of these files or none.  A file that no longer exists is considered removed.  When
-    this function returns, the removal is durable.  Blocks.
+    Remove either the files of all messages or none.  A file that does not exist any more counts as
+    removed.  The removal is durable when this function returns.  Blocks.
 
     @param root: a descriptor of the mailbox's root directory.
-    @param folders: the directories below it that may hold the files.
-    @param locate: takes a message, and the number of searches for it that have failed.  Returns the
-        place of the message's file, or L{None} if the file no longer exists.
-    @param isRight: takes a message, the place of a file, the file's status, and a descriptor of its
-        directory.  Returns whether the file belongs to the message.
-    @return: the removed messages, each with the place and the status of its file.
+    @param folders: the directories below the root that may contain the files.
+    @param locate: takes a message, and the number of searches for it that have failed.  It returns
+        the place of the message's file; L{None} if the file does not exist any more.
+    @param isRight: takes a message, the place of a file, the status of this file, and a descriptor
+        of its directory.  It returns whether the file belongs to the message.
+    @return: the removed messages.  Each comes with the place and the status of its file.
     @raise OSError: nothing was removed.
     """
     if not isClean(root, folders):
@@ -93,11 +93,11 @@ def removeAll(
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            # A removal on a full disk must not need space.
+            # Remove the files in another way, because there is no space for a staging directory.
             return _removeByNames(root, wanted, locate, isRight)
     removed = _stageAll(root, folders, wanted, locate, isRight)
-    # From here on the removal is certain.  The next recovery unlinks the remaining files, so the
-    # unlinking here needs no sync and may fail.
+    # From here on the removal is certain.  The files are unlinked without a sync, and errors are
+    # ignored, because the next recovery unlinks files that are left.
     with suppress(OSError):
         for _, directory in _staged(root, _REMOVED, folders):
             try:
@@ -115,9 +115,10 @@ def _stageAll(
     isRight: Callable[[Message, Place, os.stat_result, int], bool],
 ) -> list[tuple[Message, Place, os.stat_result]]:
     """
-    Move the files into the staging directory, and make their removal certain.
+    Move the files into the staging directory.  Then take the step after which their removal is
+    certain.
 
-    @return: as L{removeAll}.
+    @return: see L{removeAll}.
     @raise OSError: nothing was removed.
     """
     removed: list[tuple[Message, Place, os.stat_result]] = []
@@ -132,14 +133,15 @@ def _stageAll(
 
     try:
         _moveAll(wanted, locate, move)
-        # First sync the name of the staging directory.  Under its other name, which it may have had
-        # before, a recovery after a power failure would remove all files.
+        # Sync the name of the staging directory first.  Before, the directory may have had the name
+        # C{pop3svc-removed}.  If a power failure brought this name back, the recovery would remove
+        # all files.
         os.fsync(root)
         for source, target in opened.values():
             os.fsync(target)
             os.fsync(source)
         os.fsync(staging)
-        # This step decides.
+        # The removal is certain after this step.
         os.rename(_STAGING, _REMOVED, src_dir_fd=root, dst_dir_fd=root)
         try:
             os.fsync(root)
@@ -174,8 +176,8 @@ _Stamp = tuple[FileStamp, ...]
 
 class CleanCache:
     """
-    Cache of the mailboxes that need no L{recover}, so that locking one of them again does
-    not read its directories.  Not thread-safe.
+    A cache of mailboxes that need no L{recover}.  If such a mailbox is locked again, its
+    directories need not be read.  The cache is not thread-safe.
     """
 
     # Mailboxes; some 1,100 octets each.
@@ -197,7 +199,7 @@ class CleanCache:
         """
         See L{isClean}.
 
-        @param status: of the root.
+        @param status: the status of the root directory.
         @param times: the times of C{folders}.
         """
         key, own = (status.st_dev, status.st_ino), stampFrom(status)
@@ -210,7 +212,7 @@ class CleanCache:
         if staged is None:
             return False
         if known is None or known[0] != own or known[2] != staged:
-            # Compare the times with the clock before the directories are read.
+            # Compare the times with the clock first, and read the directories afterwards.
             isOld = areStampsTrustworthy((own, *staged))
             if not isClean(root, folders):
                 return False
@@ -234,7 +236,7 @@ def _stampOf(root: int, folders: Sequence[str]) -> _Stamp | None:
 
 def isClean(root: int, folders: Iterable[str]) -> bool:
     """
-    Check a mailbox without changing it.
+    Check a mailbox, and change nothing.
 
         @return: whether L{recover} has nothing to do.
     """
@@ -246,7 +248,8 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
         return False
     try:
         for folder in folders:
-            # If one of these directories is missing, the mailbox's file system may not be mounted.
+            # If a directory for messages is missing, the file system of the mailbox may not be
+            # mounted.
             os.stat(folder, dir_fd=root)
     except OSError:
         return False
@@ -254,7 +257,8 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
     for _, directory in _staged(root, _STAGING, folders):
         found += 1
         try:
-            # Read only one entry, because another program may have put very many files there.
+            # Read one entry and no more, because another program may have put very many files
+            # there.
             with os.scandir(directory) as entries:
                 if next(entries, None) is not None:
                     return False
@@ -265,16 +269,16 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
 
 def recover(root: int, folders: Iterable[str]) -> None:
     """
-    Finish or undo an interrupted removal, and create the staging directories for the next
-    one.  Blocks.
+    Complete or undo a removal that was interrupted.  Create the staging directories for the next
+    removal.  Blocks.
 
     @raise OSError: the recovery failed.
     """
     try:
         _purge(root, folders)
     except OSError as error:
-        # On a read-only file system the removed files can stay, because listings do not include
-        # them.
+        # Ignore the error on a read-only file system.  The removed files can stay, because listings
+        # do not include them.
         if error.errno != errno.EROFS:
             raise
     _putBack(root, folders)
@@ -282,7 +286,7 @@ def recover(root: int, folders: Iterable[str]) -> None:
     try:
         _makeReady(root, folders)
     except OSError as error:
-        # Sessions that only read need no staging directories.
+        # Ignore the error, because a session that deletes nothing needs no staging directories.
         if error.errno not in (*_FULL, errno.EROFS):
             raise
 
@@ -300,7 +304,7 @@ def _makeReady(root: int, folders: Iterable[str]) -> None:
 
 def _makeOwn(name: str, directory: int, owner: os.stat_result) -> None:
     """
-    Create a directory that does not exist, and give it to the owner of the mailbox.
+    Create a directory, and give it to the owner of the mailbox.
     """
     try:
         os.mkdir(name, 0o700, dir_fd=directory)
@@ -346,7 +350,7 @@ def _renamed(
 ) -> os.stat_result | None:
     try:
         status = os.lstat(name, dir_fd=source)
-        # If a directory or another file has that name, the message no longer exists.
+        # The message does not exist any more if its name belongs to a directory or to another file.
         if not stat.S_ISREG(status.st_mode) or not isRight(status, source):
             return None
         os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
@@ -358,9 +362,9 @@ def _renamed(
 # --- on a full disk -----------------------------------------------------------------
 
 # If no staging directory can be created, messages are moved to "tmp", and their names get the first
-# prefix.  A recovery puts files with this prefix back.  Then one of the files gets the second
-# prefix.  From this step on the removal is certain: a recovery removes all files, and the one with
-# the second prefix last.
+# prefix.  If the process ends now, a recovery puts the files back.  Then one of the files gets the
+# second prefix.  From this step on the removal is certain.  A recovery removes all files, and the
+# file with the second prefix last.
 _PREFIX, _DECIDED = "pop3svc-deleting.", "pop3svc-deleted."
 _TMP = "tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -373,7 +377,7 @@ def _removeByNames(
     isRight: Callable[[Message, Place, os.stat_result, int], bool],
 ) -> list[tuple[Message, Place, os.stat_result]]:
     """
-    Like L{removeAll}, but without creating any file or directory.
+    Remove files as L{removeAll} does, but create no file and no directory.
     """
     removed: list[tuple[Message, Place, os.stat_result]] = []
     sources: dict[str, int] = {}
@@ -426,7 +430,7 @@ def _openTmp(root: int) -> int:
 
 def _recoverByNames(root: int) -> None:
     """
-    Finish or undo an interrupted L{_removeByNames}.
+    Complete or undo a call of L{_removeByNames} that was interrupted.
     """
     tmp = _openTmp(root)
     try:
@@ -445,8 +449,8 @@ def _recoverByNames(root: int) -> None:
                 finally:
                     closeQuietly(home)
         if decided:
-            # First make the removal of the other files durable, because these files show that the
-            # removal is certain.
+            # Make the removal of the other files durable first, because the files with the second
+            # prefix show that the removal is certain.
             os.fsync(tmp)
             for name in decided:
                 os.unlink(name, dir_fd=tmp)
@@ -456,8 +460,8 @@ def _recoverByNames(root: int) -> None:
 
 def _staged(root: int, name: str, folders: Iterable[str]) -> Iterable[tuple[str, int]]:
     """
-    Open the directories in a staging directory and yield them with their folders.  The
-    caller closes each.
+    Open the subdirectories of a staging directory, and yield each with the name of its folder.  The
+    caller closes the descriptors.
     """
     try:
         staging = openDirectory(name, root)
@@ -477,8 +481,8 @@ def _purge(root: int, folders: Iterable[str]) -> None:
     for _, directory in _staged(root, _REMOVED, folders):
         try:
             _unlinkAll(directory)
-            # Sync here, because otherwise a power failure could bring the files back under the old
-            # name.
+            # Sync now, because otherwise a power failure could bring the files back in a directory
+            # with the old name.
             os.fsync(directory)
         finally:
             closeQuietly(directory)
@@ -489,7 +493,7 @@ def _purge(root: int, folders: Iterable[str]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        # Another program has just created a staging directory.
+        # Ignore the error, because another program has just created a staging directory.
         aside = f"{_REMOVED}.{time.time_ns()}"
         os.rename(_REMOVED, aside, src_dir_fd=root, dst_dir_fd=root)
 
@@ -523,7 +527,7 @@ def _putAllBack(root: int, folder: str, names: list[str], directory: int) -> Non
 
 def _return(name: str, source: int, target: int, to: str) -> None:
     """
-    Put one file back without overwriting another file of that name.
+    Put a file back, and do not overwrite another file with the same name.
     """
     try:
         os.link(name, to, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
@@ -531,7 +535,7 @@ def _return(name: str, source: int, target: int, to: str) -> None:
         here = os.lstat(name, dir_fd=source)
         there = os.lstat(to, dir_fd=target)
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
-            # Another program has just created a file with this name.  Keep both files.
+            # Another program has just created a file with this name, so keep both files.
             os.rename(name, f"{here.st_ino}.{to}", src_dir_fd=source, dst_dir_fd=target)
             return
     except OSError as error:
@@ -540,7 +544,8 @@ def _return(name: str, source: int, target: int, to: str) -> None:
             *_FULL,
         ):
             raise
-        # The file system has no hard links, or has no space for a hard link.
+        # Rename the file, because the file system has no hard links, or has no space for a hard
+        # link.
         os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
         return
     os.unlink(name, dir_fd=source)

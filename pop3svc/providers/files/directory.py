@@ -1,5 +1,5 @@
 """
-The root directory of one mailbox, which opens the files in it.
+Open the root directory of a mailbox, and the files in it.
 """
 
 from __future__ import annotations
@@ -26,27 +26,29 @@ __all__ = ["PERMANENT", "Directory", "Opened", "SlowDirectory", "UserDirectory"]
 
 log = Logger(namespace="pop3svc")
 
-# The errors of files that are already in the log.
+# The errors of files that were logged already.
 _faults = Once()
 
-# Errors that last until the operator removes their cause.  All other errors may be temporary.
+# Errors that stay until the operator removes their cause.  All other errors may be temporary.
 PERMANENT = (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.EROFS)
 
 T = TypeVar("T")
 
-# A descriptor of an open file, and its status.
+# A descriptor of an open file, and the status of the file.
 Opened = tuple[int, os.stat_result]
 
 
 class Directory:
     """
-    The root directory of a mailbox that any number of sessions read at the same time.
+    The root directory of a mailbox.  Any number of sessions may read the mailbox at the same time.
 
-    @ivar path: the path, for messages to the operator.
-    @ivar folders: the directories in it that hold messages.
+    @ivar path: the path of the directory, for messages to the operator.
+    @ivar folders: the names of the directories in it that contain messages.
     @ivar executor: runs work that reads directories or whole files.
-    @ivar group: the group of L{Executor.run}: names the file system, and this mailbox on it.
-    @ivar user: the user whose rights the executors use; L{None} for the rights of the service.
+    @ivar group: the group for L{Executor.run}, which consists of the name of the file system and
+        the name of this mailbox.
+    @ivar user: the user with whose rights the executors work; L{None} for the rights of the
+        service.
     """
 
     __slots__ = (
@@ -69,7 +71,7 @@ class Directory:
         presence: Presence | None = None,
     ) -> None:
         """
-        @param place: the directory, which need not exist.
+        @param place: the directory.  It need not exist.
         @param longExecutor: runs work that may take minutes.
         @param presence: records which mailboxes have existed.
         """
@@ -109,7 +111,7 @@ class Directory:
 
     def isLost(self) -> bool:
         """
-        @return: whether a thread hangs that works on this mailbox.
+        @return: whether a thread that works on this mailbox hangs.
         """
         return self.executor.isLost(self.group) or self._longExecutor.isLost(self.group)
 
@@ -117,8 +119,8 @@ class Directory:
         """
         Open the directory.  Blocks.
 
-        @return: a descriptor, which the caller closes; L{None} if the directory does not
-            exist.
+        @return: a descriptor; L{None} if the directory does not exist.  The caller closes the
+            descriptor.
         @raise OSError: the directory cannot be opened.
         """
         return self._place.open()
@@ -142,7 +144,7 @@ class Directory:
         """
         Open a file in a folder of the mailbox.  Blocks.
 
-        @return: L{None} if the directory does not exist.
+        @return: the open file; L{None} if the directory does not exist.
         @raise OSError: the file does not exist, or is not a regular file.
         """
 
@@ -157,11 +159,11 @@ class Directory:
 
     def checkPresence(self, root: int | None) -> None:
         """
-        Record that a mailbox exists.  If the mailbox does not exist, write this to the log, or
-        refuse the session.  Blocks.
+        Record that a mailbox exists.  If the mailbox does not exist, log this fact or refuse the
+        session.  Blocks.
 
-        @param root: a descriptor of the directory, or L{None} if the directory does not exist.
-        @raise POP3ResponseError: C{SYS/TEMP} if the mailbox existed before.
+        @param root: a descriptor of the directory; L{None} if the directory does not exist.
+        @raise POP3ResponseError: C{SYS/TEMP}: the mailbox existed before and is missing now.
         """
         presence, path = self._presence, self.path
         if presence is None:
@@ -173,7 +175,7 @@ class Directory:
 
     def _isWhole(self, root: int) -> bool:
         """
-        @return: whether all directories for messages exist.  A directory without these may be a
+        @return: whether all directories for messages exist.  A directory without them may be a
             mount point.
         """
         try:
@@ -187,10 +189,9 @@ class Directory:
 
     def attempt(self, work: Callable[[int, Key], T]) -> T | None:
         """
-        Call C{work} with a descriptor of the directory and its key, in the reactor's
-        thread.
+        Call C{work} in the reactor's thread, with a descriptor and the key of the directory.
 
-        @return: the result of C{work}; L{None} if the directory does not exist, or must be
+        @return: the result of C{work}; L{None} if the directory does not exist, or if it must be
             opened in a thread.
         @raise OSError: the directory cannot be opened.
         """
@@ -200,8 +201,8 @@ class Directory:
         """
         Open a file in a folder of the mailbox, in the reactor's thread.
 
-        @return: L{None} if the directory does not exist, or if the file must be opened in a
-            thread.
+        @return: the open file; L{None} if the directory does not exist, or if the file must be
+            opened in a thread.
         @raise OSError: the file does not exist, or is not a regular file.
         """
         return self.openFile(folder, name)
@@ -218,18 +219,17 @@ class Directory:
 
     def closeKept(self) -> None:
         """
-        Close the directory if it is open because the session sleeps.  Only an
-        L{ExclusiveDirectory<pop3svc.providers.files.lock.ExclusiveDirectory>} stays open during
-        sleep.
+        Close the directory if it was kept open while the session is asleep.  No other directory
+        than an L{ExclusiveDirectory<pop3svc.providers.files.lock.ExclusiveDirectory>} is kept open.
         """
 
     # --- in any thread --------------------------------------------------------------
 
     def fault(self, action: str, error: OSError, name: str = "") -> POP3ResponseError:
         """
-        Log an error of a file, only once and not at each poll.
+        Log an error of a file.  Do not log the same error again at each poll.
 
-        @param action: the words after "cannot" in the log.
+        @param action: describes the action in the log; it follows the word "cannot".
         @param name: the name of a file in the mailbox.
         @return: the error for the client.
         """
@@ -246,7 +246,7 @@ class Directory:
 
 class UserDirectory(Directory):
     """
-    A L{Directory} that is used with the rights of its user, even in the reactor's thread.
+    A L{Directory} that is used with the rights of C{user}, even in the reactor's thread.
     """
 
     __slots__ = ()
@@ -268,7 +268,7 @@ class UserDirectory(Directory):
 
 class SlowDirectory(Directory):
     """
-    A L{Directory} on a file system where opening a file may block for long, such as a
+    A L{Directory} on a file system where opening a file may block for a long time, such as a
     network file system.  All work is done in threads.
     """
 

@@ -20,7 +20,7 @@ from pop3svc.threadpool import isCancelled
 
 __all__ = ["Finder"]
 
-# Seconds after which a search ends if other programs rename the message all the time.
+# A search ends after this number of seconds if other programs rename the message again and again.
 _SEEK = 2.0
 
 T = TypeVar("T")
@@ -39,10 +39,10 @@ class Finder:
 
     def attempt(self, uniqueID: str) -> Opened | None:
         """
-        Open a message at its last known place, in the reactor's thread.
+        Open a message at its last known place.  This method works in the reactor's thread.
 
-        @return: the open file; L{None} if that place has no file or another file, or if the file
-            must be opened in a thread.
+        @return: the open file; L{None} if there is no file or another file at this place, or if the
+            file must be opened in a thread.
         """
         place = self._listing.placeOf(uniqueID)
         return None if place is None else self._open(uniqueID, place, self._directory.attemptFile)
@@ -51,7 +51,7 @@ class Finder:
         """
         Open a message.  Blocks.
 
-        @return: the open file; L{None} if that place has no file or another file.
+        @return: the open file; L{None} if there is no file or another file at this place.
         """
         return self._open(uniqueID, place, self._directory.openFile)
 
@@ -80,14 +80,14 @@ class Finder:
         self, uniqueIDs: Sequence[str], look: Callable[[str, Place], T | None]
     ) -> tuple[dict[str, T], bool]:
         """
-        Call C{look} for each message.  If another program has renamed the file, search for
-        it.  Blocks.
+        Call C{look} with each message.  If another program has renamed its file, search for the
+        file.  Blocks.
 
-        @param look: takes a unique-id and a place, returns L{None} if the file is not at
-            that place.
-        @return: the results of C{look} by unique-id; and a bool, which is true if all other
-            messages certainly no longer exist, and false if these were renamed during the whole
-            search.
+        @param look: takes a unique-id and a place, and returns L{None} if the file of the message
+            is not at this place.
+        @return: the results of C{look} by unique-id, and a bool.  The bool is true if all other
+            messages certainly do not exist any more.  It is false if they were renamed during the
+            whole search.
         """
         found: dict[str, T] = {}
         listing = self._listing
@@ -120,8 +120,8 @@ class Finder:
         self, wanted: set[str], now: MailboxSnapshot, lookFor: Callable[[str, Place], bool]
     ) -> None:
         """
-        Open messages while their directory is being read, so that other programs have little time
-        to rename the files.
+        Open messages while the directory is read, so that other programs have little time to rename
+        the files.
         """
 
         def seekIn(root: int) -> None:
@@ -140,8 +140,8 @@ class Finder:
     def locator(self, root: int) -> Callable[[tuple[str, Place | None], int], Place | None]:
         """
         @return: a function for L{removeAll<pop3svc.providers.files.deletion.removeAll>} that
-            returns the place of a message: first the place where it was listed, then the
-            place in a new scan.
+            returns the place of a message.  Its first call returns the place in the listing.
+            Further calls return the place in a new scan.
         """
         now: MailboxSnapshot | None = None
 
@@ -155,7 +155,7 @@ class Finder:
             if looks > 1 or now is None:
                 now = self._listing.scan(root)
             if uniqueID not in now and not now.isSure:
-                # The message may have been renamed during the scan.
+                # Scan again, because the message may have been renamed during the scan.
                 raise OSError(errno.EBUSY, "messages are renamed all the time")
             return now.get(uniqueID)
 
@@ -165,7 +165,7 @@ class Finder:
     def missing(isSure: bool) -> POP3ResponseError:
         """
         @param isSure: see L{seek}.
-        @return: the error for a message that was not found.
+        @return: the error for the client if a message was not found.
         """
         if isSure:
             return POP3ResponseError("Message no longer exists.")

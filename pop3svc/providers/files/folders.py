@@ -1,5 +1,5 @@
 """
-Open the folders of a mailbox once for work on many of its files.
+Open the folders of a mailbox once, and work on many files in them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,15 @@ from pop3svc.threadpool import isCancelled
 
 __all__ = ["MessageRef", "OpenFolders", "areIdentified", "identify", "identityOf"]
 
-# If a listing has at most this many files, it calls stat() for each file, because a new file may
-# have the inode of the file that it replaced.  With more files, these calls would cost more than
+# A listing of at most this number of files calls stat() for each file, because a new file may have
+# the inode of the file that it has replaced.  For more files, these calls would take more time than
 # the rest of the listing.
 _STATTED = 100
-# The most searches for messages that were renamed before their stat().
+# The most searches for a message that was renamed before stat() was called for it.
 _LOOKS = 10
 
-# Seconds and microseconds of delivery, base name, unique-id and place of a message.
+# The seconds and microseconds of the delivery of a message, its base name, its unique-id and its
+# place.
 MessageRef = tuple[int, int, str, str, Place]
 
 
@@ -54,7 +55,7 @@ class OpenFolders(dict[str, int]):
 
     def status(self, place: Place) -> os.stat_result | None:
         """
-        @return: the status of a file; L{None} if it does not exist.
+        @return: the status of a file; L{None} if the file does not exist.
         """
         try:
             return os.lstat(place[1], dir_fd=self[place[0]])
@@ -70,7 +71,8 @@ class OpenFolders(dict[str, int]):
 
 def identityOf(status: os.stat_result) -> str:
     """
-    @return: a text that distinguishes a file from all other files, including later ones.
+    @return: a text that distinguishes a file from all other files, including files that are created
+        later.
     """
     return f"{status.st_dev}:{status.st_ino}:{status.st_mtime_ns}"
 
@@ -84,13 +86,13 @@ def identify(
     comparesAll: bool = False,
 ) -> None:
     """
-    Give another unique-id to each file that has the name of an earlier file.  Blocks.
+    Give a message another unique-id if its file has the name of an earlier file.  Blocks.
 
-    @param folders: the directories below C{root} that may hold the files.
-    @param found: the messages; changed in place.
-    @param sizes: for each unique-id the file to which it belongs.
-    @param doubts: extended by the places of messages that could not be identified.
-    @param comparesAll: call stat() for each file, even if there are many files.
+    @param folders: the directories below C{root} that may contain the files.
+    @param found: the messages.  This list is changed in place.
+    @param sizes: knows to which file each unique-id belongs.
+    @param doubts: a list to which the places of messages are added if they could not be identified.
+    @param comparesAll: whether to call stat() for each file even if there are many files.
     """
     areFew = comparesAll or len(found) <= _STATTED
     if not areFew and not (sizes.known or sizes.claims or sizes.seen):
@@ -109,16 +111,17 @@ def identify(
             if not check(index, owner, place):
                 renamed[place[2] or -index - 1] = index, owner
         _seekRenamed(root, folders, renamed, check)
-    # The next scan identifies the other messages.
+    # The next scan has to identify the messages that were not found.
     doubts += [found[index][4] for index, _ in renamed.values()]
 
 
 def areIdentified(uniqueIDs: list[str], inodes: list[int], sizes: MailboxSizes) -> bool:
     """
-    @param uniqueIDs: some messages of a mailbox that is so large that L{identify} compares only
-        inodes.
+    @param uniqueIDs: some messages of a large mailbox, for which L{identify} compares the inodes
+        and does not call stat().
     @param inodes: the inode of each message.
-    @return: whether L{identify} would look at no file, and give no message another unique-id.
+    @return: whether L{identify} is not needed, because it would look at no file and would give no
+        message another unique-id.
     """
     if not (sizes.known or sizes.claims or sizes.seen):
         return True
@@ -140,8 +143,8 @@ def _identifyOne(
     place: Place,
 ) -> bool:
     """
-    @param owner: the file that the unique-id of C{found[index]} belongs to.
-    @return: whether the message was at that place.
+    @param owner: the file to which the unique-id of C{found[index]} belongs.
+    @return: whether the message was found at C{place}.
     """
     seconds, microseconds, base, uniqueID, _ = found[index]
     status = opened.status(place)
@@ -151,8 +154,8 @@ def _identifyOne(
         uniqueID = uniqueIDFor(base, identityOf(status))
         owner = sizes.ownerOf(uniqueID)
     if owner is not None and owner.octets >= 0 and not owner.isUnchanged(status):
-        # The same message was written again, possibly with other line ends, so count its size
-        # again.
+        # Count the size again, because the same message was written again, possibly with other line
+        # ends.
         sizes.forget(uniqueID)
         owner = sizes.ownerOf(uniqueID)
     found[index] = seconds, microseconds, base, uniqueID, place
@@ -170,10 +173,10 @@ def _seekRenamed(
     check: Callable[[int, MessageInfo | None, Place], bool],
 ) -> None:
     """
-    Find messages by their inodes, because their names have changed.
+    Find messages by their inodes.  Their names have changed.
 
-    @param renamed: the index and the owner of each message, by inode.  This method removes the
-        messages that it finds.
+    @param renamed: the index and the owner of each message, by inode.  This function removes the
+        entries of the messages that it finds.
     """
     for _ in range(_LOOKS if renamed else 0):
         for folder in folders:

@@ -1,5 +1,5 @@
 """
-The listing of a mailbox for one session.
+List a mailbox for one session, and remember where its messages are.
 """
 
 from __future__ import annotations
@@ -50,40 +50,41 @@ class Caches:
 
 class _Watching:
     """
-    The watch of a mailbox for one session.  The inotify watch begins at the first SLEE, so that
-    sessions that never sleep need no watch.
+    Watches a mailbox for one session.  The watch of inotify begins at the first SLEE, because most
+    sessions never sleep and need no watch.
     """
 
     __slots__ = ("_caches", "_directory", "_end", "_watch", "changed")
 
     def __init__(self, directory: Directory, caches: Caches, changed: Callable[[], object]) -> None:
         """
-        @param changed: called after each change of the mailbox, and when a change may have been
+        @param changed: called after each change of the mailbox, and also if a change may have been
             missed.
         """
         self.changed = changed
         self._directory = directory
         self._caches = caches
-        # The watch, if it has begun, and the function that ends the watch.
+        # The watch and the function that ends it; None until the watch has begun.
         self._watch: MailboxWatch | None = None
         self._end: Callable[[], None] | None = None
 
     def look(self) -> int | None:
         """
-        @return: see L{MailboxWatch.look}; L{None} without a watch.
+        @return: see L{MailboxWatch.look}; L{None} if there is no watch.
         """
         return None if self._watch is None else self._watch.look()
 
     def holds(self, key: Key | None) -> bool:
         """
-        @return: whether the watch reports each change of the directory with this key.
+        @return: whether the watch reports all changes of the directory with this key.
         """
         watch = self._watch
         return watch is not None and not watch.isBroken and watch.key == key
 
     def changesRead(self) -> int | None:
         """
-        @return: L{look} without reading the kernel's queue.
+        @return: the same number as from L{look}, except that events in the queue of the kernel are
+            not counted.
         """
         return None if self._watch is None else self._watch.changes
 
@@ -92,7 +93,7 @@ class _Watching:
         Begin the inotify watch.
         """
         self.end()
-        # The watch does not report changes before its beginning.
+        # Call the function, because the watch does not report changes from before its beginning.
         self.changed()
 
         def begin(root: int, key: Key) -> None:
@@ -111,7 +112,7 @@ class _Watching:
         try:
             self._directory.attempt(begin)
         except OSError:
-            # Without a watch, compare the times of the directories.
+            # Go on without a watch.  The times of the directories are then compared.
             self.end()
 
     def end(self) -> None:
@@ -126,11 +127,11 @@ class _Watching:
 
 class Listing:
     """
-    The messages that one session has listed, and the places to which they have moved since.
+    The messages that one session has listed.  The object also knows to which places they have moved
+    since the listing.
 
     @ivar current: the latest listing.
-    @ivar sizes: the sizes of the messages of the directory that was listed; L{None} if
-        nothing was listed.
+    @ivar sizes: the sizes of the messages in the listed directory; L{None} if nothing was listed.
     """
 
     __slots__ = (
@@ -149,21 +150,21 @@ class Listing:
 
     def __init__(self, directory: Directory, format: Format, caches: Caches) -> None:
         """
-        @param format: finds the messages in the directory.
+        @param format: the format, which finds the messages in the directory.
         """
         self.current = EMPTY
         self.sizes: MailboxSizes | None = None
         self._directory = directory
         self._format = format
         self._caches = caches
-        # Device and inode of the directory that was listed.
+        # The device and the inode of the listed directory.
         self._key: Key | None = None
-        # The places and other names of messages that have moved or arrived after the listing.
+        # The places, and the other names, of messages that have moved or arrived after the listing.
         self._moved: dict[str, Place] = {}
         self._movedLinks: dict[str, list[Place]] = {}
         self._watching: _Watching | None = None
-        # The watch's count of changes at SLEE, and its count at the lock.  The next listing may use
-        # the latter.
+        # The number of changes of the watch at SLEE, and this number at the time of the lock.  The
+        # next listing may use the second number.
         self._changesAtSleep: int | None = None
         self._changesAtLock: int | None = None
 
@@ -176,14 +177,15 @@ class Listing:
         @return: the unique-ids.
         """
         watching = self._watching
-        # The queue was read a moment ago if the directory was still open and unchanged.
+        # Use the number from the lock if there is one.  The queue of the kernel was read then, a
+        # moment ago.
         changes, self._changesAtLock = self._changesAtLock, None
         if changes is None and watching is not None:
             changes = watching.look()
-        # If another session's listing is still valid, this needs no thread.
+        # Use the listing of another session if it is still valid, because this needs no thread.
         listing = self._listedBefore(changes)
         if watching is not None and not watching.holds(self._key):
-            # Without a valid watch, changes may have been missed.
+            # Report a change if there is no valid watch, because changes may have been missed.
             watching.changed()
         if listing is not None:
             return self._use(listing)
@@ -238,9 +240,9 @@ class Listing:
 
     def watch(self, changed: Callable[[], object]) -> Callable[[], None]:
         """
-        Notify a session of changes; see L{INewMailNotifier.watchMailbox}.
+        Call C{changed} after each change; see L{INewMailNotifier.watchMailbox}.
 
-        @return: a function that ends the notifications.
+        @return: a function after whose call C{changed} is not called any more.
         """
         watching = self._watching = _Watching(self._directory, self._caches, changed)
 
@@ -248,15 +250,15 @@ class Listing:
             watching.end()
             if self._watching is watching:
                 self._watching = None
-            # The session may end while it is asleep.
+            # End the watch as well, because the session may end while it is asleep.
             self._directory.closeKept()
 
         return end
 
     def onSleep(self) -> None:
         """
-        Begin the inotify watch, and forget the listing, so that a session that sleeps needs
-        little memory.
+        Begin the watch of inotify.  Forget the listing, so that a session needs little memory while
+        it is asleep.
         """
         if self._watching is not None and not self._watching.holds(self._key):
             self._watching.begin()
@@ -267,21 +269,22 @@ class Listing:
     @property
     def isWatched(self) -> bool:
         """
-        Whether inotify reports each change of the mailbox that was listed.
+        Whether inotify reports all changes of the listed mailbox.
         """
         return self._watching is not None and self._watching.holds(self._key)
 
     def isUnchanged(self, key: Key) -> bool:
         """
         @param key: the key of the directory.
-        @return: whether certainly no message was added, moved or removed since L{onSleep}.
+        @return: whether it is certain that no message was added, moved or removed since L{onSleep}.
         """
         watching = self._watching
         if watching is None:
             return False
         changes = watching.look()
         if changes != self._changesAtSleep or not watching.holds(key):
-            # The lock may have to wait, and the mailbox may change meanwhile.
+            # Do not store the number of changes, because the lock may have to wait and the mailbox
+            # may change meanwhile.
             return False
         self._changesAtLock = changes
         return True
@@ -290,7 +293,7 @@ class Listing:
 
     def scanned(self) -> MailboxSnapshot:
         """
-        List the present messages.  The session's listing does not change.
+        List the messages that exist now.  The listing of the session does not change.
 
         @raise POP3ResponseError: the directory cannot be read.
         """
@@ -310,7 +313,7 @@ class Listing:
 
     def scan(self, root: int) -> MailboxSnapshot:
         """
-        List the present messages, unless the shared listing is still valid.
+        Return the shared listing if it is still valid.  Otherwise list the messages that exist now.
 
         @param root: a descriptor of the directory.
         @raise OSError: the directory cannot be read.
@@ -321,7 +324,7 @@ class Listing:
         if shared is not None:
             return shared
         listing, stamp = self._format.scan(root, sizes)
-        # Prepare the unique-ids here, because this method runs in a thread.
+        # Prepare the unique-ids now, because this method runs in a thread.
         listing.listed.prepare()
         if listing.isSure:
             sizes.markOthersGone(listing.listed.numbers())
@@ -332,8 +335,8 @@ class Listing:
 
     def scanIfSmall(self, root: int) -> None:
         """
-        Scan the directory so that L{refresh} finds the listing without another call in a thread.
-        Do not scan a large directory, because the session would have to wait for the scan.
+        Scan the directory, so that L{refresh} finds a listing and needs no further work in a
+        thread.  Do not scan a large directory, because the session would have to wait for the scan.
         """
         folders = self._directory.folders
         with suppress(OSError):
@@ -343,7 +346,7 @@ class Listing:
     def sizesIn(self, root: int) -> MailboxSizes:
         """
         @param root: a descriptor of the directory.
-        @return: the sizes of the directory's messages.
+        @return: the sizes of the messages in this directory.
         """
         sizes = self.sizes = self._caches.sizes.of(keyOf(root))
         return sizes
@@ -370,7 +373,7 @@ class Listing:
 
     def adopt(self, uniqueID: str, now: MailboxSnapshot) -> None:
         """
-        Record the place and the other names of a message in another listing.
+        Record the place and the other names that a message has in a newer listing.
         """
         place = now.get(uniqueID)
         if place is None:
@@ -390,7 +393,8 @@ class Listing:
 
     def sizesInNames(self, uniqueIDs: Sequence[str]) -> dict[str, MessageInfo]:
         """
-        @return: the sizes of messages from the names of their files, if the operator trusts these.
+        @return: the sizes of messages according to the names of their files; empty if the operator
+            does not trust these names.
         """
         if not self._format.believesNames:
             return {}
@@ -410,10 +414,10 @@ class Listing:
 
     def isUntouched(self, uniqueID: str, place: Place, status: os.stat_result) -> bool:
         """
-        Check, without much work, whether a file is the one that was listed.
+        Check with little work whether a file is the listed one.
 
-        @return: L{True} if the file is certainly the listed file; L{False} if L{isSame} has to
-            decide.
+        @return: L{True} if the file is certainly the listed one; L{False} if L{isSame} has to find
+            out.
         """
         known = None if self.sizes is None else self.sizes.known.get(uniqueID)
         return (
@@ -424,9 +428,9 @@ class Listing:
         self, uniqueID: str, place: Place, status: os.stat_result, head: Callable[[], int]
     ) -> bool:
         """
-        @param head: reads the file's first octets; see
+        @param head: reads the first octets of the file; see
             L{headOf<pop3svc.providers.files.sizes.headOf>}.
-        @return: whether the file at a place is the file that was listed there.
+        @return: whether the file that is at a place now is the file that was listed at this place.
         """
         sizes = self.sizes
         known = None if sizes is None else sizes.ownerOf(uniqueID)
@@ -436,26 +440,27 @@ class Listing:
             if not self._isLater(uniqueID, status):
                 return True
             if sizes is not None:
-                # The unique-id belongs to a file that no longer exists.
+                # Record that the unique-id belongs to a file that does not exist any more.
                 sizes.claim(uniqueID, MessageInfo(-1, status.st_ino, kind=GONE))
                 self._drop()
             return False
         if place[2] not in (0, status.st_ino):
-            # Another file has this name.  A copy with the same time is the same message.
+            # Another file has this name now.  If it has the same time, it is a copy of the same
+            # message.
             return known.modified == status.st_mtime_ns
         if known.isFile(status, head):
             return True
         # A program has changed the file in place, although the rules of a Maildir forbid this.  The
-        # file is now another message.
+        # file counts as another message now.
         sizes.forget(uniqueID)
         self._drop()
         return False
 
     def _isLater(self, uniqueID: str, status: os.stat_result) -> bool:
         """
-        @return: whether a file was delivered after the listing, and has the inode of the listed
-            file.  A rename changes only the time of change; a write also changes the time of
-            modification.
+        @return: whether a file with the inode of the listed file was delivered after the listing.
+            A write changes the time of change and the time of modification.  A rename does not
+            change the time of modification.
         """
         listing = self.current
         if not listing.time or uniqueID not in listing:

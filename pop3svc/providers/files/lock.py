@@ -1,5 +1,6 @@
 """
-Lock the directory of a mailbox for one session, across all processes.
+Lock the directory of a mailbox for one session.  No session of this or another process can then
+lock it.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ T = TypeVar("T")
 
 class LockedDirectory:
     """
-    A mailbox's directory, open and locked.  The directory itself is locked, because users could
-    create, remove or own a lock file.
+    The directory of a mailbox that is open and locked.  The lock is on the directory itself,
+    because users could create, remove or own a lock file.
 
-    @ivar isClean: whether the directory certainly needed no recovery when it was locked, and no
-        removal has begun since then.
+    @ivar isClean: whether it is certain that the directory needed no recovery when it was locked,
+        and that no removal has begun since then.
     @ivar times: the times of the folders when the directory was locked, for the first listing;
         L{None} if the times have to be read.
     """
@@ -59,24 +60,25 @@ class LockedDirectory:
         self.isClean = times is not None
         self.times = times
         self._root: int | None = root
-        # The folder that was opened last stays open for the next message in it.
+        # The folder that was opened last.  It stays open for the next message in this folder.
         self._folder: tuple[str, int] | None = None
-        # A thread whose call has timed out may still use the descriptor.
+        # The lock is necessary because a thread whose call has timed out may still use the
+        # descriptor.
         self._guard = Lock()
 
     def root(self) -> int | None:
         """
-        @return: another descriptor of the directory, which the caller closes; L{None} if
-            the lock was released.
+        @return: another descriptor of the directory; L{None} if the lock was released.  The caller
+            closes the descriptor.
         """
         with self._guard:
-            # dup() would share the lock.
+            # Open the directory again, because a descriptor from dup() would share the lock.
             return None if self._root is None else openDirectory(".", self._root)
 
     def descriptor(self) -> int | None:
         """
-        Return the descriptor itself.  Use it only in the reactor's thread, and only until the
-        caller returns to the reactor.
+        Return the descriptor itself.  The caller must be in the reactor's thread, and must not use
+        the descriptor after it has returned to the reactor.
 
         @return: the descriptor of the directory; L{None} if the lock was released.
         """
@@ -84,9 +86,9 @@ class LockedDirectory:
 
     def openIn(self, folder: str, name: str) -> tuple[int, os.stat_result] | None:
         """
-        Open a file in a folder of the mailbox.  Only for use in the reactor's thread.
+        Open a file in a folder of the mailbox.  Call this method in the reactor's thread only.
 
-        @return: a descriptor and its status; L{None} if the lock was released.
+        @return: a descriptor and the status of the file; L{None} if the lock was released.
         @raise OSError: the file does not exist, or is not a regular file.
         """
         if self._root is None:
@@ -103,9 +105,9 @@ class LockedDirectory:
 
     def unlock(self) -> bool:
         """
-        Release the lock, and keep the directory open.
+        Release the lock, but keep the directory open.
 
-        @return: whether this was possible.
+        @return: whether the lock was released in this way.
         """
         self._closeFolder()
         if self._root is None:
@@ -144,10 +146,11 @@ class LockBusy:
 
 class ExclusiveDirectory(Directory):
     """
-    A L{Directory} that one session at a time can lock, across all processes.  The kernel releases
-    the lock when the process dies.  Without the lock, the directory appears not to exist.
+    A L{Directory} that no two sessions can lock at the same time, even in different processes.  The
+    kernel releases the lock when the process dies.  While the session does not have the lock, the
+    methods work as if the directory did not exist.
 
-    A sleeping session keeps the directory open, without the lock, so that it need not find the
+    A session that is asleep keeps the directory open but not locked.  It then need not find the
     directory again when it wakes up.
 
     @cvar mayKeepOpen: whether a sleeping session may keep the directory open.
@@ -169,16 +172,17 @@ class ExclusiveDirectory(Directory):
     ) -> None:
         """
         @param registry: the registry that the mailboxes of one store share.
-        @param policy: how a session acts when the mailbox is locked.
+        @param policy: the behaviour of a session if another session has locked the mailbox.
         """
         super().__init__(place, folders, executor, longExecutor, presence)
-        # Number of calls that still run in threads, and the lock to release after the last call.
+        # The number of calls that still run in threads, and the lock that has to be released after
+        # the last of them.
         self._working = 0
         self._releasing: LockedDirectory | None = None
         self._registry = registry
         self._policy = policy
         self._held: LockedDirectory | None = None
-        # The directory of a sleeping session, which is open but not locked.
+        # The directory while the session is asleep.  It is open but not locked.
         self._kept: LockedDirectory | None = None
 
     # --- access while it is locked ------------------------------------------------
@@ -211,7 +215,7 @@ class ExclusiveDirectory(Directory):
         """
         See L{Directory.open}.
         """
-        # A mailbox that did not exist when it was locked is shown as empty.
+        # If the mailbox did not exist when it was locked, it is shown as empty.
         held = self._held
         return None if held is None else held.root()
 
@@ -255,10 +259,10 @@ class ExclusiveDirectory(Directory):
         """
         Lock the directory; see L{IExclusiveMailbox.lock}.
 
-        @param prepare: takes a descriptor of the locked directory.  If locking needs a thread,
-            that thread calls this function.
-        @param isUnchanged: takes the key of the directory.  Returns whether certainly no message
-            was added, moved or removed since L{unlock}.
+        @param prepare: takes a descriptor of the locked directory.  If a thread is needed to lock
+            the directory, this thread calls the function.
+        @param isUnchanged: takes the key of the directory.  It returns whether it is certain that
+            no message was added, moved or removed since L{unlock}.
         """
         if self.isLost():
             raise POP3ResponseError("Mailbox timed out.", "SYS/TEMP")
@@ -276,14 +280,15 @@ class ExclusiveDirectory(Directory):
         """
         Lock the directory that has stayed open since L{unlock}.
 
-        @return: L{None} if the mailbox has to be opened again.
+        @return: the locked directory; L{None} if the mailbox has to be opened again.
         """
         kept = self._takeKept()
         try:
             kept.lockAgain()
             here = os.stat(self.path)
             isHere = (here.st_dev, here.st_ino) == kept.key
-            # Another process may have been killed during a removal.  A removal moves messages.
+            # If another process was killed during a removal, a recovery is necessary.  The watch
+            # reports this as a change, because a removal moves messages.
             if isHere and kept.isClean and isUnchanged(kept.key):
                 return kept
             root = kept.descriptor()
@@ -294,7 +299,8 @@ class ExclusiveDirectory(Directory):
                     kept.isClean, kept.times = True, times
                     return kept
         except OSError:
-            # Another session has the lock, or the path names no directory any more.
+            # Either another session has the lock, or the path does not name this directory any
+            # more.
             pass
         kept.close()
         return None
@@ -314,7 +320,7 @@ class ExclusiveDirectory(Directory):
 
     def expectRemoval(self) -> None:
         """
-        Record that a removal begins, so that the next lock looks for an interrupted removal.
+        Record that a removal begins.  The next lock then looks for a removal that was interrupted.
         """
         if self._held is not None:
             self._held.isClean, self._held.times = False, None
@@ -344,7 +350,7 @@ class ExclusiveDirectory(Directory):
         """
         Ask the other session to release its lock, and wait for the release.
 
-        @raise POP3ResponseError: C{IN-USE}, the lock was not released in time.
+        @raise POP3ResponseError: C{IN-USE}: the lock was not released in time.
         """
         clock, policy = self._registry.clock, self._policy
         end = clock.seconds() + policy.wait
@@ -364,7 +370,7 @@ class ExclusiveDirectory(Directory):
                 if clock.seconds() >= end:
                     raise POP3ResponseError("Mailbox is locked by another session.", "IN-USE")
                 if wanted is not None:
-                    # The other session may have become idle by now.
+                    # Ask again, because the other session may have become idle meanwhile.
                     await self.run(_touch, wanted)
                 await pause(clock, LockRegistry.POLL / 2)
         finally:
@@ -372,10 +378,10 @@ class ExclusiveDirectory(Directory):
 
     def _signalWaiting(self) -> int | None:
         """
-        Signal to other processes that this process waits for the mailbox.
+        Show other processes that this process waits for the mailbox.
 
-        @return: a descriptor, which the caller closes to end the signal; L{None} if the signal is
-            not possible.
+        @return: a descriptor, which the caller closes when it does not wait any more; L{None} if
+            this is not possible.
         """
         try:
             root = self._place.open()
@@ -431,10 +437,11 @@ class ExclusiveDirectory(Directory):
         """
         Lock the mailbox if it is free.
 
-        @param prepare: if this method runs in a thread, a function that takes a descriptor.  It
-            is called after the recovery from an interrupted removal.  If this method runs in the
-            reactor's thread, L{None}; a mailbox that needs a recovery counts as L{LockBusy}.
-        @return: L{None} if the mailbox does not exist.
+        @param prepare: L{None} if this method runs in the reactor's thread.  A mailbox that needs a
+            recovery then counts as busy.  In a thread it is a function that takes a descriptor.
+            The function is called after the recovery from a removal that was interrupted.
+        @return: the locked directory; L{LockBusy} if another session has the lock; L{None} if the
+            mailbox does not exist.
         """
         presence = self._presence
         times: FolderTimes | None = None
@@ -442,7 +449,8 @@ class ExclusiveDirectory(Directory):
             root = self._place.open()
             if root is None:
                 if prepare is None and presence is not None:
-                    # The database may be read only in a thread.
+                    # Try again in a thread, because the database may not be read in the reactor's
+                    # thread.
                     return LockBusy()
                 super().checkPresence(None)
                 return None
@@ -467,7 +475,8 @@ class ExclusiveDirectory(Directory):
             return LockBusy()
         except OSError as error:
             raise self.fault("lock", error)
-        # The mailbox has staging directories, so pop3svc has used it before.
+        # Record that the mailbox exists.  No further check is needed, because the mailbox has
+        # staging directories, so pop3svc has used it before.
         if prepare is None and presence is not None and not presence.isKnown(self.path):
             presence.isThere(self.path, isInThread=False)
         return LockedDirectory(root, (status.st_dev, status.st_ino), times)
@@ -476,10 +485,10 @@ class ExclusiveDirectory(Directory):
         """
         Release the lock.
 
-        @param before: called before the release of a lock.  Work that it starts in threads still
-            runs under the lock.
+        @param before: called before the lock is released.  The lock is kept until work that this
+            function starts in threads has ended.
         @param keepsOpen: whether the directory may stay open until the next L{lock} or
-            L{closeKept}, because the session sleeps.
+            L{closeKept}, because the session falls asleep.
         """
         held, self._held = self._held, None
         if held is None:
@@ -487,7 +496,7 @@ class ExclusiveDirectory(Directory):
         self._registry.remove(self.path)
         before(held)
         if self._working:
-            # A thread still works on the mailbox.  Keep the lock until the thread is done.
+            # Keep the lock, because a thread still works on the mailbox.
             self._releasing = held
         elif keepsOpen and self.mayKeepOpen and held.unlock() and openWhileAsleep.keep(self):
             self._kept = held
@@ -497,8 +506,8 @@ class ExclusiveDirectory(Directory):
 
 class UserExclusiveDirectory(UserDirectory, ExclusiveDirectory):
     """
-    An L{ExclusiveDirectory} that is used with the rights of its user.  It is locked in a thread,
-    because locking may start work in other threads.
+    An L{ExclusiveDirectory} that is used with the rights of C{user}.  It is always locked in a
+    thread, because the lock may start work in other threads.
     """
 
     __slots__ = ()
@@ -511,7 +520,7 @@ class UserExclusiveDirectory(UserDirectory, ExclusiveDirectory):
 
 class SlowExclusiveDirectory(ExclusiveDirectory):
     """
-    An L{ExclusiveDirectory} on a file system where opening a file may block for long, such
+    An L{ExclusiveDirectory} on a file system where opening a file may block for a long time, such
     as a network file system.  All work is done in threads.
     """
 
@@ -538,7 +547,7 @@ class SlowExclusiveDirectory(ExclusiveDirectory):
         """
         See L{Lockable.stagingPath}.
         """
-        # Inotify does not report changes that another machine makes.
+        # Return no path, because inotify does not report changes that another machine makes.
         return None
 
 

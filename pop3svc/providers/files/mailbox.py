@@ -1,5 +1,5 @@
 """
-A mailbox that keeps each message in a separate file.
+Mailboxes that keep each message in a separate file.
 """
 
 from __future__ import annotations
@@ -44,15 +44,16 @@ __all__ = ["ExclusiveFileMailbox", "FileMailbox", "ReadOnlyFileMailbox"]
 @implementer(IPOP3Mailbox, IBulkMessageSizes, INewMailNotifier, ISleepingMailbox, ISurrogates)
 class FileMailbox:
     """
-    The mailbox of one session.  It is built of parts.  The directory opens and locks files.  The
-    format names the messages.  The listing, the finder and the counter do the work.
+    The mailbox of one session.  It consists of several parts.  The directory opens and locks files.
+    The format gives messages their unique-ids.  The listing, the finder and the counter do the
+    rest.
     """
 
     def __init__(self, directory: Directory, format: Format, caches: Caches) -> None:
         """
-        @param directory: the mailbox's directory.
-        @param format: the format in which the directory holds messages.
-        @param caches: shared by the mailboxes of one store.
+        @param directory: the directory of the mailbox.
+        @param format: the format of the mailbox, which finds the messages in the directory.
+        @param caches: the caches that the mailboxes of one store share.
         """
         self._directory = directory
         self._format = format
@@ -95,8 +96,8 @@ class FileMailbox:
     @property
     def hasSurrogates(self) -> bool:
         """
-        See L{ISurrogates.hasSurrogates}.  With sizes from file names, the mailbox does not know
-        which messages need a surrogate.
+        See L{ISurrogates.hasSurrogates}.  If the sizes come from the names of files, the mailbox
+        does not know which messages need a surrogate.
         """
         return not self._format.believesNames
 
@@ -174,10 +175,10 @@ class FileMailbox:
 
     async def select(self, isWanted: Callable[[Place, OpenFolders], bool]) -> list[str]:
         """
-        Select messages of the listing by their files.
+        Find the messages of the listing whose files meet a condition.
 
-        @param isWanted: takes the place of a message's file, and the open folders.  Called in a
-            thread.
+        @param isWanted: takes the place of a message's file and the open folders, and returns
+            whether the message is selected.  It is called in a thread.
         @return: the unique-ids of the selected messages.
         """
         return await self._directory.run(self._selected, isWanted)
@@ -221,7 +222,7 @@ class ReadOnlyFileMailbox(FileMailbox):
 @implementer(IExclusiveMailbox)
 class ExclusiveFileMailbox(FileMailbox):
     """
-    A L{FileMailbox} that one session at a time can lock, across all processes.
+    A L{FileMailbox} that no two sessions can lock at the same time, even in different processes.
     """
 
     _directory: ExclusiveDirectory

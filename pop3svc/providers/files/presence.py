@@ -1,5 +1,5 @@
 """
-Record which mailboxes have existed, so that a missing mailbox does not look empty.
+Record which mailboxes have existed, so that a mailbox that is missing does not look empty.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ log = Logger(namespace="pop3svc")
 
 class Presence:
     """
-    Registry of the mailboxes of a store that have existed.  The store refuses a mailbox that
-    existed before and is missing now, because its file system may not be mounted.  If a client
-    got an empty maildrop instead, it would forget which messages it has downloaded.
+    Records which mailboxes of a store have existed.  If such a mailbox is missing now, the store
+    refuses its sessions, because its file system may not be mounted.  If a client got an empty
+    maildrop instead, it would forget which messages it has downloaded.
     """
 
-    # The most paths; some 100 octets each.
+    # The most paths that are remembered.  Each takes some 100 octets.
     BOUND = 100_000
 
     def __init__(self, state: State | None = None, runner: Executor | None = None) -> None:
         """
-        @param state: the database that survives a restart.  Without it the registry is only in
-            memory.
+        @param state: the database of facts that survive a restart.  Without it, the record is in
+            memory and does not survive.
         """
         self._state = State() if state is None else state
         self._runner = disk() if runner is None else runner
@@ -46,13 +46,13 @@ class Presence:
 
     def useState(self, state: State) -> None:
         """
-        @param state: the database that survives a restart.
+        @param state: the database of facts that survive a restart.
         """
         self._state = state
 
     def isKnown(self, path: str) -> bool:
         """
-        @return: whether the existence of this mailbox is recorded already.
+        @return: whether it is recorded already that this mailbox exists.
         """
         return path in self._there
 
@@ -60,8 +60,8 @@ class Presence:
         """
         Decide whether a mailbox that does not exist may be created.  Blocks.
 
-        @return: whether the mailbox never existed.  If it existed before, its file system may not
-            be mounted.
+        @return: whether the mailbox has never existed.  If it existed before, its file system may
+            not be mounted.
         """
         if self._unwritten:
             self._write()
@@ -71,7 +71,7 @@ class Presence:
         """
         Record that a mailbox exists.
 
-        @param isInThread: whether the caller runs in a thread, so that this may block.
+        @param isInThread: whether the caller runs in a thread, so that this method may block.
         """
         self._there.isFirst(path)
         self._missing.forget(path)
@@ -84,7 +84,7 @@ class Presence:
             try:
                 self._runner.run(self._write).addErrback(lambda _: None)
             except POP3ResponseError:
-                # The next write includes this path.
+                # Ignore the error, because the next write includes this path.
                 self._isWriting = False
 
     def _write(self) -> None:
@@ -96,25 +96,25 @@ class Presence:
             [(os.fsencode(path), time.time()) for path in paths],
         )
         if not isWritten:
-            # The next login to each mailbox tries again.
+            # Forget the paths, so that the next login to each mailbox tries again.
             for path in paths:
                 self._there.forget(path)
 
     def isMissing(self, path: str) -> None:
         """
-        Handle a mailbox that does not exist.  Blocks.
+        Decide what happens if a mailbox does not exist.  Blocks.
 
-        @raise POP3ResponseError: C{SYS/TEMP} if the mailbox existed before, or the database
-            cannot be read.
+        @raise POP3ResponseError: C{SYS/TEMP}: the mailbox existed before, or the database cannot be
+            read.
         """
         if self._unwritten:
             self._write()
         wasThere = self._state.ask("SELECT 1 FROM mailbox WHERE path = ?", os.fsencode(path))
         isFirst = self._missing.isFirst(path)
-        # Record the mailbox again once it is back.
+        # Forget the path, so that the mailbox is recorded again when it is back.
         self._there.forget(path)
         if wasThere is None:
-            # The database is unreadable.  An empty maildrop might be wrong.
+            # The database cannot be read, so an empty maildrop might be wrong.
             raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
         if not wasThere:
             if isFirst:

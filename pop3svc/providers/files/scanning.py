@@ -1,5 +1,6 @@
 """
-Read the directories of a mailbox, and find even messages that move during the reading.
+Read the directories of a mailbox.  Messages are found even if they move while the directories are
+read.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ from pop3svc.threadpool import isCancelled
 
 __all__ = ["Scan", "scanPlaces", "sortInSlices", "sortRefs"]
 
-# The most reads of the directories, and the seconds between two reads.  Fewer reads are enough if
-# the directories do not change during a read.
+# The directories are read at most _SCANS times, with _PAUSE seconds between two reads.  A read
+# during which the directories do not change is the last one.
 _SCANS, _PAUSE = 10, 0.02
-# The most messages that one call sorts, so that it holds the interpreter lock only for some
-# milliseconds.
+# The most messages that one call of sort() sorts.  The call holds the interpreter's lock, so it
+# must end after some milliseconds.
 _SLICE = 10_000
-# Of this number of values, one is in the sample of L{sortInSlices}.
+# The sample of L{sortInSlices} contains one of this number of values.
 _SAMPLED = 100
 
 T = TypeVar("T")
@@ -42,14 +43,15 @@ T = TypeVar("T")
 @dataclass
 class Scan:
     """
-    The places of a mailbox's messages.
+    The places of the messages of a mailbox.
 
-    @ivar folders: the files of each directory; empty if one read was not enough.
-    @ivar seen: for each place the number of the last read that found a file there; empty if one
-        read was enough.
+    @ivar folders: the files of each directory, from the last read; empty if this read was not
+        complete.
+    @ivar seen: for each place, the number of the last read that has found a file there; empty if
+        the last read was complete.
     @ivar isSure: whether the last read was complete.
-    @ivar stamp: the times of the directories at the last read; empty if that read was not complete.
-    @ivar began: when the scan began, nanoseconds.
+    @ivar stamp: the times of the directories at the last read; empty if this read was not complete.
+    @ivar began: the time at which the scan began, in nanoseconds.
     """
 
     folders: Sequence[FolderNames]
@@ -61,13 +63,13 @@ class Scan:
     @cached_property
     def places(self) -> list[Place]:
         """
-        The places.
+        The places of all files that were found.
         """
         return list(self.eachPlace())
 
     def eachPlace(self) -> Iterator[Place]:
         """
-        @return: the places, made one by one.
+        @return: an iterator that makes the places one by one.
         """
         if self.seen:
             return iter(self.seen)
@@ -102,11 +104,11 @@ class Scan:
 
 def scanPlaces(root: int, folders: Sequence[str]) -> Scan:
     """
-    List the places of messages.  If a message moves while a directory is read, the reading may miss
-    it or find it twice.  Therefore read again until the directories do not change.
+    List the places of messages.  If a message moves while a directory is read, it may be missed or
+    found twice.  The directories are therefore read again until they do not change during a read.
 
     @param root: a descriptor of the mailbox.
-    @param folders: the directories below it that hold messages.
+    @param folders: the directories below the root that contain messages.
     """
     began = time.time_ns()
     seen: dict[Place, int] = {}
@@ -115,7 +117,7 @@ def scanPlaces(root: int, folders: Sequence[str]) -> Scan:
         read = [readFolder(root, folder) for folder in folders]
         after, isOld = stampOf(root, folders)
         if before == after and isOld:
-            # This read was complete.
+            # The directories have not changed, so this read was complete.
             return Scan(read, {}, True, after, began)
         for names in read:
             seen.update(dict.fromkeys(names.places(), look))
@@ -128,16 +130,16 @@ def scanPlaces(root: int, folders: Sequence[str]) -> Scan:
 
 def sortRefs(found: list[MessageRef]) -> list[MessageRef]:
     """
-    Sort references like L{sortInSlices}.
+    Sort references to messages; see L{sortInSlices}.
     """
     return sortInSlices(found)
 
 
 def sortInSlices(values: list[T], key: Callable[[T], Any] = lambda value: value) -> list[T]:
     """
-    Sort like C{sorted}, without holding the interpreter lock for long.
+    Sort values as C{sorted} does, but do not hold the interpreter's lock for a long time.
 
-    @param values: different values; the order of this list may change.
+    @param values: the values, which must be different.  The order of this list may change.
     """
     if len(values) <= 2 * _SLICE:
         values.sort(key=key)
@@ -145,8 +147,9 @@ def sortInSlices(values: list[T], key: Callable[[T], Any] = lambda value: value)
     runs = [
         sorted(values[first : first + _SLICE], key=key) for first in range(0, len(values), _SLICE)
     ]
-    # Choose limits from a sample, so that some _SLICE values are between two of them.  The values
-    # between two limits are sorted parts of the runs, which sort() merges.
+    # Choose limits from a sample of the values, so that about _SLICE values lie between two
+    # neighbouring limits.  Each run has a sorted part between two limits.  sort() merges these
+    # parts.
     sample = sorted(chain.from_iterable(run[::_SAMPLED] for run in runs), key=key)
     step = _SLICE // _SAMPLED
     starts = [0] * len(runs)

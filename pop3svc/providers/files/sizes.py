@@ -1,11 +1,11 @@
 """
-Keep the sizes of a mailbox's messages, and for each unique-id the file to which it belongs, in a
-file of the mailbox.
+Store the sizes of messages in a file of their mailbox.  The file also records to which file each
+unique-id belongs.
 
-The file C{pop3svc-sizes} begins with a line that gives its version and the device and inode of the
-mailbox.  Blocks follow: a line with length and checksum, then a line for each message.  The service
-only appends to the file, or replaces the whole file.  It ignores a damaged block, and then replaces
-the file.
+The first line of the file C{pop3svc-sizes} contains its version and the device and inode of the
+mailbox.  Blocks follow.  A block begins with a line with its length and its checksum, and then has
+a line for each message.  The service either appends blocks to the file or replaces the whole file.
+If a block is damaged, the service ignores it and then replaces the file.
 """
 
 from __future__ import annotations
@@ -45,49 +45,50 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _NAME = "pop3svc-sizes"
-# The file that replaces the file of sizes.  Its name is always the same, so that killed services
-# leave at most one such file.
+# The new file, before it replaces the file of sizes.  The name is always the same, so that
+# processes that are killed leave at most one such file.
 _NEXT = "pop3svc-sizes.new"
-# Increase this number if a change of pop3svc.downgrading makes different octets of a message.
+# Increase this number if pop3svc.downgrading is changed so that a message gets another surrogate.
 _VERSION = "pop3svc-sizes 5"
-# The most octets of a line, which has a unique-id of 70 octets and seven numbers.
+# The most octets of a line.  It contains a unique-id of at most 70 octets and seven other values.
 _LINE = 228
 # The file is replaced when it has more than twice as many entries as needed, plus this number.
 _SPARE = 1000
 # The most unique-ids of deleted messages that are remembered, so that no other message gets one of
-# these.  This number is enough.  A name can return only after a clock was set back or a backup was
-# restored, and then it returns soon.
+# them.  This number is enough.  The name of a file can occur again if a clock was set back or a
+# backup was restored, and in these cases it occurs again soon.
 _GONE = 2000
 
-# The inode that stands for all files of a copied mailbox; and the kind of a message that no longer
-# exists.
+# COPIED is the inode in the entries of a copied mailbox, because its files have other inodes.  GONE
+# is the kind of a message that does not exist any more.
 COPIED, GONE = 0, "g"
 
-# The most messages whose first octets are read for a checksum, because their sizes were not
-# counted.  More messages would take longer than the rest of the session.
+# Messages whose sizes were not counted have no checksum.  At the end of a session, the first octets
+# of at most this number of them are read for a checksum.  More messages would take more time than
+# the rest of the session.
 _READ = 20
 
-# (device, inode) of a mailbox
+# The device and the inode of a mailbox.
 Key = tuple[int, int]
 
 
 def keyOf(root: int) -> Key:
     """
-    @param root: a descriptor.
-    @return: device and inode.
+    @param root: a descriptor of the mailbox.
+    @return: the device and the inode of the mailbox.
     """
     status = os.fstat(root)
     return status.st_dev, status.st_ino
 
 
-# The number of octets at the beginning of a message that distinguish the message from others,
-# because they contain its trace fields.
+# The number of octets at the beginning of a message from which a checksum is made.  They
+# distinguish the message from others, because they contain its trace fields.
 _HEAD = 1024
 
 
 def checksumOf(first: bytes) -> int:
     """
-    @param first: the first octets of a message, or more octets.
+    @param first: at least the first octets of a message.
     @return: a checksum that distinguishes the message from others.
     """
     return crc32(first[:_HEAD])
@@ -95,9 +96,9 @@ def checksumOf(first: bytes) -> int:
 
 def headOf(descriptor: int) -> int:
     """
-    Read the first octets of a message's file.
+    Read the first octets of a message's file, and make a checksum of them.
 
-    @return: their checksum.
+    @return: the checksum.
     """
     try:
         return checksumOf(os.pread(descriptor, _HEAD, 0))
@@ -107,8 +108,8 @@ def headOf(descriptor: int) -> int:
 
 def headIn(directory: int, name: str) -> int:
     """
-    Open a file in a directory, and return the checksum of its first octets (L{headOf}).  It is
-    0 if the file cannot be opened.
+    Open a file in a directory, and return the checksum of its first octets (L{headOf}).  The
+    checksum is 0 if the file cannot be opened.
     """
     try:
         descriptor, _ = openFile(name, directory)
@@ -122,18 +123,19 @@ def headIn(directory: int, name: str) -> int:
 
 class MessageInfo(NamedTuple):
     """
-    Size and identity of the file of one message.
+    The size of a message, and the identity of its file.
 
-    @ivar octets: size of the message as it is sent, without dot-stuffing; -1 if it was not
-        counted.
-    @ivar inode: inode of the file.
-    @ivar size: size of the file, octets.
-    @ivar modified: time of modification of the file, nanoseconds.
-    @ivar kind: how the file differs from the octets that are sent: C{=} not at all; C{.} line ends
-        or dots have to be changed; C{z} the file is compressed; C{g} the file no longer exists.
+    @ivar octets: the number of octets of the message when it is sent, without dot-stuffing; -1 if
+        they were not counted.
+    @ivar inode: the inode of the file.
+    @ivar size: the size of the file in octets.
+    @ivar modified: the time of modification of the file in nanoseconds.
+    @ivar kind: the difference between the file and the octets that are sent.  C{=} means that there
+        is none.  C{.} means that line ends or dots have to be changed.  C{z} means that the file is
+        compressed.  C{g} means that the file does not exist any more.
     @ivar head: a checksum of the first octets; 0 if they were not read.
-    @ivar surrogate: size of the surrogate for clients that have not sent UTF8; 0 if the message
-        needs none.
+    @ivar surrogate: the size of the surrogate for clients that have not sent UTF8; 0 if the message
+        needs no surrogate.
     """
 
     octets: int
@@ -146,13 +148,13 @@ class MessageInfo(NamedTuple):
 
     def isFile(self, status: os.stat_result, head: Callable[[], int]) -> bool:
         """
-        @param head: reads the first octets of the file, and returns their checksum.
-        @return: whether this is still the same message.  A copy with the same time of
-            modification is the same message, because backups and programs that compress mail make
-            such copies.
+        @param head: reads the first octets of the file and returns their checksum.
+        @return: whether the file still contains the same message.  A copy with the same time of
+            modification counts as the same message, because backups and programs that compress mail
+            make such copies.
         """
         if not self.modified:
-            # For this entry only the name and the inode are known.
+            # This entry contains the inode, but neither the size nor the time of the file.
             return self.kind != GONE and self.inode in (COPIED, status.st_ino)
         if self.modified == status.st_mtime_ns:
             return True
@@ -160,20 +162,20 @@ class MessageInfo(NamedTuple):
             return False
         if self.inode == COPIED:
             return True
-        # A program may have set the time.  The inode alone is not enough, because a new file soon
-        # gets the inode of a removed file.
+        # Compare the first octets if the time differs, because a program may have set the time.
+        # The inode is not enough, because a new file soon gets the inode of a removed file.
         isInode = self.inode == status.st_ino and self.kind != GONE
         return isInode and bool(self.head) and self.head == head()
 
     def isUnchanged(self, status: os.stat_result) -> bool:
         """
-        @return: whether the file is unchanged, as the rules of a Maildir require.
+        @return: whether the file has not changed, as the rules of a Maildir require.
         """
         return self.size == status.st_size and self.modified == status.st_mtime_ns
 
 
-# Makes a L{MessageInfo} of a tuple of all its fields.  This takes a third of the time of the
-# constructor.
+# Makes a L{MessageInfo} of a tuple with all its fields.  This takes a third of the time that the
+# constructor takes.
 _infoOf: Callable[[tuple[object, ...]], MessageInfo] = partial(tuple.__new__, MessageInfo)
 
 
@@ -182,7 +184,7 @@ def infosOf(
 ) -> dict[str, MessageInfo]:
     """
     @param sizes: the size of each message in octets; L{None} if it is not known.
-    @param inodes: the inode of each message's file.
+    @param inodes: the inode of the file of each message.
     @return: an entry for each message whose size is known.
     """
     infos: dict[str, MessageInfo] = {}
@@ -199,7 +201,7 @@ _NOTHING: tuple[Sequence[str], bool, list[int]] = (), False, []
 
 def _guarded(method: Callable[Concatenate[MailboxSizes, P], T]) -> Callable[..., T]:
     """
-    Let one thread at a time change the sizes.
+    Decorate a method so that no two threads run such a method of the same object at the same time.
     """
 
     @wraps(method)
@@ -212,18 +214,18 @@ def _guarded(method: Callable[Concatenate[MailboxSizes, P], T]) -> Callable[...,
 
 class MailboxSizes:
     """
-    L{MessageInfo} of the messages of one mailbox, by unique-id.  One session at a time uses this
-    object while the mailbox is locked.
+    The L{MessageInfo} of each message of a mailbox, by unique-id.  While the mailbox is locked, no
+    other session than that with the lock uses this object.
 
-    @ivar known: messages whose size was counted.
-    @ivar seen: messages that were listed but not counted; only in memory.
-    @ivar claims: further unique-ids: those of removed messages, and those of messages that have the
-        same name as another message.
+    @ivar known: the messages whose sizes were counted.
+    @ivar seen: the messages that were listed but not counted.  They are not written to the file.
+    @ivar claims: further unique-ids.  They belong to removed messages, and to messages whose files
+        have the same name as that of another message.
     @ivar isCounting: whether a session is counting messages.
     @ivar waiters: Deferreds that fire when the counting ends.
     """
 
-    # Every mailbox that was opened lately has such an object.
+    # Use slots, because every mailbox that was opened lately has such an object.
     __slots__ = (
         "_changes",
         "_guard",
@@ -246,29 +248,32 @@ class MailboxSizes:
         self.claims: OrderedDict[str, MessageInfo] = OrderedDict()
         self.isLoaded = False
         self._isSeenWritten = True
-        # Sessions of a read-only store share this object from several threads.
+        # The lock is necessary because sessions of a read-only store use this object in several
+        # threads.
         self._guard = RLock()
-        # The stamp of the file when it was last read or written.
+        # The stamp that the file had when it was last read or written.
         self._stamp: FileStamp | None = None
         self.isCounting = False
         self.waiters: list[Progress[None]] = []
-        # Number of entries in the file (a message may have several); -1 if the file is damaged,
-        # does not exist, or was written for another directory.
+        # The number of entries in the file.  A message may have several entries.  The number is -1
+        # if the file is damaged, does not exist, or was written for another directory.
         self._written = -1
-        # The unique-ids in C{claims} that are not in the file yet.
+        # The entries of C{claims} that are not in the file yet.
         self._unwritten: dict[str, MessageInfo] = {}
-        # The sizes of a whole listing, which are kept because all its sessions need them; and
-        # whether these are the sizes of surrogates.
+        # The sizes of a whole listing, and whether they are the sizes of surrogates.  They are kept
+        # because all sessions with the same listing need them.
         self._whole: tuple[Sequence[str], bool, list[int]] = _NOTHING
-        # The number of changes of C{known}.
+        # How often C{known} was changed.
         self._changes = 0
 
     def octetsOf(self, uniqueIDs: Sequence[str], ofSurrogates: bool = False) -> list[int] | None:
         """
-        @param uniqueIDs: a list that is not changed afterwards.
-        @param ofSurrogates: for messages that need a surrogate, return its size.
-        @return: the sizes of the messages, which the caller must not change; L{None} if a size is
-            not known.
+        @param uniqueIDs: the unique-ids of the messages.  The caller must not change this list
+            afterwards.
+        @param ofSurrogates: whether to return the size of the surrogate for a message that needs
+            one.
+        @return: the sizes of the messages; L{None} if a size is not known.  The caller must not
+            change this list.
         """
         changes = self._changes
         try:
@@ -279,7 +284,8 @@ class MailboxSizes:
                 octets = [each.octets for each in found]
         except KeyError:
             return None
-        # Another thread may be changing the sizes, or may have changed them since then.
+        # Store the list only if no other thread is changing the sizes or has changed them
+        # meanwhile.
         if self._guard.acquire(blocking=False):
             if changes == self._changes:
                 self._whole = uniqueIDs, ofSurrogates, octets
@@ -288,8 +294,8 @@ class MailboxSizes:
 
     def wholeOf(self, uniqueIDs: Sequence[str], ofSurrogates: bool) -> list[int] | None:
         """
-        @return: the result of the last call of L{octetsOf}, if it was for the same list; otherwise
-            L{None}.
+        @return: the result of the last call of L{octetsOf} if the call was for the same list;
+            otherwise L{None}.
         """
         sequence, areOfSurrogates, octets = self._whole
         isSame = sequence is uniqueIDs and areOfSurrogates is ofSurrogates
@@ -297,8 +303,8 @@ class MailboxSizes:
 
     def countUnknown(self, uniqueIDs: Sequence[str]) -> int:
         """
-        @return: the number of messages without a known size, according to the part of the file that
-            was read.
+        @return: the number of messages whose sizes are not known.  The file may contain further
+            sizes that were not read yet.
         """
         if not self.isLoaded:
             return len(uniqueIDs)
@@ -306,9 +312,9 @@ class MailboxSizes:
 
     def lookUp(self, uniqueIDs: Sequence[str], ofSurrogates: bool) -> tuple[list[int] | None, int]:
         """
-        Look up the sizes of many messages, in a thread.
+        Look up the sizes of many messages.  This method runs in a thread.
 
-        @return: the sizes, see L{octetsOf}; and the number of messages whose size is not known.
+        @return: the result of L{octetsOf}, and the number of messages whose sizes are not known.
         """
         octets = self.octetsOf(uniqueIDs, ofSurrogates)
         return octets, 0 if octets is not None else self.countUnknown(uniqueIDs)
@@ -320,7 +326,7 @@ class MailboxSizes:
     @_guarded
     def learn(self, added: Mapping[str, MessageInfo]) -> None:
         """
-        Add sizes in memory, without writing them.
+        Add sizes in memory.  Do not write them to the file.
         """
         self._change()
         self.known.update(added)
@@ -331,7 +337,7 @@ class MailboxSizes:
     @_guarded
     def forget(self, uniqueID: str) -> None:
         """
-        Discard the size of a message, because its file has changed.  The message keeps its
+        Forget the size of a message, because its file has changed.  The message keeps its
         unique-id.
         """
         self._change()
@@ -341,7 +347,8 @@ class MailboxSizes:
 
     def ownerOf(self, uniqueID: str) -> MessageInfo | None:
         """
-        @return: the file to which a unique-id belongs, or belonged before.
+        @return: the file to which a unique-id belongs or has belonged; L{None} if there is no such
+            file.
         """
         return self.known.get(uniqueID) or self.claims.get(uniqueID) or self.seen.get(uniqueID)
 
@@ -356,14 +363,14 @@ class MailboxSizes:
     @property
     def hasUnwritten(self) -> bool:
         """
-        Whether messages were listed that the file does not contain.
+        Whether messages that are not in the file were listed.
         """
         return bool(self.seen) and not self._isSeenWritten
 
     @_guarded
     def claimSeen(self, head: Callable[[str], int]) -> None:
         """
-        Also queue for writing the messages that were listed but not counted.
+        Prepare that the next write also includes the messages that were listed but not counted.
 
         @param head: reads the first octets of a message; see L{MessageInfo.isFile}.
         """
@@ -378,7 +385,7 @@ class MailboxSizes:
     @_guarded
     def claim(self, uniqueID: str, info: MessageInfo) -> None:
         """
-        Assign a unique-id to a file.
+        Record that a unique-id belongs to a file.
         """
         self._claim(uniqueID, info)
         self._unwritten[uniqueID] = self.claims[uniqueID]
@@ -405,9 +412,9 @@ class MailboxSizes:
     @_guarded
     def markGone(self, uniqueIDs: Iterable[str], inodes: Mapping[str, int]) -> None:
         """
-        Record that messages no longer exist, so that no other message gets their unique-ids.
+        Record that messages do not exist any more, so that no other message gets their unique-ids.
 
-        @param inodes: the inode of each message, for messages that were never recorded.
+        @param inodes: the inode of each message.  It is used for messages that were never recorded.
         """
         self._change()
         for uniqueID in uniqueIDs:
@@ -423,7 +430,7 @@ class MailboxSizes:
     @_guarded
     def markOthersGone(self, listed: Collection[str]) -> None:
         """
-        Record that all messages that were not listed no longer exist.
+        Record that no messages except the listed ones exist.
         """
         gone = [each for each in self.known if each not in listed]
         gone += [each for each in self.seen if each not in listed]
@@ -435,7 +442,7 @@ class MailboxSizes:
 
     def progressed(self) -> None:
         """
-        Report to the waiting sessions that the counting makes progress.
+        Tell the sessions that wait for the counting that it goes on.
         """
         for waiter in self.waiters:
             waiter.progressed()
@@ -445,16 +452,16 @@ class MailboxSizes:
     @_guarded
     def load(self, root: int, messages: int) -> None:
         """
-        Read the file, if it has not been read yet, or has changed.  Blocks.
+        Read the file, unless it was read already and has not changed since.  Blocks.
 
         @param root: a descriptor of the mailbox.
-        @param messages: number of messages in the mailbox.
+        @param messages: the number of messages in the mailbox.
         """
         stamp = _stampOf(root)
         if self.isLoaded and stamp == self._stamp:
             return
         if stamp is not None:
-            # Another process may have written to the file.
+            # Read the file again, because another process may have written to it.
             self.known, self.claims = {}, OrderedDict()
             self._change()
             self._written = -1
@@ -462,14 +469,15 @@ class MailboxSizes:
             for uniqueID, info in self._unwritten.items():
                 if uniqueID not in self.known:
                     self._claim(uniqueID, info)
-            # A thread may have looked up sizes while the file was being read.
+            # Count this as a change, because a thread may have looked up sizes while the file was
+            # read.
             self._change()
         self._stamp = stamp
         self.isLoaded = True
 
     def _readFile(self, root: int, messages: int) -> None:
-        # The owner of the mailbox may put any file there, so limit its size by the number of
-        # messages.
+        # Limit the size of the file by the number of messages, because the owner of the mailbox may
+        # put any file there.
         longest = _LINE * (2 * messages + 2 * _SPARE + 2 * _GONE)
         try:
             descriptor = openRegular(_NAME, root)
@@ -487,7 +495,8 @@ class MailboxSizes:
         first = line.decode("ascii").split()
         if " ".join(first[:2]) != _VERSION or not line.endswith(b"\n"):
             return
-        # In a copied mailbox all files have different inodes.
+        # If the file was written for another directory, the mailbox was copied, and its messages
+        # have other inodes now.
         isOwn = first[2:] == [str(each) for each in keyOf(root)]
         self._written = 0
         while line := file.readline(_LINE):
@@ -525,7 +534,7 @@ class MailboxSizes:
     @_guarded
     def write(self, root: int, added: Mapping[str, MessageInfo] | None = None) -> None:
         """
-        Write unwritten entries to the file.  Blocks.
+        Write the entries to the file that are not in it yet.  Blocks.
 
         @param added: entries of L{known} that are not in the file yet.
         """
@@ -540,7 +549,7 @@ class MailboxSizes:
             else:
                 self._append(root, unwritten)
         except OSError:
-            # The next call replaces the file and writes the entries again.
+            # Replace the file at the next call, and write all entries again.
             self._written = -1
             if len(unwritten) <= _GONE:
                 self._unwritten = {**unwritten, **self._unwritten}
@@ -551,8 +560,8 @@ class MailboxSizes:
         try:
             descriptor = os.open(_NEXT, flags, 0o600, dir_fd=root)
         except FileExistsError:
-            # A service was killed while it wrote this file.  No other service is writing the file
-            # now, because the mailbox is locked.
+            # Remove the file, which a process has left because it was killed.  No other process
+            # writes the file now, because the mailbox is locked.
             os.unlink(_NEXT, dir_fd=root)
             descriptor = os.open(_NEXT, flags, 0o600, dir_fd=root)
         entries = {**unwritten, **self.claims, **self.known}
@@ -586,8 +595,8 @@ class MailboxSizes:
 
 class UnsavedSizes(MailboxSizes):
     """
-    Sizes that are kept only in memory, because the store changes nothing in the mailbox.  This
-    class still reads the file that another service has written.
+    Sizes that are kept in memory and never written, because the store changes nothing in the
+    mailbox.  If another service has written a file, this class reads it.
     """
 
     __slots__ = ()
@@ -598,7 +607,7 @@ class UnsavedSizes(MailboxSizes):
 
     def keep(self, root: int, added: Mapping[str, MessageInfo], listed: Collection[str]) -> None:
         """
-        Add sizes.
+        Add sizes in memory.
         """
         with self._guard:
             self.learn(added)
@@ -606,13 +615,13 @@ class UnsavedSizes(MailboxSizes):
 
     def write(self, root: int, added: Mapping[str, MessageInfo] | None = None) -> None:
         """
-        Discard the entries that a saved mailbox would write.
+        Write nothing, and forget the entries that the base class would write.
         """
         with self._guard:
             self._unwritten.clear()
 
 
-# The entries of one block; with this number at most some MiB are read or written at once.
+# The most entries of one block.  With this number, at most some MiB are read or written at a time.
 _BLOCK = 20_000
 
 
@@ -658,11 +667,11 @@ def _writeAll(descriptor: int, data: bytes) -> None:
 
 class SizeCache:
     """
-    Cache of the L{MailboxSizes} of one store.  It drops the least recently used mailboxes.
-    Thread-safe.
+    A cache of the L{MailboxSizes} of one store.  If it is full, it drops the mailboxes that were
+    not used for the longest time.  The cache is thread-safe.
     """
 
-    # The most messages of all mailboxes; some 300 octets each.
+    # The most messages of all mailboxes together.  A message takes some 300 octets.
     BOUND = 500_000
 
     def __init__(self, make: Callable[[], MailboxSizes] = MailboxSizes) -> None:
@@ -686,7 +695,8 @@ class SizeCache:
 
     def trim(self) -> None:
         """
-        Drop the least recently used mailboxes while there are too many messages.
+        While there are too many messages, drop the mailboxes that were not used for the longest
+        time.
         """
         with self._lock:
             total = sum(_weight(each) for each in self._mailboxes.values())

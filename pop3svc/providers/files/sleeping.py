@@ -1,5 +1,5 @@
 """
-Keep the directories of sleeping sessions open, within a bound.
+Keep the directories of sleeping sessions open, up to a limit.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ from typing import Protocol
 
 __all__ = ["OpenWhileAsleep", "openWhileAsleep"]
 
-# One of this many descriptors of the process may be such a directory.  The other descriptors are
-# left for connections.
+# One of this number of the process's descriptors may be such a directory.  The others are left for
+# connections.
 _SHARE = 8
-# The most directories.  Each takes some KiB of the kernel's memory.
+# The most directories that are kept open.  Each takes some KiB of memory in the kernel.
 _MOST = 4096
 
 
@@ -30,16 +30,17 @@ class Closable(Protocol):
 class OpenWhileAsleep:
     """
     The directories that sleeping sessions of this process keep open.  If there are too many, the
-    directory whose session has slept longest is closed.  Only for use in the reactor's thread.
+    directory whose session has slept for the longest time is closed.  Use this object in the
+    reactor's thread only.
     """
 
     def __init__(self, bound: int | None = None) -> None:
         """
-        @param bound: the most directories.  L{None} for a share of the descriptors that the process
-            may have; 0 to keep none open, in order to measure the gain.
+        @param bound: the most directories that are kept open.  L{None} means a share of the
+            descriptors that the process may have.  0 means none, which is for measurements.
         """
         self.bound = bound
-        # The directories of the sessions that have slept longest come first.
+        # The directory of the session that has slept for the longest time comes first.
         self._kept: dict[Closable, None] = {}
 
     def __len__(self) -> int:
@@ -63,10 +64,10 @@ class OpenWhileAsleep:
 
     def forget(self, directory: Closable) -> None:
         """
-        Forget a directory, which the caller closes or uses.
+        Forget a directory, because the caller closes or uses it.
         """
         self._kept.pop(directory, None)
 
 
-# All stores of a process share its descriptors.
+# All stores of a process share this object, because they share the descriptors of the process.
 openWhileAsleep = OpenWhileAsleep()

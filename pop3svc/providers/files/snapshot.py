@@ -1,5 +1,5 @@
 """
-List the files of a mailbox, and keep the listing for all its sessions.
+List the files of a mailbox, and keep the listing for all sessions of the mailbox.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ __all__ = [
     "stampOf",
 ]
 
-# Size of the directories, octets, from which a mailbox counts as large.
+# The size of the directories in octets from which a mailbox counts as large.
 _LARGE = 1_000_000
 
 
 class PlaceColumns(Sequence[Place]):
     """
-    The places of many messages, without an object for each place.
+    The places of many messages in columns, so that there is no object for each place.
 
     @ivar names: the names of the files.
     @ivar inodes: the inode of each file; 0 if it is not known.
@@ -59,7 +59,7 @@ class PlaceColumns(Sequence[Place]):
     ) -> None:
         """
         @param folders: the directories that hold messages.
-        @param folderOf: for each file the index of its directory in C{folders}.
+        @param folderOf: for each file, the index of its directory in C{folders}.
         """
         self._folders = folders
         self._folderOf = folderOf
@@ -78,17 +78,17 @@ class MailboxSnapshot:
     Unique-ids in the order of message numbers, and the place of each message.  A snapshot never
     changes after it was made, because sessions share it.
 
-    @ivar listed: the unique-ids, for sessions to share.
+    @ivar listed: the unique-ids, as an object that sessions share.
     @ivar places: the place of each message.
-    @ivar links: other names of the same file, by unique-id.
-    @ivar isSure: whether no file moved during the scan.  If no file moved, a message that is not
-        listed no longer exists.
-    @ivar time: time of the scan, nanoseconds; 0 if nothing was scanned.  If a directory's time of
-        change is later than the clock, C{time} is that time of change.  A file that was written
-        later is not listed.
+    @ivar links: the further names of a message's file, by unique-id.
+    @ivar isSure: whether no file has moved during the scan.  In this case, a message that is not
+        listed does not exist.
+    @ivar time: the time of the scan in nanoseconds; 0 if nothing was scanned.  If a directory has a
+        time of change after the present time, the value is this time of change.  A file that was
+        written after C{time} is not listed.
     @ivar separator: the separator before the flags in the names of files; empty if the
         names have no flags.
-    @ivar uniqueIDFor: takes the part of a file's name before the separator, and returns the
+    @ivar uniqueIDFor: takes the part of a file's name before the separator and returns the
         unique-id.
     """
 
@@ -118,13 +118,13 @@ class MailboxSnapshot:
 
     def items(self) -> Iterator[tuple[str, Place]]:
         """
-        @return: unique-id and place of each message.
+        @return: the unique-id and the place of each message.
         """
         return zip(self.listed.uniqueIDs, self.places, strict=True)
 
     def uniqueIDOf(self, place: Place) -> str:
         """
-        @return: the unique-id that is made from the file's name.
+        @return: the unique-id that the name of the file gives.
         """
         name = place[1]
         return self.uniqueIDFor(name.partition(self.separator)[0] if self.separator else name)
@@ -140,7 +140,8 @@ _NO_DIRECTORY = (0, 0, 0, 0)
 
 class Format(Protocol):
     """
-    The rules by which a kind of mailbox names and orders the files of its messages.
+    A kind of mailbox.  The format knows how the files of messages are named and in which order they
+    are listed.
 
     @ivar believesNames: whether the operator trusts L{sizesInNames}.
     """
@@ -159,20 +160,21 @@ class Format(Protocol):
         List the messages.  Blocks.
 
         @param root: a descriptor of the root directory.
-        @param sizes: for each unique-id the file to which it belongs.
-        @return: the listing, and the times of the directories for which the listing is valid.  The
-            caller uses the times only if the listing is sure.
+        @param sizes: knows to which file each unique-id belongs.
+        @return: the listing, and the times of the directories for which it is valid.  The times
+            matter only if C{isSure} of the listing is true.
         """
 
     def sizesInNames(self, names: Sequence[str]) -> list[int | None]:
         """
-        @return: the size of each message in octets from the name of its file; L{None} if the name
-            does not give it.
+        @return: the size of each message in octets according to the name of its file; L{None} if
+            the name contains no size.
         """
 
     def afterDeletion(self, root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
         """
-        Update other files after messages were deleted.  Blocks, and must not raise an exception.
+        Update other files of the mailbox after messages were deleted.  This method blocks.  It must
+        not raise an exception.
         """
 
 
@@ -203,12 +205,13 @@ def isLarge(root: int, folders: Sequence[str]) -> bool:
 
 class ListingCache:
     """
-    Cache of the latest listing of each mailbox, shared by its sessions, so that WAKE of an
-    unchanged mailbox needs no scan.  Thread-safe.
+    A cache of the latest listing of each mailbox.  The sessions of a mailbox share the listing.  If
+    the mailbox has not changed, WAKE therefore needs no scan.  The cache is thread-safe.
     """
 
-    # The most messages of all mailboxes.  The latest mailbox is kept even if it alone has more.
-    # Each message takes some 300 octets.  Each mailbox counts as EACH further messages.
+    # The most messages in the cache.  A message takes some 300 octets.  Each mailbox counts as EACH
+    # further messages.  The listing that was added last stays in the cache even if it has more
+    # messages than BOUND.
     BOUND, EACH = 300_000, 5
 
     def __init__(self) -> None:
@@ -219,7 +222,7 @@ class ListingCache:
 
     def get(self, key: Key, stamp: Stamp) -> MailboxSnapshot | None:
         """
-        @return: the listing, if it was made with the same times of the directories.
+        @return: the listing; L{None} if the directories had other times when the listing was made.
         """
         with self._lock:
             known = self._listings.get(key)
@@ -230,8 +233,8 @@ class ListingCache:
 
     def getWatched(self, key: Key, changes: int | None) -> MailboxSnapshot | None:
         """
-        @param changes: the present count of changes of the mailbox's watch.
-        @return: the listing, if it was made with the same count.
+        @param changes: the number of changes that the watch of the mailbox has now.
+        @return: the listing; L{None} if the watch had another number when the listing was made.
         """
         with self._lock:
             known = self._watched.get(key)
@@ -239,7 +242,7 @@ class ListingCache:
 
     def setWatched(self, key: Key, listing: MailboxSnapshot, changes: int | None) -> None:
         """
-        Record the watch's count of changes with a listing, if the listing is still the latest.
+        Record the number of changes of the watch with a listing, unless there is a newer listing.
         """
         with self._lock:
             known = self._listings.get(key)
@@ -248,7 +251,7 @@ class ListingCache:
 
     def put(self, key: Key, stamp: Stamp, listing: MailboxSnapshot) -> None:
         """
-        Store a listing, which must be sure.
+        Store a listing.  Its C{isSure} must be true.
         """
         with self._lock:
             self._drop(key)
@@ -259,7 +262,7 @@ class ListingCache:
 
     def drop(self, key: Key) -> None:
         """
-        Discard the listing of a mailbox because it is out of date.
+        Forget the listing of a mailbox, because it is out of date.
         """
         with self._lock:
             self._drop(key)
@@ -273,8 +276,8 @@ class ListingCache:
 
 class NoListingCache(ListingCache):
     """
-    A cache that keeps no listing, for a store whose listings may change while the times of the
-    directories stay the same.
+    A cache that keeps no listing.  It is for a store whose listings may change while the times of
+    the directories stay the same.
     """
 
     def put(self, key: Key, stamp: Stamp, listing: MailboxSnapshot) -> None:
@@ -307,7 +310,8 @@ def listFolder(root: int, folder: str) -> Iterator[Place]:
 
 class FolderNames(NamedTuple):
     """
-    The regular files of a directory that are not hidden, as columns.
+    The regular files of a directory that are not hidden.  Their names and inodes are stored as
+    columns.
 
     @ivar folder: the name of the directory.
     @ivar names: the names of the files.
@@ -327,7 +331,7 @@ class FolderNames(NamedTuple):
 
 def readFolder(root: int, folder: str) -> FolderNames:
     """
-    Read a directory like L{listFolder}, as a whole.
+    Read a whole directory at once; see L{listFolder}.
     """
     names: list[str] = []
     inodes = array("Q")
@@ -353,8 +357,8 @@ def readFolder(root: int, folder: str) -> FolderNames:
 
 def _areInodesReliable(entry: os.DirEntry[str]) -> bool:
     """
-    @return: whether a directory reports the same inodes as stat().  On an overlay file
-        system they may differ.
+    @return: whether a directory reports the same inodes as stat().  On an overlay file system the
+        inodes may differ.
     """
     try:
         return entry.inode() == entry.stat(follow_symlinks=False).st_ino

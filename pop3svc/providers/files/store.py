@@ -50,13 +50,13 @@ class MailboxMaker:
         presence: Presence | None = None,
     ) -> None:
         """
-        @param format: the format in which the directories hold messages.
+        @param format: the format of the mailboxes, which finds the messages in a directory.
         @param caches: the caches that the mailboxes share.
-        @param readOnly: delete, lock and write nothing.
-        @param isSlow: whether opening a file may block for long, as on a network file
+        @param readOnly: whether the store deletes, locks and writes nothing.
+        @param isSlow: whether opening a file may block for a long time, as on a network file
             system.
         @param runner: runs work in threads.
-        @param manners: what a session does when a mailbox is locked.
+        @param manners: the behaviour of a session if another session has locked the mailbox.
         @param presence: records which mailboxes have existed.
         """
         self._format = format
@@ -98,9 +98,10 @@ class MailboxMaker:
         self, place: Root, format: Format | None = None, user: FileUser | None = None
     ) -> FileMailbox:
         """
-        @param place: the directory of a mailbox, which need not exist.
-        @param format: a format with the same folders, which replaces the format of all mailboxes.
-        @param user: the user whose rights are used for the mailbox; L{None} for the rights of the
+        @param place: the directory of a mailbox.  It need not exist.
+        @param format: the format of this mailbox, if it differs from the format of the other
+            mailboxes.  It must have the same folders.
+        @param user: the user with whose rights the files are opened; L{None} for the rights of the
             service.
         @return: the mailbox for one session.
         """
@@ -110,15 +111,16 @@ class MailboxMaker:
         self, place: Root, format: Format | None = None, user: FileUser | None = None
     ) -> ExclusiveFileMailbox:
         """
-        @return: a mailbox like L{mailbox}.  It does not ask another session to release its lock,
-            and does not wait for the lock.
+        @return: a mailbox as from L{mailbox}.  If another session has locked the mailbox, the lock
+            fails at once, and the other session is not asked to release its lock.
         """
         return self._exclusive(place, format or self._format, user, LockPolicy(takeover=False))
 
 
 def _directories(isSlow: bool) -> tuple[type[Directory], type[Directory]]:
     """
-    @return: the classes of directories for the rights of the service and for the rights of a user.
+    @return: two classes of directories.  The first one is used with the rights of the service, and
+        the second one with the rights of a user.
     """
     return (SlowDirectory, SlowDirectory) if isSlow else (Directory, UserDirectory)
 
@@ -127,7 +129,8 @@ def _exclusiveDirectories(
     isSlow: bool,
 ) -> tuple[type[ExclusiveDirectory], Callable[..., ExclusiveDirectory]]:
     """
-    @return: see L{_directories}; directories that one session at a time can lock.
+    @return: two classes as from L{_directories}, for directories that no two sessions can lock at
+        the same time.
     """
     if isSlow:
         return SlowExclusiveDirectory, SlowExclusiveDirectory

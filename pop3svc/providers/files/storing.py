@@ -29,23 +29,23 @@ __all__ = [
     "writeMessage",
 ]
 
-# The number of octets that are read at once.
+# The number of octets that are read at a time.
 _BLOCK = 262_144
 
-# The deliveries of this process.
+# Counts the deliveries of this process.
 _deliveries = count(1)
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]")
 
-# Errors of file systems without hard links.
+# The errors of file systems that have no hard links.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 class Written(NamedTuple):
     """
-    The sizes, in octets, of a message that was written.
+    The sizes in octets of a message that was written.
 
     @ivar size: the size of the file.
-    @ivar wireSize: the size of the message as RETR sends it, without dot-stuffing.
+    @ivar wireSize: the number of octets that RETR sends, without dot-stuffing.
     """
 
     size: int
@@ -55,8 +55,7 @@ class Written(NamedTuple):
 @lru_cache(1)
 def _host() -> str:
     """
-    @return: the name of this machine as a part of a file's name, without characters that are
-        special there.
+    @return: the name of this machine in a form that can be part of a file's name.
     """
     name = socket.gethostname() or "localhost"
     return _UNSAFE.sub(lambda found: "".join(f"\\{octet:03o}" for octet in found[0].encode()), name)
@@ -64,9 +63,10 @@ def _host() -> str:
 
 def nameOfDelivery(microseconds: int | None = None) -> str:
     """
-    @param microseconds: the time of arrival, microseconds since the epoch; L{None} for now.
-    @return: a name that no other message has, such as C{1600000000.M123456P789Q1.host}.  The order
-        of the names is the order of arrival.
+    @param microseconds: the time of arrival in microseconds since the epoch; L{None} for the
+        present time.
+    @return: a name that no other message has, such as C{1600000000.M123456P789Q1.host}.  The names
+        are in the order of arrival.
     """
     if microseconds is None:
         microseconds = time.time_ns() // 1000
@@ -83,13 +83,14 @@ def writeMessage(
     modified: int | None = None,
 ) -> Written:
     """
-    Write a message with LF line ends to a new private file (0600), durably.  Blocks.
+    Write a message with LF line ends to a new file with mode 0600.  The message is durable after
+    the call.  Blocks.
 
-    @param directory: a descriptor.
-    @param header: complete lines to put before the message.
+    @param directory: a descriptor of the directory.
+    @param header: header fields to add before the message, as complete lines.
     @param content: see L{pop3svc.interfaces.IDelivery.deliver}.
-    @param owner: user and group of the file.
-    @param modified: time of modification of the file, nanoseconds since the epoch.
+    @param owner: the user and the group who will own the file.
+    @param modified: the time of modification that the file gets, in nanoseconds since the epoch.
     @raise OSError: the message was not written, and no file is left.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -118,7 +119,7 @@ def writeMessage(
         if modified is not None:
             os.utime(descriptor, ns=(modified, modified))
         os.fsync(descriptor)
-        # Close the file here, because some file systems report a full disk only at this call.
+        # Close the file now, because some file systems do not report a full disk before this call.
         descriptor, closing = -1, descriptor
         os.close(closing)
     except BaseException:
@@ -131,16 +132,16 @@ def writeMessage(
 
 def publish(source: int, name: str, target: int, newName: str, mayExist: bool = False) -> bool:
     """
-    Move a written message to the directory where sessions list it, and make the move durable.
-    Blocks.
+    Move a message that was written to the directory where sessions find it.  The move is durable
+    after the call.  Blocks.
 
-    @param source: a descriptor of the directory that holds the file C{name}.
-    @param target: a descriptor of the other directory.
-    @param mayExist: whether a message called C{newName} may already exist.  In this case the
+    @param source: a descriptor of the directory that contains the file C{name}.
+    @param target: a descriptor of the directory to which the message is moved.
+    @param mayExist: whether a message with the name C{newName} may exist already.  If so, the
         existing message stays.
-    @return: whether the message was moved.  If another message had the name, the new message was
-        removed.
-    @raise OSError: the message is in neither directory.
+    @return: whether the message was moved.  If another message had the name already, the new
+        message was removed.
+    @raise OSError: the message was not moved.  It is in neither directory.
     """
     try:
         if mayExist:
@@ -157,7 +158,7 @@ def publish(source: int, name: str, target: int, newName: str, mayExist: bool = 
     try:
         os.fsync(target)
     except OSError:
-        # A crash could lose the message, so its sender has to send it again.
+        # Refuse the message, because a crash could lose it.  The sender will send it again.
         removeQuietly(target, newName)
         raise
     return True
@@ -165,7 +166,7 @@ def publish(source: int, name: str, target: int, newName: str, mayExist: bool = 
 
 def _link(source: int, name: str, target: int, newName: str) -> None:
     """
-    @raise FileExistsError: a file called C{newName} exists.
+    @raise FileExistsError: a file with the name C{newName} exists.
     """
     try:
         os.link(name, newName, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
@@ -183,7 +184,7 @@ def _link(source: int, name: str, target: int, newName: str) -> None:
 
 def removeQuietly(directory: int, name: str) -> None:
     """
-    Remove a file of this delivery, and ignore errors.
+    Remove a file that this delivery has written.  Ignore errors.
     """
     try:
         os.unlink(name, dir_fd=directory)

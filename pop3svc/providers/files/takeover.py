@@ -25,13 +25,15 @@ class Lockable(Protocol):
 
     def stagingPath(self) -> str | None:
         """
-        @return: the present path of the directory whose times a waiting process sets; L{None} if
-            inotify would not report the change.
+        @return: the path that the staging directory has now.  A process that waits for the lock
+            sets the times of this directory.  The path is L{None} if inotify would not report such
+            a change.
         """
 
     def rights(self) -> AbstractContextManager[None]:
         """
-        @return: a context with the file rights that L{stagingPath} and its result need.
+        @return: a context with the file rights that are necessary to call L{stagingPath} and to use
+            its result.
         """
 
     def isWaitedFor(self) -> bool:
@@ -48,16 +50,16 @@ def _reactor() -> Any:
 
 class LockRegistry:
     """
-    Registry of the mailboxes of a store that this process has locked.  Another process that waits
-    for a mailbox takes a shared lock on the staging directory in that mailbox.  The registry
-    watches for such locks.
+    A registry of the mailboxes of a store that this process has locked.  If another process waits
+    for a mailbox, it takes a shared lock on the staging directory in the mailbox.  The registry
+    looks for such locks.
 
-    @ivar cleanCache: cache of the mailboxes that need no recovery before they are locked.
+    @ivar cleanCache: a cache of mailboxes that need no recovery before they are locked.
     """
 
     # All times are in seconds.  POLL is the interval of polling if inotify does not work.  A
-    # session is watched from the age WATCH_AFTER on.  After a request to release its lock, a
-    # session must release it within RELEASE_TIMEOUT.
+    # session is watched when it is older than WATCH_AFTER.  A session must release its lock within
+    # RELEASE_TIMEOUT after a request.
     POLL = 0.25
     WATCH_AFTER = 0.5
     RELEASE_TIMEOUT = 1.0
@@ -66,17 +68,18 @@ class LockRegistry:
         self._runner = runner
         self._clock = clock
         self.cleanCache = CleanCache()
-        # By path: directory, its requestRelease, and the time of locking.
+        # For each path: the directory, the function requestRelease of its session, and the time at
+        # which it was locked.
         self._held: dict[str, tuple[Lockable, Callable[[], bool], float]] = {}
         self._timer: IDelayedCall | None = None
         self._watcher: DirectoryWatcher | None = None
-        # Held mailboxes that inotify watches, so that polling can skip them.
+        # The locked mailboxes that inotify watches.  Polling can skip them.
         self._watched: dict[str, int] = {}
 
     @property
     def clock(self) -> Any:
         """
-        The reactor, unless a test has passed another clock.
+        The reactor, or the clock that a test has passed.
         """
         if self._clock is None:
             self._clock = _reactor()
@@ -105,8 +108,8 @@ class LockRegistry:
         """
         Ask the session that holds a lock to release it.
 
-        @return: whether that session releases the lock; L{None} if no session of this process
-            holds it.
+        @return: whether the session releases the lock; L{None} if the lock is not held by a session
+            of this process.
         """
         held = self._held.get(path)
         return None if held is None else held[1]()
@@ -118,9 +121,9 @@ class LockRegistry:
     def _poll(self) -> None:
         self._timer = None
         old = self.clock.seconds() - self.WATCH_AFTER
-        # Most sessions end before they are WATCH_AFTER seconds old.  Inotify watches the mailboxes
-        # of the other sessions from now on.  Inotify does not report earlier requests, so look
-        # for them once.
+        # Most sessions end before they are WATCH_AFTER seconds old.  Let inotify watch the
+        # mailboxes of the older sessions from now on.  Look for earlier requests once, because
+        # inotify does not report them.
         paths = [
             path
             for path, (_, _, since) in self._held.items()
@@ -158,7 +161,7 @@ class LockRegistry:
                 lambda: [path for path, each in directories.items() if each.isWaitedFor()]
             )
         except POP3ResponseError:
-            # All threads are busy.  The next poll may find a free thread.
+            # Ignore the error.  All threads are busy, and the next poll may find a free thread.
             self._askToRelease([])
             return
         looking.addCallbacks(self._askToRelease, lambda _: self._askToRelease([]))

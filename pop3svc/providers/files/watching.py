@@ -1,5 +1,5 @@
 """
-Watch mailboxes for changes, and directories for new times, with inotify (Linux).
+Use inotify (Linux) to watch mailboxes for changes and directories for new times.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ __all__ = ["DirectoryWatcher", "Inotify", "MailboxWatch"]
 
 log = Logger(namespace="pop3svc")
 
-# (device, inode) of a directory
+# The device and the inode of a directory.
 Key = tuple[int, int]
 
-# wd, mask, cookie, length of the name that follows (inotify(7))
+# The beginning of an event: wd, mask, cookie, and the length of the name that follows (inotify(7)).
 _EVENT = struct.Struct("=iIII")
 _READ = 65536
 _OVERFLOW = 0x4000
 # IN_ONLYDIR and IN_DONT_FOLLOW
 _FLAGS = 0x01000000 | 0x02000000
-# IN_DELETE_SELF, IN_MOVE_SELF and IN_IGNORED: the watch has ended, or will soon.
+# IN_DELETE_SELF, IN_MOVE_SELF and IN_IGNORED.  After such an event the watch ends or has ended.
 _GONE = 0x0400 | 0x0800 | 0x8000
 # IN_MOVED_FROM, IN_MOVED_TO, IN_CREATE, IN_DELETE, IN_DELETE_SELF and IN_MOVE_SELF
 _CHANGES = 0x0040 | 0x0080 | 0x0100 | 0x0200 | 0x0400 | 0x0800
@@ -47,24 +47,24 @@ _changes = count(1)
 
 class _Reader:
     """
-    An inotify descriptor, and its events.  The descriptor is open while a watch exists.
+    Reads the events of an inotify descriptor.  The descriptor is open as long as there is a watch.
 
     @ivar descriptor: the descriptor; -1 if it is not open.
     """
 
     def __init__(self, isOff: bool) -> None:
         """
-        @param isOff: watch nothing.
+        @param isOff: whether nothing is watched.
         """
         self.descriptor = -1
         self._isOff = isOff or _inotify is None
 
     def add(self, path: str, mask: int) -> int | None:
         """
-        Watch a directory, whose last part must not be a link.
+        Watch a directory.  The last part of C{path} must not be a link.
 
-        @return: the number of the watch.  A directory that is watched already keeps its number.
-            L{None} if the directory does not exist, or if there are too many watches.
+        @return: the number of the watch; L{None} if the directory does not exist, or if there are
+            too many watches.  If the directory is watched already, it keeps its number.
         """
         if self._isOff:
             return None
@@ -85,14 +85,14 @@ class _Reader:
         try:
             _inotify.remove(self.descriptor, number)
         except INotifyError:
-            # The directory was removed just now.
+            # Ignore the error, because the directory has just been removed.
             pass
 
     def read(self) -> Iterator[tuple[int, int]] | None:
         """
         Read the events that the kernel has queued.
 
-        @return: number and mask of each event; L{None} if there is no event.
+        @return: the number of the watch and the mask of each event; L{None} if there is no event.
         """
         if self.descriptor < 0:
             return None
@@ -113,7 +113,7 @@ class _Reader:
 def eventsIn(data: bytes) -> Iterator[tuple[int, int]]:
     """
     @param data: a block of inotify events (inotify(7)).
-    @return: number and mask of each event.
+    @return: the number of the watch and the mask of each event.
     """
     offset = 0
     while offset + _EVENT.size <= len(data):
@@ -124,11 +124,11 @@ def eventsIn(data: bytes) -> Iterator[tuple[int, int]]:
 
 class MailboxWatch:
     """
-    A watch of one mailbox.
+    The watch of one mailbox by inotify.
 
-    @ivar changes: a number that gets a new value after each change in the mailbox.  No other
-        watch has the same number.
-    @ivar isBroken: whether the watch has ended and reports no more changes.
+    @ivar changes: a number that gets a new value after each change in the mailbox.  Two watches
+        never have the same number.
+    @ivar isBroken: whether the watch has ended, so that it reports no changes any more.
     """
 
     def __init__(self, watches: Inotify, key: Key) -> None:
@@ -143,14 +143,14 @@ class MailboxWatch:
         """
         Process the events that the kernel has queued.
 
-        @return: L{changes}
+        @return: the value of L{changes}.
         """
         self._watches.drain()
         return self.changes
 
     def changed(self) -> None:
         """
-        Record a change, and notify the sessions.
+        Record a change, and tell the sessions.
         """
         self.changes = next(_changes)
         for each in list(self.called):
@@ -159,16 +159,16 @@ class MailboxWatch:
 
 class Inotify:
     """
-    Watches of the mailboxes of one store.  A mailbox has one watch, even if several sessions watch
-    it under different names.  Only for use in the reactor's thread.
+    Watches the mailboxes of one store.  A mailbox has one watch, even if several sessions watch it
+    by different paths.  Use this object in the reactor's thread only.
 
-    Events are read at WAKE instead of at each delivery.  The kernel's queue is bounded, and
-    the kernel reports when it overflows.
+    Events are read at WAKE and not at each delivery.  The kernel keeps them in a queue until then.
+    If the queue overflows, the kernel reports it.
     """
 
     def __init__(self, isOff: bool = False) -> None:
         """
-        @param isOff: watch nothing.
+        @param isOff: whether nothing is watched.
         """
         self._reader = _Reader(isOff)
         self._watches: dict[Key, MailboxWatch] = {}
@@ -181,10 +181,10 @@ class Inotify:
         Watch a mailbox for one session.
 
         @param root: a descriptor of the mailbox.
-        @param folders: the directories in it that hold messages.
+        @param folders: the directories in the mailbox that contain messages.
         @param changed: called after each change.
-        @return: the watch, and a function that ends it for this session; L{None} if
-            inotify cannot watch the mailbox.
+        @return: the watch, and a function that ends the watch for this session; L{None} if inotify
+            cannot watch the mailbox.
         """
         status = os.fstat(root)
         key = status.st_dev, status.st_ino
@@ -206,11 +206,13 @@ class Inotify:
 
     def _begun(self, watch: MailboxWatch, root: int, folders: Iterable[str]) -> MailboxWatch | None:
         for folder in folders:
-            # Watch the open directory, because its path may name another directory now.
+            # Watch the directory by its descriptor, because its path may name another directory
+            # now.
             number = self._reader.add(f"/proc/self/fd/{root}/{folder}", _CHANGES)
-            # A known number belongs to another mailbox that has the same folder.
+            # If the number is known already, it belongs to another mailbox that has the same
+            # folder.
             if number is None or number in self._byNumber:
-                # The mailbox then compares the times of its directories.
+                # Go on without a watch.  The mailbox then compares the times of its directories.
                 self._drop(watch)
                 return None
             watch.numbers.append(number)
@@ -237,7 +239,7 @@ class Inotify:
 
     def process(self, events: Iterable[tuple[int, int]]) -> None:
         """
-        @param events: number and mask of each event.
+        @param events: the number of the watch and the mask of each event.
         """
         for number, mask in events:
             known = self._byNumber.get(number)
@@ -259,7 +261,7 @@ class Inotify:
 @implementer(IReadDescriptor)
 class DirectoryWatcher:
     """
-    Watches directories, and calls back at once when a program sets their times.
+    Watches directories, and calls a function as soon as a program sets the times of a directory.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -271,8 +273,8 @@ class DirectoryWatcher:
         """
         Watch a directory.
 
-        @param touched: called when the times were set, with L{False}; or when the
-            directory was removed and the watch has ended, with L{True}.
+        @param touched: called with L{False} when the times were set.  It is called with L{True}
+            when the directory was removed and the watch has ended.
         @return: a number for L{end}; L{None} if inotify cannot watch the directory.
         """
         wasOpen = self._reader.descriptor >= 0
@@ -312,8 +314,8 @@ class DirectoryWatcher:
 
     def connectionLost(self, reason: Failure) -> None:
         """
-        See L{twisted.internet.interfaces.IFileDescriptor.connectionLost}.  The reactor
-        calls this when it stops.
+        See L{twisted.internet.interfaces.IFileDescriptor.connectionLost}.  The reactor calls this
+        method when it stops.
         """
         self._watched.clear()
         self._stopIfIdle()
@@ -323,7 +325,8 @@ class DirectoryWatcher:
         See L{twisted.internet.interfaces.IReadDescriptor.doRead}.
         """
         for number, mask in self._reader.read() or ():
-            # After an overflow, any directory may have been touched.
+            # Call all functions after an overflow, because the times of any directory may have been
+            # set.
             for each in list(self._watched) if mask & _OVERFLOW else [number]:
                 self._dispatch(each, bool(mask & _GONE))
 
