@@ -1,5 +1,5 @@
 """
-Maildirs.
+Mailboxes that are Maildirs.
 """
 
 from pop3svc.providers.maildir.store import ExpiringMaildirStore, MaildirStore

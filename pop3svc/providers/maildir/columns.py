@@ -1,8 +1,8 @@
 """
-List a large Maildir as columns, if all names have the usual form.
+List a large Maildir as columns.  All names must have the usual form.
 
-With columns, a Maildir of 100,000 messages takes half the time.  The general way in
-L{pop3svc.providers.maildir.scan} is slower, because it makes a tuple for each message.
+For a Maildir of 100,000 messages, this takes half the time of the general way.  The general way is
+in L{pop3svc.providers.maildir.scan}.  It is slower, because it makes a tuple for each message.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pop3svc.providers.maildir.names import parseNames
 
 __all__ = ["listByColumns"]
 
-# The least number of messages.  A Maildir with fewer messages gains nothing.  To measure the gain,
-# set this to a number that no Maildir reaches.
+# The least number of messages.  Columns are not faster for a Maildir with fewer messages.  To
+# measure the gain, set this number so high that no Maildir reaches it.
 LEAST = 1000
 # The most digits of the seconds in a name; see L{parseNames}.
 _DIGITS = 20
@@ -31,15 +31,15 @@ _DIGITS = 20
 
 def listByColumns(scan: Scan, separator: str, sizes: MailboxSizes) -> MailboxSnapshot | None:
     """
-    List messages if all names have the usual form.  There are three conditions.  All names begin
+    List messages if all names have the usual form.  The form has three conditions.  All names begin
     with the same number of digits and a period.  The part of each name before C{separator} is a
     unique-id, and no two are equal.  No unique-id belonged to another message before.
 
-    @param scan: the files.
+    @param scan: the files of the Maildir.
     @param separator: the separator before the flags.
-    @param sizes: for each unique-id the file to which it belongs.
-    @return: the same listing as in the general way; L{None} if there are few messages, or if these
-        need the general way.
+    @param sizes: knows to which file each unique-id belongs.
+    @return: the same listing as in the general way; L{None} if there are few messages, or if a name
+        does not have the usual form.
     """
     read = [name for folder in scan.folders for name in folder.names]
     if not scan.isSure or len(read) < LEAST:
@@ -53,7 +53,8 @@ def listByColumns(scan: Scan, separator: str, sizes: MailboxSizes) -> MailboxSna
     names: list[str] = []
     inodes, folderOf = array("Q"), bytearray()
     hasTies, last = False, ""
-    # Seconds with the same number of digits have the same order as text.
+    # Sort the seconds as text.  This gives the same order, because all have the same number of
+    # digits.
     for some in slices(sortInSlices(list(range(len(read))), read.__getitem__)):
         theirNames = [read[index] for index in some]
         theirBases = [name.partition(separator)[0] for name in theirNames]
@@ -71,7 +72,7 @@ def listByColumns(scan: Scan, separator: str, sizes: MailboxSizes) -> MailboxSna
     if hasTies:
         _orderTies(bases, width, separator, (bases, names, inodes, folderOf))
     if countDistinct(bases) < len(bases):
-        # Several files have the same name.
+        # Use the general way, because several files have the same name.
         return None
     folders = [folder.folder for folder in scan.folders]
     places = PlaceColumns(folders, bytes(folderOf), names, inodes)
@@ -82,8 +83,9 @@ def listByColumns(scan: Scan, separator: str, sizes: MailboxSizes) -> MailboxSna
 
 def _areSeconds(heads: list[str], width: int) -> bool:
     """
-    @param width: the number of characters up to the first period of a name, including this period.
-    @return: whether each text consists of that many characters: ASCII digits and a period.
+    @param width: the number of characters of a name up to its first period, including the period.
+    @return: whether each text consists of C{width} characters, which are ASCII digits and then a
+        period.
     """
     digits, joined = width - 1, "".join(heads)
     if not 1 <= digits <= _DIGITS or len(joined) != width * len(heads):
@@ -101,11 +103,11 @@ def _orderTies(
     bases: list[str], width: int, separator: str, columns: Sequence[MutableSequence[Any]]
 ) -> None:
     """
-    Order messages with the same seconds by their microseconds, and then by their names.
+    Sort messages with the same seconds by their microseconds, and then by their names.
 
-    @param bases: the parts of names before the separator, in the order of their seconds.
+    @param bases: the parts of the names before the separator, in the order of the seconds.
     @param width: see L{_areSeconds}.
-    @param columns: the columns to change, in place.
+    @param columns: the columns.  They are changed in place.
     """
     end = 0
     for _, group in groupby(list(bases), itemgetter(slice(width))):

@@ -46,11 +46,12 @@ log = Logger(namespace="pop3svc")
 
 T = TypeVar("T")
 
-# The errors that are already in the log.
+# The errors that were logged already.
 _faults = Once()
 
-# The number of messages from which the size limit of a mailbox's file of sizes is computed.  If a
-# mailbox is larger, its file of sizes is not read, and an import uses only the names of files.
+# The limit on the size of a mailbox's file of sizes is computed from this number of messages.  If a
+# mailbox has more, its file of sizes is not read.  An import then uses nothing but the names of
+# files.
 _MOST_MESSAGES = 500_000
 
 
@@ -75,8 +76,9 @@ class MaildirDelivery:
         @param executor: runs work in threads.
         @param presence: records which mailboxes have existed.
         @param separator: see L{MaildirStore<pop3svc.providers.maildir.store.MaildirStore>}.
-        @param formatFor: takes a user and the user's Maildir, and returns a format that lists the
-            messages with the unique-ids of a previous server; L{None} if there was no such server.
+        @param formatFor: takes a user and the user's Maildir, and returns a format that lists
+            messages with the unique-ids of the previous server; L{None} if there was no previous
+            server.
         """
         self._formatFor = formatFor
         self._owners = owners
@@ -124,8 +126,8 @@ class MaildirDelivery:
     ) -> list[DeliveryError | None]:
         """
         See L{pop3svc.interfaces.IDelivery.deliver}.  The copies are stored one after the other,
-        because all read the same file.  If the call is cancelled, the copies that were not stored
-        get an error.
+        because all of them are read from the same file.  If the call is cancelled, each copy that
+        was not stored gets an error.
         """
         results: list[DeliveryError | None] = []
         isOver = False
@@ -153,7 +155,7 @@ class MaildirDelivery:
         except DeliveryError as error:
             return error
         except POP3ResponseError:
-            # No thread is free, or a thread that works on this mailbox hangs.
+            # Either no thread is free, or a thread that works on this mailbox hangs.
             return StoreUnavailable("The mailbox is not available now.")
         except OSError as error:
             self._report("store a message in", place, error)
@@ -174,8 +176,8 @@ class MaildirDelivery:
 
     def _store(self, place: Root, copy: DeliveryCopy, content: BinaryIO) -> None:
         """
-        @raise DeliveryError: the message was not stored.
-        @raise OSError: the message was not stored.
+        @raise DeliveryError: the message was not stored because of an error of a file.
+        @raise OSError: the message was not stored for another reason.
         """
         root = self._open(place)
         try:
@@ -195,13 +197,13 @@ class MaildirDelivery:
 
     def _open(self, place: Root) -> int:
         """
-        @return: a descriptor of the Maildir, which is created if it does not exist.
+        @return: a descriptor of the Maildir.  If the Maildir does not exist, it is created.
         """
         root = place.open()
         try:
             if root is not None and all(_has(root, each) for each in ("new", "cur")):
                 return root
-            # A directory without these two may be a mount point.
+            # If "new" or "cur" is missing, the directory may be a mount point.
             if not self._presence.mayBeMade(place.path):
                 if _faults.isFirst((place.path, "missing")):
                     log.error(
@@ -248,7 +250,8 @@ class MaildirDelivery:
         if fileUID() == 0:
             around = os.fstat(root)
             owner = around.st_uid, around.st_gid
-        # Set the file's time, because it orders messages whose names contain no time.
+        # Set the time of the file.  It determines the order of messages whose names contain no
+        # time.
         modified = None if microseconds is None else microseconds * 1000
         written = writeMessage(source, name, copy.header, content, owner, modified)
         try:
@@ -275,9 +278,9 @@ class MaildirDelivery:
 
 class _KnownIDs:
     """
-    The names that messages of one mailbox have, or had before.
+    The names that messages of a mailbox have or had before.
 
-    @ivar former: the unique-ids of the messages that a previous server has numbered.
+    @ivar former: the unique-ids that the previous server has given to messages.
     """
 
     def __init__(self, separator: str, former: Container[str]) -> None:
@@ -291,10 +294,10 @@ class _KnownIDs:
         """
         @param root: a descriptor of the Maildir.
         @param new: a descriptor of C{new}.
-        @return: whether the mailbox has, or had before, a message with this name.
+        @return: whether the mailbox has or had a message with this name.
         """
         try:
-            # Names in "new" have no flags.
+            # Compare the whole name in "new", because names in this directory have no flags.
             os.stat(base, dir_fd=new, follow_symlinks=False)
         except FileNotFoundError:
             pass
@@ -308,7 +311,7 @@ class _KnownIDs:
 
     def _look(self, root: int) -> None:
         """
-        List C{cur}, if it has changed.
+        List C{cur} if it has changed.
         """
         current = openBelow("cur", root)
         try:
@@ -319,7 +322,7 @@ class _KnownIDs:
         finally:
             closeQuietly(current)
         self._bases = {base for base, _, _ in parseNames(places, self._separator)}
-        # Forget the times if a later change might not change them.
+        # Forget the times if they are so new that a further change might leave them as they are.
         self._stamp = stamp if areStampsTrustworthy([stamp]) else None
 
 

@@ -1,6 +1,6 @@
 """
-Delete the old messages of Maildirs.  For each directory of Maildirs, only one process at a time
-does this.
+Delete old messages from Maildirs.  No two processes do this in the same directory of Maildirs at
+the same time.
 """
 
 from __future__ import annotations
@@ -39,17 +39,18 @@ __all__ = ["Expiry", "arrivalOf"]
 
 log = Logger(namespace="pop3svc")
 
-# The errors that are already in the log.
+# The errors that were logged already.
 _faults = Once()
 
 T = TypeVar("T")
 
 _DAY = 86_400
-# Seconds after which a file in "tmp" belongs to no delivery: 36 hours, as maildir(5) says.
+# 36 hours in seconds.  A file in "tmp" that is older belongs to no delivery (maildir(5)).
 _UNFINISHED = 129_600
 _FOLDERS = ("new", "cur")
 _SECONDS = re.compile(r"([0-9]{1,15})\.")
-# The file that a round locks.  Its time of modification is the beginning of the latest round.
+# The name of the file that a round locks.  Its time of modification is the beginning of the latest
+# round.
 MARK = ".pop3svc-expiry"
 _EXPLANATION = b"pop3svc deletes old mail; the time of this file is the start of the last round.\n"
 
@@ -57,13 +58,13 @@ _EXPLANATION = b"pop3svc deletes old mail; the time of this file is the start of
 def arrivalOf(name: str, modified: float) -> float:
     """
     @param name: the name of a message's file.
-    @param modified: the time of modification of the file, seconds since the epoch.
-    @return: the time from which the age of a message counts, seconds since the epoch.  It is the
-        later of two times: the one at the beginning of the name, and that of the modification.  A
+    @param modified: the time of modification of the file in seconds since the epoch.
+    @return: the time from which the age of a message counts, in seconds since the epoch.  It is the
+        time at the beginning of the name or the time of modification, whichever is later.  A
         program that copies a message to a mailbox writes the present time into the name, and keeps
         the time of the file.  A message that was restored from a backup has an old name.  In both
-        cases the message has certainly been in the mailbox since the later time.  The capability
-        EXPIRE promises a minimum (RFC 2449 section 6.7).
+        cases the message may have come into the mailbox as late as the later time.  This time
+        counts, because the capability EXPIRE promises a minimum (RFC 2449 section 6.7).
     """
     found = _SECONDS.match(name)
     return modified if found is None else max(modified, float(found[1]))
@@ -72,13 +73,14 @@ def arrivalOf(name: str, modified: float) -> float:
 @dataclass
 class _Round:
     """
-    The counts of one round.
+    The numbers of messages, Maildirs and files of one round.
 
-    @ivar messages: number of deleted messages.
-    @ivar mailboxes: number of Maildirs from which messages were deleted.
-    @ivar files: number of files that were removed from C{tmp}.
-    @ivar inUse: number of Maildirs with old messages that a session had locked.
-    @ivar failed: number of Maildirs that could not be read or changed.
+    @ivar messages: the number of deleted messages.
+    @ivar mailboxes: the number of Maildirs from which messages were deleted.
+    @ivar files: the number of files that were removed from C{tmp}.
+    @ivar inUse: the number of Maildirs with old messages that were skipped because a session had
+        locked them.
+    @ivar failed: the number of Maildirs that could not be read or changed.
     @ivar isOver: whether all Maildirs were visited.
     """
 
@@ -92,23 +94,24 @@ class _Round:
 
 class Expiry:
     """
-    Deletes the messages of the Maildirs of a store that are older than a number of days, and the
-    files in C{tmp} that deliveries have left.
+    Deletes messages from the Maildirs of a store if they are older than a number of days.  It also
+    deletes files that deliveries have left in C{tmp}.
     """
 
-    # Seconds from the beginning of one round to the next, for all processes together; seconds
-    # between two checks whether a round is due; and seconds from the start to the first check.
+    # Times in seconds.  INTERVAL is the time from the beginning of a round to the next one, even if
+    # another process does it.  CHECK is the time between two checks of whether a round is due.
+    # FIRST is the time from the start to the first check.
     INTERVAL, CHECK, FIRST = 21_600.0, 600.0, 2.0
-    # The most Maildirs that a thread visits at once, and the seconds between two visits.  The
-    # pauses leave the disk and the thread to sessions.
+    # A thread visits at most VISITED Maildirs, then pauses for PAUSE seconds.  In the pauses
+    # sessions can use the disk and the thread.
     VISITED, PAUSE = 20, 0.05
-    # The most messages that are deleted at once, so that a login waits only a short time for the
-    # lock.
+    # The most messages that are deleted at a time.  With this limit a login need not wait long for
+    # the lock.
     BATCH = 500
-    # If the latest round is more seconds ago than this, or as far in the future, the clock may be
-    # wrong.  With a clock that is far ahead, all messages would be deleted.
+    # If the latest round was more than this number of seconds ago, or is as far in the future, the
+    # clock may be wrong.  If the clock is far ahead, all messages look old and would be deleted.
     DOUBT = 604_800.0
-    # Seconds that one step may take.  A large mailbox on a slow disk needs less time.
+    # The time limit of a step in seconds.  A large mailbox on a slow disk needs less time.
     TIMEOUT = 300.0
 
     def __init__(
@@ -122,10 +125,10 @@ class Expiry:
     ) -> None:
         """
         @param owners: finds the rights of users.
-        @param days: the age from which messages are deleted.
-        @param open: takes a user and the user's Maildir, and returns the mailbox.  Its lock asks no
-            other session to release it.
-        @raise ValueError: the paths of the Maildirs do not show which users they belong to.
+        @param days: the age in days from which messages are deleted.
+        @param open: takes a user and the user's Maildir, and returns the mailbox.  The lock of this
+            mailbox must not ask another session to release the mailbox.
+        @raise ValueError: the paths of the Maildirs do not show to which users they belong.
         """
         template.requireUsers()
         self._template = template
@@ -135,14 +138,14 @@ class Expiry:
         self._executor = executor
         self._clock = clock
         self._mark = os.path.join(template.base, MARK)
-        # The beginning of the round, seconds since the epoch.
+        # The time at which the round began, in seconds since the epoch.
         self._begun = 0.0
         self._timer: IDelayedCall | None = None
         self._running: Deferred[None] | None = None
 
     def start(self) -> None:
         """
-        Begin the rounds.
+        Begin to do rounds.
         """
         if self._clock is None:
             from twisted.internet import reactor
@@ -152,8 +155,8 @@ class Expiry:
 
     def stop(self) -> None:
         """
-        End the rounds.  A deletion that has begun is carried out, or completed at the next login,
-        whatever happens to the process.
+        Do no further rounds.  A deletion that has begun is not undone.  If the process ends before
+        the deletion, the next login completes it.
         """
         if self._timer is not None:
             self._timer.cancel()
@@ -178,14 +181,14 @@ class Expiry:
         return await callWithTimeout(call, *arguments, clock=self._clock, timeout=self.TIMEOUT)
 
     def _inThread(self, work: Callable[..., T], *arguments: Any, **named: Any) -> Deferred[T]:
-        # The group of each file system is separate, so a dead file system takes no threads from
-        # another one.
+        # Use a separate group for each file system, so that a dead file system takes no threads
+        # from the others.
         group = self._template.base, self._mark
         return self._executor.run(work, *arguments, group=group, **named)
 
     async def run(self) -> None:
         """
-        Do one round, unless another process is doing one, or has recently begun one.
+        Do a round, unless another process is doing a round or has begun one recently.
         """
         try:
             mark = await self._call(lambda: self._inThread(self._take, abandoned=_close))
@@ -198,7 +201,7 @@ class Expiry:
                 )
             return
         except (POP3ResponseError, CallTimeout):
-            # The file system does not answer, or all threads are busy.  Try again later.
+            # Try again later, because the file system does not answer, or all threads are busy.
             return
         if mark is None:
             return
@@ -214,7 +217,7 @@ class Expiry:
                 error=error.strerror,
             )
         finally:
-            # This releases the lock.
+            # Close the file, which releases the lock.
             closeQuietly(mark)
             self._report(round)
 
@@ -257,8 +260,8 @@ class Expiry:
         failed: Callable[[Root, OSError], object],
     ) -> None:
         """
-        Expire the next Maildirs, each with the rights of its user.  The service itself may have no
-        permission to read these Maildirs.
+        Expire the next Maildirs.  Use each with the rights of its user, because the service itself
+        may not be allowed to read it.
         """
         batch = await self._call(self._inThread, lambda: list(islice(mailboxes, self.VISITED)))
         round.isOver = len(batch) < self.VISITED
@@ -266,7 +269,7 @@ class Expiry:
             try:
                 found = await self._call(self._owners.find, username)
                 if found is None:
-                    # No user of this store has this directory.
+                    # Skip the directory, because it does not belong to a user of this store.
                     continue
                 executor = executorFor(self._executor, found.user)
                 group = place.base, place.path
@@ -283,7 +286,7 @@ class Expiry:
 
     async def _expire(self, username: str, found: Owned, round: _Round) -> None:
         """
-        Delete the old messages of a Maildir, unless a session has locked it.
+        Delete old messages from a Maildir, unless a session has locked it.
         """
         isWanted = False
 
@@ -308,13 +311,13 @@ class Expiry:
         try:
             await self._call(mailbox.listMessageUniqueIDs, None)
             old = await self._call(mailbox.select, self._isOld)
-            # If a session waits for the mailbox, the next round deletes the rest.
+            # Stop if a session waits for the mailbox.  The next round deletes the rest.
             while old and not isWanted:
                 await self._call(mailbox.messageDelete, None, old[: self.BATCH])
                 deleted += len(old[: self.BATCH])
                 del old[: self.BATCH]
         except (POP3ResponseError, CallTimeout):
-            # The mailbox has logged the error.
+            # The mailbox has already logged the error.
             round.failed += 1
         finally:
             mailbox.unlock(None)
@@ -327,7 +330,8 @@ class Expiry:
         """
         Begin a round.
 
-        @return: a descriptor, which has a lock until it is closed; L{None} if no round is due.
+        @return: a descriptor of the file; L{None} if no round is due.  The file is locked until the
+            descriptor is closed.
         @raise OSError: the file cannot be used.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -343,7 +347,7 @@ class Expiry:
                 return None
             status = os.fstat(mark)
             self._begun = time.time()
-            # A file without content is new.
+            # If the file is empty, it was created just now.
             if status.st_size and not self._isDue(self._begun - status.st_mtime):
                 closeQuietly(mark)
                 return None
@@ -357,8 +361,8 @@ class Expiry:
 
     def _isDue(self, age: float) -> bool:
         """
-        @param age: the seconds since the beginning of the latest round; negative if the clock was
-            set back.
+        @param age: the number of seconds since the beginning of the latest round.  It is negative
+            if the clock was set back.
         """
         if abs(age) < self.DOUBT:
             return not 0 <= age < self.INTERVAL
@@ -379,9 +383,9 @@ class Expiry:
         failed: Callable[[Root, OSError], object],
     ) -> tuple[str, Root] | None:
         """
-        Visit the next Maildirs, without locking them, until one of them has old messages.
+        Visit the next Maildirs until one of them has old messages.  Do not lock them.
 
-        @return: the user and the Maildir; L{None} if the visited Maildirs have none.
+        @return: the user and the Maildir; L{None} if the visited Maildirs have no old messages.
         """
         visited = 0
         for username, place in islice(mailboxes, self.VISITED):
@@ -398,7 +402,7 @@ class Expiry:
 
     def _visit(self, place: Root, round: _Round) -> bool:
         """
-        Remove the files that deliveries have left in C{tmp}.
+        Visit a Maildir, and remove the files that deliveries have left in its C{tmp}.
 
         @return: whether the Maildir has old messages.
         """
@@ -411,7 +415,8 @@ class Expiry:
                     for folder in _FOLDERS:
                         opened[folder]
                 except FileNotFoundError:
-                    # The directory is not a Maildir, or its file system is not mounted.
+                    # Skip the directory, because it is not a Maildir, or its file system is not
+                    # mounted.
                     return False
                 round.files += _removeUnfinished(root, self._begun - _UNFINISHED)
                 return any(
@@ -427,9 +432,10 @@ class Expiry:
         """
         @return: whether a message has to be deleted.
         """
-        # Use the time of the round's beginning, because the clock may be set during the round.
+        # Use the time at which the round began, because the clock may be set during the round.
         before = self._begun - self._days * _DAY
-        # The times in most names are late enough, so that most files need no stat().
+        # Look at the name first.  Most names contain a time that is late enough, and then no stat()
+        # is needed.
         if arrivalOf(place[1], 0.0) >= before:
             return False
         status = opened.status(place)
@@ -446,8 +452,8 @@ def _removeUnfinished(root: int, before: float) -> int:
     Remove the files from C{tmp} that nobody has read or changed for 36 hours.
 
     @param root: a descriptor of a Maildir.
-    @param before: 36 hours before the beginning of the round, seconds since the epoch.
-    @return: the number of files.
+    @param before: the time 36 hours before the beginning of the round, in seconds since the epoch.
+    @return: the number of removed files.
     """
     try:
         tmp = openBelow("tmp", root)
@@ -456,13 +462,14 @@ def _removeUnfinished(root: int, before: float) -> int:
     removed = 0
     try:
         for name in os.listdir(tmp):
-            # Skip these files, because a removal on a full disk keeps messages in "tmp".
+            # Skip files with these prefixes, because a removal on a full disk moves messages to
+            # "tmp".
             if name.startswith(OWN_NAMES):
                 continue
             with suppress(FileNotFoundError):
                 status = os.lstat(name, dir_fd=tmp)
-                # A delivery may have set the file's time of modification to the time of the
-                # message.
+                # Look at the other times as well, because a delivery may have set the time of
+                # modification to the time of the message.
                 latest = max(status.st_atime, status.st_mtime, status.st_ctime)
                 if stat.S_ISREG(status.st_mode) and latest < before:
                     os.unlink(name, dir_fd=tmp)

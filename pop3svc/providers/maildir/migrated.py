@@ -1,12 +1,12 @@
 """
-Keep the unique-ids that the previous server of a Maildir sent to its clients.
+Keep the unique-ids that the previous server of a Maildir has sent to its clients.
 
-The first complete listing copies these unique-ids to the file C{pop3svc-uidl} of the Maildir.  From
-then on the previous server's file is not needed, and changes of that file have no effect.  A
-unique-id that this service has sent to a client stays the same, even if the previous server still
-numbers new mail for IMAP.  The first line of the copy has its version, a checksum and the settings.
-Then follows a line for each message, in the order of message numbers: the unique-id, a blank and
-the base name.
+The first complete listing copies these unique-ids to the file C{pop3svc-uidl} in the Maildir.
+After that, the file of the previous server is not needed, and changes of it have no effect.  A
+unique-id that this service has sent to a client therefore stays the same, even if the previous
+server still gives numbers to new mail for IMAP.  The first line of the copy contains its version, a
+checksum and the settings.  The other lines are for one message each, in the order of message
+numbers.  Such a line contains the unique-id, a space and the base name.
 """
 
 from __future__ import annotations
@@ -47,41 +47,42 @@ from pop3svc.threadpool import mustStop
 __all__ = ["COPY", "FormerServer", "KeptIDs", "MigratedMaildir"]
 
 log = Logger(namespace="pop3svc")
-# The texts about Maildirs that are already in the log.
+# The texts about Maildirs that were logged already.
 _logged = Once()
 
 COPY = "pop3svc-uidl"
-# The file that replaces the copy.  Its name is always the same, so that killed services leave at
-# most one such file.
+# The new file, before it replaces the copy.  The name is always the same, so that processes that
+# are killed leave at most one such file.
 _NEXT = "pop3svc-uidl.new"
 _VERSION = "pop3svc-uidl 1"
-# The directories of INBOX below a directory of control files, in Dovecot's layouts Maildir++ and
-# fs.  If neither exists, the file is in the directory of control files itself.
+# Dovecot's directory for the control files of INBOX is one of these two, for the layouts Maildir++
+# and fs.  If neither exists, the file is in the directory above.
 _INBOXES = (".INBOX", "INBOX")
-# The most attempts to read a file that changes during the reading.
+# The most attempts to read a file that changes while it is read.
 _READS = 5
-# The most messages of all mailboxes together whose unique-ids are in memory, some 400 octets
-# each.  The latest mailbox stays even if it alone has more.
+# The most messages in the cache, of all Maildirs together.  A message takes some 400 octets.  The
+# Maildir that was added last stays in the cache even if it has more messages.
 _BOUND = 300_000
-# A value that sorts before all times of delivery, because messages with an old number come first.
+# A value that is less than all times of delivery.  Messages that have an old number get it, because
+# they come first.
 _FIRST = -(1 << 63)
 
-# The values that sort a message by its old number: a
-# L{MessageRef<pop3svc.providers.files.folders.MessageRef>} without the place.
+# A L{MessageRef<pop3svc.providers.files.folders.MessageRef>} without the place.  Messages are
+# sorted by these values, so that they come in the order of their old numbers.
 _Head = tuple[int, int, str, str]
 
 
 class KeptIDs:
     """
-    The unique-ids that the messages of one Maildir keep.
+    The unique-ids that the messages of a Maildir have from the previous server.
 
-    @ivar heads: the first values of the
-        L{MessageRef<pop3svc.providers.files.folders.MessageRef>} of each message, by base name.
+    @ivar heads: for the base name of each message: the values of its
+        L{MessageRef<pop3svc.providers.files.folders.MessageRef>} without the place.
     """
 
     def __init__(self, uniqueIDs: Mapping[str, str]) -> None:
         """
-        @param uniqueIDs: unique-ids by base name, in the order of message numbers.
+        @param uniqueIDs: the unique-ids by base name, in the order of message numbers.
         """
         self.heads: dict[str, _Head] = {
             base: (_FIRST, number, base, uniqueID)
@@ -91,8 +92,8 @@ class KeptIDs:
 
     def uniqueIDFor(self, base: str) -> str:
         """
-        @return: the unique-id that the previous server gave to the message, or else a unique-id
-            that the previous server gave to no message.
+        @return: the unique-id that the previous server has given to the message.  If it has given
+            none, the result is a unique-id that it has given to no other message.
         """
         head = self.heads.get(base)
         if head is not None:
@@ -104,9 +105,9 @@ class KeptIDs:
 @dataclass(frozen=True)
 class _Cached:
     """
-    @ivar copy: the stamp of the copy when it was read; L{None} if there was no copy.
-    @ivar former: the stamp of the previous server's file, if the unique-ids come from that file; an
-        empty stamp if the file must be read again.
+    @ivar copy: the stamp that the copy had when it was read; L{None} if there was no copy.
+    @ivar former: the stamp of the previous server's file; L{None} if the unique-ids do not come
+        from this file.  The stamp is empty if the file must be read again.
     """
 
     kept: KeptIDs
@@ -117,8 +118,8 @@ class _Cached:
 
 class _Cache:
     """
-    Cache of the unique-ids of a store's Maildirs.  It drops the least recently used Maildirs.
-    Thread-safe.
+    A cache of the unique-ids of a store's Maildirs.  If it is full, it drops the Maildirs that were
+    not used for the longest time.  The cache is thread-safe.
     """
 
     def __init__(self) -> None:
@@ -148,15 +149,15 @@ class FormerServer:
     """
     The previous server of the Maildirs of a store.
 
-    @ivar source: a text that identifies the settings.
+    @ivar source: a text that is different for different settings.
     """
 
     def __init__(self, scheme: Scheme, control: str, readOnly: bool) -> None:
         """
-        @param control: the path, with placeholders, of the directory that holds the server's file;
-            empty if the Maildir holds it.
-        @param readOnly: write no copies.
-        @raise ValueError: a sentence for the operator.
+        @param control: the path of the directory that contains the server's file, with
+            placeholders; empty if the Maildir contains the file.
+        @param readOnly: whether no copies are written.
+        @raise ValueError: C{control} cannot be used.  The text is a sentence for the operator.
         """
         self.scheme = scheme
         self.readOnly = readOnly
@@ -171,7 +172,7 @@ class FormerServer:
 
     def maildirOf(self, username: str, maildir: Root) -> MigratedMaildir:
         """
-        @param maildir: the Maildir of this user.
+        @param maildir: the path of this user's Maildir.
         """
         if self._control is None:
             return MigratedMaildir(self, maildir.path, maildir, True)
@@ -186,17 +187,17 @@ class _Copy(NamedTuple):
 
 class MigratedMaildir:
     """
-    One Maildir of a L{FormerServer}.
+    A Maildir whose previous server is a L{FormerServer}.
     """
 
     def __init__(
         self, server: FormerServer, path: str, place: Root | None, isInMaildir: bool
     ) -> None:
         """
-        @param path: the Maildir, for messages to the operator.
-        @param place: the directory that holds the server's file; L{None} if this user has no such
-            directory.
-        @param isInMaildir: whether that directory is the Maildir.
+        @param path: the path of the Maildir, for messages to the operator.
+        @param place: the directory that contains the server's file; L{None} if this user has no
+            such directory.
+        @param isInMaildir: whether this directory is the Maildir itself.
         """
         self._server = server
         self._path = path
@@ -206,12 +207,12 @@ class MigratedMaildir:
 
     def kept(self, root: int, places: Callable[[], Mapping[str, Place]], isSure: bool) -> KeptIDs:
         """
-        Find the unique-ids that messages keep.  Reads files only if their stamps have changed.
+        Find the unique-ids that messages keep.  A file is read again only if its stamp has changed.
         Blocks.
 
         @param root: a descriptor of the Maildir.
-        @param places: returns the place of each message, by base name.
-        @param isSure: whether these are all messages.
+        @param places: returns the places of the messages by base name.
+        @param isSure: whether these are the places of all messages.
         @raise OSError: a file cannot be read.
         """
         key, cache = keyOf(root), self._server.cache
@@ -243,12 +244,13 @@ class MigratedMaildir:
     ) -> _Cached:
         """
         @param stamp: the stamp of the copy.
-        @param copy: a copy that was made with other settings.
+        @param copy: a copy that was made with other settings; L{None} if there is none.
         """
         former, data = self._readFormer(root)
         if data is None:
             if copy is not None:
-                # The operator has removed the files of the previous server.
+                # Use the copy with other settings, because the operator has removed the files of
+                # the previous server.
                 return _Cached(KeptIDs(copy.uniqueIDs), stamp, isCopy=True)
             kept = Kept({})
         else:
@@ -262,8 +264,8 @@ class MigratedMaildir:
             self._logNew(kept)
         ids = KeptIDs(kept.uniqueIDs)
         if self._server.readOnly or not isSure or not places:
-            # Write no copy, because no client has got a unique-id yet, or not all messages were
-            # found.
+            # Write no copy if the store is read-only, if not all messages were found, or if there
+            # are no messages.
             return _Cached(ids, stamp, former)
         try:
             stamp = _writeCopy(root, self._server.source, kept.uniqueIDs)
@@ -311,8 +313,9 @@ class MigratedMaildir:
 
     def _readFormer(self, root: int) -> tuple[FileStamp | tuple[()] | None, bytes | None]:
         """
-        @return: the stamp and the content of the previous server's file; L{None} if the file does
-            not exist.  The stamp is empty if a later change of the file might not change the stamp.
+        @return: the stamp and the content of the previous server's file.  Both are L{None} if the
+            file does not exist.  The stamp is empty if it is so new that a further change of the
+            file might not change it.
         @raise OSError: the file cannot be read.
         """
         try:
@@ -335,21 +338,22 @@ class MigratedMaildir:
         return stamp if areStampsTrustworthy([stamp]) else (), data
 
     def _unreadable(self, error: OSError) -> OSError:
-        # Without the old unique-ids, all clients would download all messages again.
+        # Refuse the session, because without the old unique-ids the client would download all
+        # messages again.
         return OSError(error.errno, f"{self._file} cannot be read: {error.strerror}")
 
     # --- the copy ---------------------------------------------------------------------------
 
     def _readCopy(self, root: int) -> _Copy | None:
         """
-        @return: L{None} if the copy is damaged.
+        @return: the copy; L{None} if it is damaged.
         @raise OSError: the copy cannot be read.
         """
         try:
             with open(openRegular(COPY, root), "rb") as file:
                 data = file.read(LARGEST + 1)
         except FileNotFoundError:
-            # The copy is a link, which a user has made.
+            # The copy counts as damaged, because it is a link that a user has made.
             return None
         except OSError as error:
             raise OSError(error.errno, f"{self._path}/{COPY} cannot be read: {error.strerror}")
@@ -370,7 +374,7 @@ class MigratedMaildir:
 
     def _log(self, text: str, error: Exception | None = None) -> None:
         """
-        Log a text about this Maildir, but only once.
+        Log a text about this Maildir, unless it was logged before.
         """
         reason = error.strerror if isinstance(error, OSError) else str(error)
         if _logged.isFirst((self._path, text, reason)):
@@ -386,7 +390,8 @@ def _stampAt(name: str, directory: int) -> FileStamp | None:
 
 def _valueIn(opened: OpenFolders, places: Mapping[str, Place], base: str) -> str | None:
     """
-    @return: the value of the header C{X-UIDL} of a message; L{None} if its file does not exist.
+    @return: the value of the field C{X-UIDL} of a message; L{None} if the file of the message does
+        not exist.
     @raise OSError: the message was renamed meanwhile, or the work was cancelled.
     """
     place = places.get(base)
@@ -397,7 +402,8 @@ def _valueIn(opened: OpenFolders, places: Mapping[str, Place], base: str) -> str
     try:
         descriptor, _ = openFile(place[1], opened[place[0]])
     except FileNotFoundError:
-        # If its header could not be read, the message would get another unique-id for ever.
+        # Stop the import, because a message whose header cannot be read would get another unique-id
+        # for ever.
         raise OSError(errno.EBUSY, "messages are renamed meanwhile")
     with open(descriptor, "rb", buffering=0) as file:
         return valueInHeader(file.read(HEADER))
@@ -415,7 +421,7 @@ def _parseCopy(data: bytes) -> _Copy | None:
         uniqueIDs = {base: uniqueID for uniqueID, base in pairs}
     except (ValueError, IndexError):
         return None
-    # The owner of the Maildir may put any file there.
+    # Check everything, because the owner of the Maildir may put any file there.
     ids = [pair[0] for pair in pairs]
     isLegal = areUniqueIDs(ids) and countDistinct(ids) == len(ids) == len(uniqueIDs)
     if not isinstance(source, str) or not isLegal or any(map(isDerived, ids)):
@@ -425,10 +431,10 @@ def _parseCopy(data: bytes) -> _Copy | None:
 
 def _writeCopy(root: int, source: str, uniqueIDs: Mapping[str, str]) -> FileStamp:
     """
-    Write the copy atomically and durably, because no client may see the unique-ids before they are
-    durable.
+    Write the copy.  The write is atomic and durable, because no client may see the unique-ids
+    before they are durable.
 
-    @return: its stamp.
+    @return: the stamp of the copy.
     """
     lines = [f"{uniqueID} {base}\n" for base, uniqueID in uniqueIDs.items()]
     body = os.fsencode("".join(lines))

@@ -22,31 +22,32 @@ __all__ = [
     "sizesIn",
 ]
 
-# Separators before the flags of a file name: ":" in the Maildir specification, and another
-# character on file systems that do not allow ":".
+# The separators that may come before the flags in a file's name.  The Maildir specification
+# requires ":".  The others are for file systems that do not allow ":".
 SEPARATORS = ":;!-_+"
 _FLAGS = re.compile(rf"([{re.escape(SEPARATORS)}])2,[A-Za-z]*")
-# The size with CRLF, which Dovecot and maildrop write after the size on disk.
+# Finds the size with CRLF line ends.  Dovecot and maildrop write it after the size of the file.
 _SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])[^/]*/")
 
-# The part of a name before the flags, and the seconds and microseconds of delivery in that part;
-# empty if the part has none.
+# The part of a name before the flags, and the seconds and the microseconds of delivery in this
+# part.  The last two are empty if the part does not contain them.
 ParsedName = tuple[str, str, str]
 
 
 @lru_cache(len(SEPARATORS))
 def _nameWith(separator: str) -> re.Pattern[str]:
     """
-    @return: a pattern for names such as "1600000000.M123456P789.host:2,S", joined by "/"
-        because one call matches many.  Its groups are the part before the flags, and the seconds
-        and microseconds in that part, if present.
+    @return: a pattern for names such as "1600000000.M123456P789.host:2,S".  The names are joined by
+        "/", so that one call matches many of them.  The groups of the pattern are the part before
+        the flags, and the seconds and the microseconds in this part.
     """
     no = f"[^{re.escape(separator)}/]"
     seconds = rf"([0-9]{{1,20}})\.(?:[^.{re.escape(separator)}/]*?M([0-9]{{1,20}}))?"
     return re.compile(rf"((?:{seconds})?{no}*)[^/]*/")
 
 
-# Names that one call parses, so that it holds the interpreter lock only for some milliseconds.
+# The most names that one call parses.  The call holds the interpreter's lock, so it must end after
+# some milliseconds.
 _SLICE = 10_000
 
 
@@ -59,15 +60,15 @@ def parseNames(places: Sequence[Place], separator: str) -> list[ParsedName]:
     found: list[ParsedName] = []
     for first in range(0, len(places), _SLICE):
         names = [place[1] for place in places[first : first + _SLICE]]
-        # No file name contains a slash.
+        # Join the names by slashes, because the name of a file never contains a slash.
         found += findAll("/".join([*names, ""]))
     return found
 
 
 def separatorOf(places: Iterable[Place]) -> str:
     """
-    @return: the separator before the flags: C{:}, unless all names in C{cur} have the
-        same other separator.
+    @return: the separator before the flags.  It is C{:}, unless all names in C{cur} have the same
+        other separator.
     """
     found = ""
     for folder, name, _ in places:
@@ -82,12 +83,13 @@ def separatorOf(places: Iterable[Place]) -> str:
 
 def sizesIn(names: Sequence[str]) -> list[int | None]:
     """
-    @return: for each name of a file the message's size in it, in octets as sent; L{None} if the
-        name contains no size.
+    @return: for each name of a file, the size of the message according to the name, in octets with
+        CRLF; L{None} if the name contains no size.
     """
     sizes: list[int | None] = []
     for some in slices(names):
-        # No file name contains a slash, and a match extends to the next one.
+        # Join the names by slashes, because the name of a file never contains a slash.  A match of
+        # the pattern ends at the next slash.
         found = _SIZE.findall("/".join([*some, ""]))
         if len(found) == len(some):
             sizes += map(int, found)
@@ -98,13 +100,13 @@ def sizesIn(names: Sequence[str]) -> list[int | None]:
 
 def nameWithUniqueID(uniqueID: str, separator: str = "") -> str:
     """
-    @param separator: the separator before the flags; empty: not known.
-    @return: the name of a file that has this unique-id.  If no name can have it, another name,
-        which is always the same for this unique-id.
+    @param separator: the separator before the flags; empty if it is not known.
+    @return: a name for a file whose message gets this unique-id.  If there is no such name, the
+        result is another name.  It is always the same for the same unique-id.
     """
     isName = not uniqueID.startswith(".") and "/" not in uniqueID
     isPlain = isName and (separator or ":") not in uniqueID
-    # The service finds out the separator, and one of these characters may be the separator.
+    # The separator is not known, so it may be any of these characters.
     mayHaveFlags = any(f"{each}2," in uniqueID for each in SEPARATORS)
     if isPlain and not mayHaveFlags and uniqueIDFor(uniqueID) == uniqueID:
         return uniqueID

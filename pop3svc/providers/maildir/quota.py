@@ -1,5 +1,6 @@
 """
-The Maildir++ quota file: check its limit for new messages, and record deliveries and deletions.
+Use the quota file of Maildir++.  This module checks the limits for new messages, and records
+deliveries and deletions.
 """
 
 from __future__ import annotations
@@ -20,24 +21,23 @@ from pop3svc.providers.files.deletion import Place
 __all__ = ["checkQuota", "recordDeletion", "recordDelivery"]
 
 _NAME = "maildirsize"
-# The first line: octets, messages, or both.
+# The form of the first line.  It limits the octets, the messages, or both.
 _QUOTA = re.compile(rb"[0-9]+[SC](?:,[0-9]+[SC])?\n")
 _SIZE = re.compile(r",S=([0-9]{1,15})(?![0-9])")
 _LIMIT = re.compile(rb"([0-9]{1,18})([SC])")
-# Each other line: octets and messages, which may be padded with blanks.
+# The form of the other lines: octets and messages, which may be padded with spaces.
 _CHANGE = re.compile(rb" *(-?[0-9]{1,18}) +(-?[0-9]{1,18}) *")
-# The use is counted again if the file is longer than the first number (octets).  The use is also
-# counted again if the mailbox seems full, because the file may be wrong.  This second count is left
-# out if the file is younger than the second number (seconds), and has not changed since the last
-# count.
+# The messages are counted again if the file has more than _LONGEST octets.  They are also counted
+# again if the mailbox seems full, because the file may be wrong.  This is not necessary if the last
+# count was less than _OLDEST seconds ago and the file has not changed since then.
 _LONGEST = 5120
 _OLDEST = 900
 
 
 def recordDeletion(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
     """
-    Add a line for removed files to C{maildirsize}, if the Maildir has this file.  If the line
-    cannot be written, remove C{maildirsize}, so that the next delivery recalculates it.  Blocks.
+    If the Maildir has the file C{maildirsize}, add a line for removed messages.  If the line cannot
+    be written, remove C{maildirsize}, so that the next delivery counts the messages again.  Blocks.
 
     @param root: a descriptor of the Maildir.
     """
@@ -55,7 +55,8 @@ def recordDeletion(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> 
             if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
                 return
             if _QUOTA.match(os.pread(descriptor, 64, 0)) is None:
-                # The file is damaged; the next delivery recalculates it.
+                # Ignore the error.  The file is damaged, and the next delivery counts the messages
+                # again.
                 return
             line = b"%d %d\n" % (-octets, -len(files))
             if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":
@@ -74,9 +75,11 @@ class _Use(NamedTuple):
     """
     The content of C{maildirsize}.
 
-    @ivar first: the first line, with the limits.
-    @ivar octets: the sum of all changes; L{None} if the file has to be written again.
-    @ivar isFresh: whether the use was counted recently, and has not changed since then.
+    @ivar first: the first line, which contains the limits.
+    @ivar octets: the sum of the octets in all other lines; L{None} if the file has to be written
+        again.
+    @ivar isFresh: whether the messages were counted recently, and the file has not changed since
+        then.
     """
 
     first: bytes
@@ -89,7 +92,7 @@ class _Use(NamedTuple):
         @return: whether there is room for a message of C{size} octets.
         """
         limits = {kind: int(number) for number, kind in _LIMIT.findall(self.first)}
-        # A limit of zero means no limit.
+        # A limit of 0 means that there is no limit.
         octets, messages = limits.get(b"S", 0), limits.get(b"C", 0)
         used = self.octets or 0
         return (not octets or used + size <= octets) and (
@@ -99,11 +102,12 @@ class _Use(NamedTuple):
 
 def checkQuota(root: int, size: int) -> None:
     """
-    If the Maildir has a C{maildirsize}, check that there is room for another message.  Count the
-    messages if that file is damaged or too long, or if it says that the mailbox is full.  Blocks.
+    If the Maildir has the file C{maildirsize}, check that there is room for another message.  Count
+    the messages again if the file is damaged or too long, or if it says that the mailbox is full.
+    Blocks.
 
     @param root: a descriptor of the Maildir.
-    @param size: octets of the message's file.
+    @param size: the size of the message's file in octets.
     @raise OverQuota: the mailbox has no room.
     @raise OSError: the messages cannot be counted.
     """
@@ -118,12 +122,12 @@ def checkQuota(root: int, size: int) -> None:
 
 def recordDelivery(root: int, size: int) -> None:
     """
-    Add a line for a new message to C{maildirsize}, if the Maildir has this file.  If the line
-    cannot be written, ignore the error.  The message is already stored, and the use is counted
-    again when the mailbox seems full.  Blocks.
+    If the Maildir has the file C{maildirsize}, add a line for a new message.  If the line cannot be
+    written, ignore the error.  The message is stored already, and the messages are counted again
+    when the mailbox seems full.  Blocks.
 
     @param root: a descriptor of the Maildir.
-    @param size: octets of the message's file.
+    @param size: the size of the message's file in octets.
     """
     with suppress(OSError):
         flags = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -138,7 +142,7 @@ def recordDelivery(root: int, size: int) -> None:
 
 def _read(root: int) -> _Use | None:
     """
-    @return: L{None} if there is no file, or the file has no limit.
+    @return: the content of the file; L{None} if there is no file, or if it contains no limit.
     """
     try:
         descriptor = openRegular(_NAME, root)
@@ -148,7 +152,7 @@ def _read(root: int) -> _Use | None:
         data = file.read(_LONGEST + 1)
         age = time.time() - os.fstat(descriptor).st_mtime
     if _QUOTA.match(data) is None:
-        # The limit is stored only in this file.
+        # Keep the first line, because the limit is stored nowhere else.
         return None
     first, *changes, rest = data.split(b"\n")
     octets = messages = 0
@@ -165,7 +169,7 @@ def _read(root: int) -> _Use | None:
 
 def _count(root: int, first: bytes) -> _Use:
     """
-    Count the messages of the Maildir and its folders, and write that to the file.
+    Count the messages of the Maildir and of its folders, and write the numbers to the file.
     """
     octets = messages = 0
     folders = [".", *(each.name for each in _entries(root, ".") if each.name[:1] == ".")]
@@ -188,7 +192,7 @@ def _count(root: int, first: bytes) -> _Use:
 
 def _entries(root: int, path: str) -> Iterator[os.DirEntry[str]]:
     """
-    List a directory in the Maildir; links are not followed.
+    List a directory in the Maildir.  Do not follow links.
     """
     descriptor = openDirectory(".", root)
     try:
@@ -206,7 +210,8 @@ def _entries(root: int, path: str) -> Iterator[os.DirEntry[str]]:
 
 def _write(root: int, data: bytes) -> None:
     """
-    Replace the file.  After a failure the previous file stays, and the next delivery counts again.
+    Replace the file.  If this fails, the previous file stays, and the next delivery counts the
+    messages again.
     """
     temporary = f"tmp/{_NAME}.{os.getpid()}.{time.time_ns()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

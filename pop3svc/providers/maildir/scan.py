@@ -24,19 +24,18 @@ from pop3svc.threadpool import isCancelled
 
 __all__ = ["MaildirFormat"]
 
-# The most repetitions of a listing because a message was renamed before its stat().
+# The most times that a listing is repeated because a message was renamed before its stat().
 _LOOKS = 10
 
 
 class MaildirFormat:
     """
-    The directories C{new} and C{cur}, and names such as C{1600000000.M123456P789.host:2,S}.
-    The order is that of delivery, by the time in the name, or the file's time of
-    modification if the name has none.
+    The format of a Maildir.  Messages are in the directories C{new} and C{cur}, and have names such
+    as C{1600000000.M123456P789.host:2,S}.  They are in the order of delivery.  The time of delivery
+    is in the name.  If the name contains no time, it is the time of modification of the file.
     """
 
-    # Read new before cur, so that a message that moves during a scan is found twice instead of
-    # missed.
+    # Read new before cur.  A message that moves during a scan is then found twice, and not missed.
     folders = ("new", "cur")
 
     def __init__(
@@ -46,12 +45,13 @@ class MaildirFormat:
         migrated: MigratedMaildir | None = None,
     ) -> None:
         """
-        @param believesNames: take C{,W=} in a file's name for its size.
-        @param separator: the separator before the flags in file names, one of
-            L{SEPARATORS<pop3svc.providers.maildir.names.SEPARATORS>}; empty: found in the
-            names.
-        @param migrated: finds the unique-ids that the previous server of one Maildir gave to
-            messages.
+        @param believesNames: whether C{,W=} in the name of a file is used as the size of the
+            message.
+        @param separator: the separator before the flags in the names of files, one of
+            L{SEPARATORS<pop3svc.providers.maildir.names.SEPARATORS>}; empty if it has to be found
+            from the names.
+        @param migrated: finds the unique-ids that the previous server of one Maildir has given to
+            messages; L{None} if there was no previous server.
         """
         self._migrated = migrated
         self.believesNames = believesNames
@@ -69,8 +69,8 @@ class MaildirFormat:
 
     def _scanOnce(self, root: int, sizes: MailboxSizes) -> tuple[MailboxSnapshot, Stamp, bool]:
         """
-        @return: the listing, the directories' times, and whether the listing is unsure
-            only because a message was renamed before its stat().
+        @return: the listing, the times of the directories, and a bool.  The bool is true if the
+            listing is unsure for no other reason than that a message was renamed before its stat().
         """
         scan = scanPlaces(root, self.folders)
         separator = self._separator or separatorOf(scan.eachPlace())
@@ -96,8 +96,8 @@ class MaildirFormat:
         several: set[str] = set()
         if countDistinct(bases) != len(bases):
             several.update(base for base, times in Counter(bases).items() if times > 1)
-        # Check all names at once, because a call for each of many messages costs too much.
-        # None of these names looks like a derived unique-id.
+        # Check all names in one call, because a call for each of many messages would take too much
+        # time.  None of these names looks like a derived unique-id.
         areLegal = areUniqueIDs(bases)
         kept = self._kept(root, scan, bases)
         found: list[MessageRef]
@@ -113,7 +113,8 @@ class MaildirFormat:
         else:
             found = _withKept(kept, named, several)
         idOf = uniqueIDFor if kept is None else kept.uniqueIDFor
-        # Messages that were renamed before their stat(); they make the listing unsure.
+        # The places of messages that were renamed before their stat().  The listing is unsure if
+        # there are any.
         doubts: list[Place] = []
         links: dict[str, list[Place]] = {}
         if len(found) < len(named):
@@ -134,8 +135,8 @@ class MaildirFormat:
 
     def _kept(self, root: int, scan: Scan, bases: Sequence[str]) -> KeptIDs | None:
         """
-        @param bases: the base name of the message at each of the scanned places.
-        @return: the unique-ids of a former server, if there was one.
+        @param bases: the base name of the message at each place of the scan.
+        @return: the unique-ids of the previous server; L{None} if there was none.
         """
         if self._migrated is None:
             return None
@@ -162,8 +163,9 @@ def _withKept(
     kept: KeptIDs, named: Sequence[tuple[ParsedName, Place]], several: Container[str]
 ) -> list[MessageRef]:
     """
-    @param several: base names that occur more than once.
-    @return: the messages that the previous server knew, and other messages with a time in the name.
+    @param several: the base names that occur more than once.
+    @return: references to the messages that the previous server knew, and to other messages whose
+        names contain a time.
     """
     heads, uniqueIDFor = kept.heads, kept.uniqueIDFor
     return [
@@ -177,7 +179,8 @@ def _withKept(
 
 class _Irregular:
     """
-    Messages whose name has no time of delivery, or whose base name occurs more than once.
+    Handles messages whose names contain no time of delivery, or whose base names occur more than
+    once.
     """
 
     def __init__(
@@ -192,9 +195,10 @@ class _Irregular:
     ) -> None:
         """
         @param seen: see L{Scan<pop3svc.providers.files.scanning.Scan>}.
-        @param doubts: extended by the places of messages that could not be identified.
-        @param links: filled with the other names of each message, by unique-id.
-        @param kept: the unique-ids of a former server.
+        @param doubts: a list to which the places of messages are added if they could not be
+            identified.
+        @param links: a dictionary to which the other names of each message are added, by unique-id.
+        @param kept: the unique-ids of the previous server; L{None} if there was none.
         """
         self._kept = kept
         self._opened = opened
@@ -206,12 +210,12 @@ class _Irregular:
 
     def refs(self, byBase: Mapping[str, list[Place]]) -> list[MessageRef]:
         """
-        @param byBase: places by base name.
-        @return: the messages.
+        @param byBase: the places of messages by base name.
+        @return: references to the messages.
         """
         found: list[MessageRef] = []
         for base, places in byBase.items():
-            # The place that was seen last comes first.
+            # Sort the places, so that the place where a file was seen last comes first.
             places.sort(key=lambda each: (-self._seen.get(each, 0), each))
             files = [(places, "")]
             if len(places) > 1 or not base:
@@ -232,10 +236,10 @@ class _Irregular:
 
     def _distinct(self, base: str, places: list[Place]) -> list[tuple[list[Place], str]]:
         """
-        Group places with the same base name by message.
+        Find out which places with the same base name belong to the same message.
 
-        @return: for each message its places, and a text that distinguishes it from the
-            first message of that name; empty for the first one.
+        @return: for each message, its places and a text.  The text distinguishes the message from
+            the first message with the same name.  It is empty for the first message.
         """
         files: dict[tuple[int, int], list[Place]] = {}
         statuses: dict[tuple[int, int], os.stat_result] = {}
@@ -248,7 +252,8 @@ class _Irregular:
                 files.setdefault(key, []).append(place)
                 statuses[key] = status
         if not files:
-            # The message was renamed again.  The search begins at its last known place.
+            # The message was renamed again.  Return the last known place of the message, because
+            # the search begins there.
             return [(places[:1], "")]
         first = self._first(self._idOf(base), files, statuses) if base else None
         return [
@@ -263,8 +268,9 @@ class _Irregular:
         statuses: Mapping[tuple[int, int], os.stat_result],
     ) -> tuple[int, int] | None:
         """
-        @param files: places of the messages that have the same name, by device and inode.
-        @return: the message that keeps the unique-id of that name, if there is one.
+        @param files: the places of the messages with the same name, by device and inode.
+        @return: the device and inode of the message that keeps the unique-id of this name; L{None}
+            if there is no such message.
         """
         owner = self._sizes.ownerOf(uniqueID)
         if owner is not None:

@@ -48,13 +48,14 @@ def _formerServers(
     uidl: str, control: str, duplicates: str, usesHeaders: bool, readOnly: bool
 ) -> tuple[FormerServer | None, FormerServer | None]:
     """
-    @return: the previous server of the Maildirs, for sessions and for deliveries; L{None} without
-        a previous server.
-    @raise ValueError: a sentence for the operator.
+    @return: the previous server of the Maildirs as two objects, for sessions and for deliveries;
+        L{None} if there was no previous server.
+    @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
     """
     if uidl:
         scheme = parseScheme(uidl, duplicates, usesHeaders)
-        # A delivery has no lock, and therefore writes no copy of the unique-ids.
+        # The second object writes no copy of the unique-ids, because a delivery does not lock the
+        # mailbox.
         return FormerServer(scheme, control, readOnly), FormerServer(scheme, control, readOnly=True)
     if control or duplicates != "allow" or usesHeaders:
         raise ValueError("control, duplicates and xuidl require uidl")
@@ -64,10 +65,10 @@ def _formerServers(
 @implementer(IMailboxStore)
 class MaildirStore:
     """
-    A store that finds a Maildir by the user's name.  It provides
-    L{IDelivery<pop3svc.interfaces.IDelivery>} unless it is read-only.
+    A store with a Maildir for each user.  The name of the user determines the path of the Maildir.
+    A store that is not read-only also provides L{IDelivery<pop3svc.interfaces.IDelivery>}.
 
-    @ivar caches: the caches that its mailboxes share.
+    @ivar caches: the caches that the mailboxes of the store share.
     """
 
     name = "pop3svc"
@@ -91,23 +92,28 @@ class MaildirStore:
         owners: Owners | None = None,
     ) -> None:
         """
-        @param path: the directory that contains a Maildir for each user; or see L{PathTemplate}.
-        @param readOnly: delete, lock and write nothing.
-        @param manners: what a session does when a mailbox is locked.
-        @param isSlow: whether opening a file may block for long, so that threads do all work.
-        @param believesNames: use C{,W=} in a file's name as the message's size, without counting.
-        @param separator: the separator before the flags in file names, one of L{SEPARATORS}; empty
-            to find it in the names.
-        @param uidl: where to find the unique-ids of the previous server; see
-            L{parseScheme<pop3svc.migration.schemes.parseScheme>}.  Empty without such a server.
-        @param control: the directory that contains the previous server's file, with placeholders;
-            empty if the file is in the Maildir.
+        @param path: a directory with a Maildir for each user, or a path with placeholders; see
+            L{PathTemplate}.
+        @param readOnly: whether the store deletes, locks and writes nothing.
+        @param manners: the behaviour of a session if another session has locked the mailbox.
+        @param isSlow: whether opening a file may block for a long time.  All work is then done in
+            threads.
+        @param believesNames: whether C{,W=} in the name of a file is used as the size of the
+            message.  The octets of the message are then not counted.
+        @param separator: the separator before the flags in the names of files, one of
+            L{SEPARATORS}; empty if it has to be found from the names.
+        @param uidl: the way in which the previous server has stored its unique-ids; see
+            L{parseScheme<pop3svc.migration.schemes.parseScheme>}.  It is empty if there was no
+            previous server.
+        @param control: the path of the directory that contains the previous server's file, with
+            placeholders; empty if the Maildir contains the file.
         @param duplicates: see C{parseScheme}.
-        @param usesHeaders: whether the previous server used headers C{X-UIDL}.
-        @param isOwnedByUsers: whether files are used with the rights of each user.
-        @param firstUID: the lowest uid whose mail is served, with C{isOwnedByUsers}.
-        @param owners: finds the mail of users; by default an object made from these arguments.
-        @raise ValueError: a sentence for the operator.
+        @param usesHeaders: whether the previous server used the field C{X-UIDL} of messages.
+        @param isOwnedByUsers: whether each user's files are opened with the rights of this user.
+        @param firstUID: the lowest uid of a user whose mail is served.  It matters if
+            C{isOwnedByUsers} is true.
+        @param owners: finds the mail of users.  By default it is made from the other arguments.
+        @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
         """
         self._template = PathTemplate(path, mayHaveHome=True)
         self._owners = owners or Owners(self._template, isOwnedByUsers, firstUID)
@@ -144,13 +150,14 @@ class MaildirStore:
 
     def useState(self, state: State) -> None:
         """
-        @param state: the database that survives a restart.
+        @param state: the database of facts that survive a restart.
         """
         self._presence.useState(state)
 
     def looksUnmounted(self) -> str | None:
         """
-        @return: a sentence for the operator if no mailbox exists; else L{None}.
+        @return: a sentence for the operator if no mailbox exists, because its file system may not
+            be mounted; otherwise L{None}.
         """
         if self._template.hasAny():
             return None
@@ -161,8 +168,8 @@ class MaildirStore:
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Eventual[FileMailbox | None]:
         """
-        See L{IMailboxStore.openMailbox}.  A user without a Maildir has an empty maildrop.
-        A name that is not safe in a path is refused.
+        See L{IMailboxStore.openMailbox}.  A user without a Maildir has an empty maildrop.  If the
+        name of the user is not allowed in a path, the login is refused.
         """
         if not self._owners.isDirect:
             return self._openOwned(username)
@@ -182,7 +189,7 @@ class MaildirStore:
         self, former: FormerServer | None, username: str, place: Root
     ) -> MaildirFormat | None:
         """
-        @return: the format of one Maildir; L{None} if this is the format of all Maildirs.
+        @return: the format of one Maildir; L{None} if the format is the same for all Maildirs.
         """
         if former is None:
             return None
@@ -198,7 +205,7 @@ class MaildirStore:
         self, copies: Sequence[DeliveryCopy], content: BinaryIO
     ) -> list[DeliveryError | None]:
         """
-        See L{IDelivery.deliver}.  A Maildir that does not exist is created.
+        See L{IDelivery.deliver}.  If a Maildir does not exist, it is created.
         """
         return await self._delivery.deliver(copies, content)
 
@@ -206,7 +213,7 @@ class MaildirStore:
 @implementer(IExpiry, IHousekeeping)
 class ExpiringMaildirStore(MaildirStore):
     """
-    A L{MaildirStore} that deletes old messages while it runs.
+    A L{MaildirStore} that also deletes old messages.
 
     @ivar expireDays: see L{IExpiry}.
     """
@@ -221,9 +228,9 @@ class ExpiringMaildirStore(MaildirStore):
         **options: Any,
     ) -> None:
         """
-        @param expireDays: the age from which messages are deleted, in days.
+        @param expireDays: the age in days from which messages are deleted.
         @param options: see L{MaildirStore.__init__}.
-        @raise ValueError: a sentence for the operator.
+        @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
         """
         if readOnly:
             raise ValueError("expire cannot be combined with readonly=yes")
