@@ -1,6 +1,6 @@
 """
-Share the reactor's time fairly, run many time limits with one timer, and restart time limits after
-progress.
+Share the time of the reactor's thread fairly between connections.  Use one timer for many time
+limits, and restart time limits after progress.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ T = TypeVar("T")
 
 def useMonotonicClock(reactor: Any) -> None:
     """
-    Make a reactor use the monotonic clock.  Twisted uses the wall clock.  If somebody sets the wall
-    clock back, no timer fires until the clock has caught up.  Call this before the first
+    Make a reactor use the monotonic clock.  Twisted uses the wall clock.  If the wall clock is set
+    back, no timer fires until the clock has caught up.  Call this function before the first
     C{callLater}.
     """
     if not reactor.getDelayedCalls():
@@ -34,8 +34,8 @@ def useMonotonicClock(reactor: Any) -> None:
 
 class Progress(Deferred[T]):
     """
-    A Deferred whose work reports progress.  After each report the time limits of its callers begin
-    again.
+    A Deferred for work that reports progress.  After each report the time limits of the callers
+    begin again.
     """
 
     def __init__(self, canceller: Callable[[Any], None] | None = None) -> None:
@@ -55,12 +55,13 @@ class Progress(Deferred[T]):
 
 class _Queue:
     """
-    Work that waits for its next slice, the oldest first.
+    The work that waits for its next slice.  The work that has waited longest comes first.
 
-    @ivar calls: the functions that go on with the work.
-    @ivar isRunning: whether this queue is calling one of them.
-    @ivar began: the time when new work began to occupy the reactor's thread, seconds of the clock.
-    @ivar latest: the time when the latest work began, or last asked whether its slice is over.
+    @ivar calls: the functions that continue the work.
+    @ivar isRunning: whether one of these functions is running.
+    @ivar began: the time at which new work began to occupy the reactor's thread, in seconds of the
+        clock.
+    @ivar latest: the time at which the latest work began, or last asked whether its slice is over.
     """
 
     __slots__ = ("began", "calls", "isRunning", "isScheduled", "latest")
@@ -84,7 +85,7 @@ class _Queue:
 
     def run(self, clock: IReactorTime) -> None:
         """
-        Call the functions that wait now, for the time of one slice.
+        Call the functions that are waiting now, until the time of one slice is over.
         """
         calls = self.calls
         end = clock.seconds() + TimeSlice.SLICE
@@ -95,7 +96,7 @@ class _Queue:
                 if clock.seconds() >= end:
                     break
         finally:
-            # If a function raises an exception, the others still get their turn.
+            # Schedule the other functions even if a function raises an exception.
             self.isRunning = False
             self.began = clock.seconds()
             if calls:
@@ -104,18 +105,18 @@ class _Queue:
 
 class TimeSlice:
     """
-    Limits how long work occupies the reactor's thread before the reactor serves others.  In each
-    iteration of the reactor, all work that has waited for its next slice shares the time of one
-    slice.  All new work shares the time of another slice.  The remaining work waits for a later
-    iteration.  A client therefore waits for the time of two slices, however much work the other
-    clients have.
+    Limits the time for which work occupies the reactor's thread before the reactor serves other
+    connections.  In each iteration of the reactor, all work that has waited for its next slice
+    shares the time of one slice.  All new work shares the time of another slice.  The remaining
+    work waits for a later iteration.  A client therefore waits no longer than the time of two
+    slices, even if other clients have much work.
     """
 
-    # Seconds of a slice, short enough that no client notices.  LEAST is the shortest time for work
-    # that has waited for its slice, so that resuming the work costs less than the work.
+    # SLICE is the length of a slice in seconds.  It is so short that no client notices.  Work that
+    # has waited gets at least LEAST seconds, so that the work takes more time than resuming it.
     SLICE, LEAST = 0.004, 0.0005
 
-    # Work that waits for its next slice, by clock.
+    # For each clock: the work that waits for its next slice.
     _queues: WeakKeyDictionary[Any, _Queue] = WeakKeyDictionary()
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -127,19 +128,21 @@ class TimeSlice:
         """
         Begin a slice.
 
-        @return: the time on the clock, seconds.
+        @return: the present time in seconds of the clock.
         """
         now = self._began = self._clock.seconds()
         queue = self._queue
         if now - queue.latest > self.SLICE:
-            # The reactor has waited for events since the latest work.
+            # More time than a slice has passed since the latest work, so the reactor has waited for
+            # events.
             queue.began = now
         queue.latest = now
         return now
 
     def isOver(self) -> bool:
         """
-        @return: whether this slice, or the slice that all new work shares, is used up.
+        @return: whether the time of this slice, or of the slice that all new work shares, is used
+            up.
         """
         queue = self._queue
         now = queue.latest = self._clock.seconds()
@@ -147,7 +150,7 @@ class TimeSlice:
             if now - queue.began >= self.SLICE:
                 return True
             if not queue.calls:
-                # Nobody waits, so this work may use the whole slice of all new work.
+                # Nobody waits, so this work may use the whole slice that all new work shares.
                 return False
         waiting = len(queue.calls)
         limit = self.SLICE if waiting < 2 else max(self.SLICE / waiting, self.LEAST)
@@ -155,16 +158,16 @@ class TimeSlice:
 
     def callNext(self, call: Callable[[], object]) -> None:
         """
-        Call a function after the reactor has served others.
+        Call a function after the reactor has served other connections.
         """
         self._queue.add(self._clock, call)
 
     async def next(self) -> None:
         """
-        Return to the reactor, and begin the next slice after it has served others.
+        Return to the reactor.  Begin the next slice after the reactor has served other connections.
         """
         turn: Deferred[None] = Deferred()
-        # The waiter may have been cancelled by then.
+        # Do nothing if the wait was cancelled meanwhile.
         self.callNext(lambda: None if turn.called else turn.callback(None))
         await turn
         self.restart()
@@ -179,11 +182,12 @@ class TimeSlice:
 
 class SharedTimeout:
     """
-    Time limits of the same length for many objects.  All share one timer, because a timer for each
-    object would take more time than most of the limited work.
+    Time limits for many objects.  All limits have the same length and share one timer, because a
+    timer for each object would take more time than most of the limited work.
 
-    @ivar slack: seconds.  A limit that began a shorter time ago need not be restarted, because it
-        is postponed when its end comes.  Zero without the function C{began}.
+    @ivar slack: a number of seconds.  A limit that began less than this number of seconds ago need
+        not begin again, because it is extended when its end comes.  The number is 0 if there is no
+        function C{began}.
     """
 
     def __init__(
@@ -195,21 +199,21 @@ class SharedTimeout:
     ) -> None:
         """
         @param passed: called with each object whose time limit has passed.
-        @param began: takes an object, and returns the time at which its limit really began.
+        @param began: takes an object and returns the time at which its limit really began.
         """
         self._clock = clock
         self._seconds = seconds
         self._passed = passed
         self._began = began
-        # A limit that was postponed makes others late by this at most.
+        # If a limit was extended, other limits may end late by at most this number of seconds.
         self.slack = 0.0 if began is None else seconds / 64
-        # End of each limit, the earliest first.
+        # The end of each limit.  The earliest end comes first.
         self._ends: OrderedDict[Any, float] = OrderedDict()
         self._timer: IDelayedCall | None = None
 
     def begin(self, each: object) -> None:
         """
-        Begin, or begin again, the time limit of an object.
+        Begin the time limit of an object.  If it runs already, begin it again.
         """
         ends = self._ends
         ends[each] = self._clock.seconds() + self._seconds
@@ -232,7 +236,7 @@ class SharedTimeout:
         while self._ends:
             first, end = next(iter(self._ends.items()))
             if end <= now and self._began is not None:
-                # Its place in the order stays.
+                # Extend the limit.  Its place in the order stays.
                 end = self._ends[first] = self._began(first) + self._seconds
             if end > now:
                 if self._timer is None:
