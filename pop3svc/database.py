@@ -229,8 +229,8 @@ class _Pool(adbapi.ConnectionPool):
         # Make daemon threads, because a thread that hangs must not keep the process alive.
         threads: Any = self.threadpool
         threads.threadFactory = partial(threading.Thread, daemon=True)
-        # L{Database} sets this function.  Without it, the shutdown trigger of adbapi would wait for
-        # the threads.
+        # L{Database} sets this function.  Without this function, the shutdown trigger of adbapi
+        # would wait for the threads.
         self.closing: Callable[[], Any] = lambda: None
 
     def finalClose(self) -> Any:

@@ -438,8 +438,8 @@ class _PostgreSQLLink(Link):
 
     def __init__(self, connection: Any, limit: float, prepares: bool) -> None:
         self._connection = connection
-        # Duplicate the descriptor, because libpq may close its own at any time.  Another file could
-        # then get the same number.
+        # Duplicate the descriptor, because libpq may close its own descriptor at any time.  Another
+        # file could then get the same number.
         self._socket = socket.socket(fileno=os.dup(connection.fileno()))
         self._warnings: list[str] = []
         self._isReading = False

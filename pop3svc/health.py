@@ -24,8 +24,8 @@ class Health:
     @ivar faults: the number of failures.
     """
 
-    # Seconds after a failure until C{/readyz} reports success again.  It must not wait for a
-    # success, because without requests the service does not use the server.
+    # Seconds after a failure until C{/readyz} reports success again.  The report must not wait for
+    # a success, because without requests the service does not use the server.
     RECENT = 30.0
     # All servers and databases that this process uses.  The operator can see them.
     _all: WeakSet[Health] = WeakSet()

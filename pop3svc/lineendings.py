@@ -107,8 +107,8 @@ class LFNormalizer:
     """
 
     def __init__(self) -> None:
-        # Whether the last octet of the input was a carriage return, after which an LF may follow.
-        # And whether there was another carriage return before that one.
+        # Whether the input so far ends with a carriage return, after which an LF may follow, and
+        # whether another carriage return comes before this carriage return.
         self._held = b""
         self._isAfterCR = False
         self._atLineStart = True

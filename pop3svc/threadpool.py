@@ -90,8 +90,8 @@ def reportProgress() -> None:
 
 def mustStop() -> bool:
     """
-    Report progress, and find out whether the work was cancelled.  One function does both for work
-    that calls it for each of many messages.
+    Report progress, and find out whether the work was cancelled.  One function does both, because
+    work calls the function for each of many messages.
 
     @return: whether the work was cancelled.
     """

@@ -236,7 +236,7 @@ class SharedTimeout:
         while self._ends:
             first, end = next(iter(self._ends.items()))
             if end <= now and self._began is not None:
-                # Extend the limit.  Its place in the order stays.
+                # Extend the limit.  The place of the limit in the order stays the same.
                 end = self._ends[first] = self._began(first) + self._seconds
             if end > now:
                 if self._timer is None:

@@ -52,8 +52,8 @@ class UseTimes:
 
     # The least number of seconds between two records of the same password.
     PERIOD = 60.0
-    # Seconds from a use until the record is written.  All records of these seconds are written
-    # together.
+    # Seconds from the use of a password until the record is written.  All records that are made in
+    # the meantime are written together.
     PAUSE = 5.0
     # The most passwords that are remembered.  Each takes some 200 octets.
     MOST = 10_000

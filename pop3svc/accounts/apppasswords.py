@@ -94,7 +94,7 @@ def expiryOf(value: Any) -> float | None:
     Read the time at which an application password expires.
 
     @param value: L{None}, a number of seconds since 1970, a C{datetime}, a C{date}, or a text in a
-        form of ISO 8601.  A date means the end of that day.  A time without an offset is UTC.
+        form of ISO 8601.  A date means the end of that day.  A time without an offset is in UTC.
     @return: the time in seconds since 1970; L{None} if the password is always valid.
     @raise ValueError: C{value} is not a time.  The text is a short reason.
     """

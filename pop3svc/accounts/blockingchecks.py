@@ -25,7 +25,7 @@ log = Logger(namespace="pop3svc")
 
 T = TypeVar("T")
 
-# The number of checks that run at the same time.  Each needs a thread, which takes some 100 KiB.
+# The most checks that run at the same time.  Each needs a thread, which takes some 100 KiB.
 CONCURRENT = 10
 # The most logins that may wait for their check.  Each takes about 2 KiB.
 MOST_WAITING = 1000
@@ -90,7 +90,7 @@ class BlockingChecks:
         """
         @param name: the name of the source in the log, such as C{the LDAP server at ldap://HOST}.
         @param limit: the time limit of a check in seconds.
-        @param concurrent: the number of checks that run at the same time.
+        @param concurrent: the most checks that run at the same time.
         @param mostWaiting: the most checks that may wait for their turn.
         @param mostLost: if this many threads are lost, no further check begins.  The number is at
             most L{BoundedThreadPool.LOST}.  Checks that run already may still lose their threads.

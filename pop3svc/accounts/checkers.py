@@ -197,7 +197,7 @@ class AccountsProvider:
     def exampleScramKeys(self, username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
         See L{IScramAccounts.exampleScramKeys}.  Return the keys from the first checker that has
-        some.
+        keys.
         """
         for _, checker in self._scram:
             found: ScramKeys | None = checker.exampleScramKeys(username, algorithm, seed)

@@ -79,8 +79,8 @@ class CheckQueue:
     its time limit.
     """
 
-    # The number of hashes that are computed at the same time.  Each takes about 0.1 s of CPU time
-    # and 64 MiB of memory.
+    # The most hashes that are computed at the same time.  Each takes about 0.1 s of CPU time and 64
+    # MiB of memory.
     CONCURRENT = 2
     # The most checks that may wait.  Usually the time limits keep the queue shorter.  A waiting
     # check takes about 2 KiB.
@@ -96,7 +96,7 @@ class CheckQueue:
         """
         @param runner: runs the checks.
         @param clock: used for the time limits; the reactor if not given.
-        @param concurrent: the number of checks that run at the same time.
+        @param concurrent: the most checks that run at the same time.
         @param mostWaiting: the most checks that may wait.
         """
         self._runner = runner
@@ -166,8 +166,8 @@ class CheckQueue:
 
     def _startNext(self) -> None:
         if self._isStarting:
-            # The loop below has started work that has already ended, and this end has called this
-            # method.  The loop itself will start the next work.
+            # The loop below has called this method, because work that it has started has ended at
+            # once.  The loop itself will start the next work.
             return
         self._isStarting = True
         try:

@@ -31,10 +31,10 @@ from pop3svc.health import Health
 
 __all__ = ["CONCURRENT", "MOST_WAITING", "TIMEOUT", "HTTPAccounts"]
 
-# The time limit of a request in seconds, including the answer.  Even the comparison of a slow hash
-# takes a server less than one second.
+# The time limit of a request in seconds, including the answer.  A server compares even a slow hash
+# in less than one second.
 TIMEOUT = 5
-# The number of requests at the same time.  Each needs a connection.
+# The most requests that run at the same time.  Each needs a connection.
 CONCURRENT = 10
 # The most logins that may wait for their request.  Each takes about 2 KiB.
 MOST_WAITING = 1000
@@ -76,7 +76,7 @@ class HTTPAccounts:
     ) -> None:
         """
         @param timeout: the time limit of a request and its answer, in seconds.
-        @param concurrent: the number of requests at the same time.
+        @param concurrent: the most requests that run at the same time.
         @param authorities: the path of a PEM file with the certificates of the authorities; L{None}
             for the authorities of the system.
         @param isInsecure: whether the URL may begin with C{http} although the server is on another

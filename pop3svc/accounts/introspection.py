@@ -36,7 +36,7 @@ log = Logger(namespace="pop3svc")
 # The time limit of a request in seconds, including the answer.  Usually a server takes less than
 # one second to look up a token.
 TIMEOUT = 5
-# The number of requests at the same time.  Each needs a connection.
+# The most requests that run at the same time.  Each needs a connection.
 CONCURRENT = 10
 # The most logins that may wait for their request.  Each takes about 10 KiB, because it contains a
 # token.
@@ -109,7 +109,7 @@ class IntrospectedTokens:
         @param client: the name by which this service authenticates itself to the server.
         @param rules: the claims that the answer must contain.
         @param timeout: the time limit of a request and its answer, in seconds.
-        @param concurrent: the number of requests at the same time.
+        @param concurrent: the most requests that run at the same time.
         @param authorities: the path of a PEM file with the certificates of the authorities; L{None}
             for the authorities of the system.
         @param reactor: the reactor; the global reactor if not given.

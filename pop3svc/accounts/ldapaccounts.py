@@ -322,7 +322,7 @@ class LDAPAccounts:
     ) -> None:
         """
         @param timeout: the time limit for the check of a password, in seconds.
-        @param concurrent: the number of checks at the same time.
+        @param concurrent: the most checks that run at the same time.
         @param threads: runs the checks; a new pool of threads if not given.
         @param clock: used for the time limits; the reactor if not given.
         """
@@ -442,8 +442,8 @@ class SearchedAccounts(LDAPAccounts):
         """
         super().__init__(server, way, *arguments, **named)
         self._secret = secrets.token_bytes(16)
-        # For each connection of a client: the version of the entry that the login has used.  It is
-        # kept until the session asks for it.
+        # For each connection of a client: the version of the entry that the login has used.  The
+        # version is kept until the session asks for it.
         self._versions: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
     async def _find(self, name: str, isUrgent: bool) -> _Account | None:

@@ -140,7 +140,7 @@ class PAMAccounts:
         """
         @param service: the name of the PAM service.
         @param timeout: the time limit of a check in seconds.
-        @param concurrent: the number of checks at the same time.
+        @param concurrent: the most checks that run at the same time.
         @param isSystem: whether all users that PAM accepts are users of the system (NSS).  If so,
             the checker provides L{IAccountNames}.
         @param threads: runs the checks; a new pool of threads if not given.

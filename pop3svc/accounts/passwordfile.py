@@ -94,11 +94,11 @@ class Accounts(NamedTuple):
 
     @ivar hashes: the hash of each user, by the name of the user.
     @ivar restrictions: the restrictions, by the name of the user.  Users without restrictions are
-        missing.
+        left out.
     @ivar verifiers: the verifiers for SCRAM in the extra fields, by the name of the user and by
         algorithm (C{"sha1"}, C{"sha256"}).
     @ivar facts: the fields uid, gid, gecos and home, by the name of the user.  Users whose fields
-        are empty are missing.
+        are empty are left out.
     @ivar badLines: the lines that cannot be used, at most L{_MOST_NAMED} of them.
     @ivar badCount: the number of all lines that cannot be used.
     @ivar plainCount: the number of passwords that are stored without a hash.

@@ -211,8 +211,8 @@ class SQLAccounts:
         self._reported = Once()
         self._secret = secrets.token_bytes(16)
         self._apps = apps
-        # For each connection of a client: the version of the row that the login has used.  It is
-        # kept until the session asks for it.
+        # For each connection of a client: the version of the row that the login has used.  The
+        # version is kept until the session asks for it.
         self._versions: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
     def check(self) -> None:

@@ -82,8 +82,8 @@ class UserExecutor:
 
 def executorFor(executor: Executor, user: FileUser | None) -> Executor:
     """
-    @return: an executor that runs work with the rights of C{user}.  If C{user} is L{None}, it is
-        C{executor} itself.
+    @return: an executor that runs work with the rights of C{user}.  If C{user} is L{None}, the
+        result is C{executor} itself.
     """
     return executor if user is None else UserExecutor(executor, user)
 

@@ -203,8 +203,8 @@ class SizeCounter:
         sizes.load(root, len(listing))
         unknown: Sequence[str] = [each for each in uniqueIDs if each not in sizes.known]
         if unknown:
-            # Use the same list object if possible.  This takes less time, because the names of its
-            # files are known as a column.
+            # Use the same list object if possible.  This takes less time, because the names of the
+            # listed files are known as a column.
             asked = uniqueIDs if len(unknown) == len(uniqueIDs) else unknown
             sizes.learn(self._listing.sizesInNames(asked))
             unknown = [each for each in unknown if each not in sizes.known]

@@ -180,7 +180,7 @@ class CleanCache:
     directories need not be read.  The cache is not thread-safe.
     """
 
-    # Mailboxes; some 1,100 octets each.
+    # The most mailboxes.  Each takes some 1,100 octets.
     BOUND = 10_000
 
     def __init__(self) -> None:
@@ -205,7 +205,8 @@ class CleanCache:
         key, own = (status.st_dev, status.st_ino), stampFrom(status)
         ofFolders, areOld = times
         known = self._stamps.get(key)
-        # A removal first moves messages out of their folders.
+        # If these stamps are the same, no removal has begun, because a removal first moves messages
+        # out of their folders.
         if known is not None and known[0] == own and known[1] == ofFolders:
             return True
         staged = _stampOf(root, folders)

@@ -209,8 +209,9 @@ class Directory:
 
     def timesAtLock(self) -> FolderTimes | None:
         """
-        Take the times of the folders that were read when the directory was locked.  Call this at
-        the beginning of each listing, because only the first one after the lock may use the times.
+        Take the times of the folders that were read when the directory was locked.  Call this
+        method at the beginning of each listing, because no listing but the first after the lock may
+        use the times.
 
         @return: see L{stampOf<pop3svc.providers.files.snapshot.stampOf>}; L{None} if the times have
             to be read.

@@ -54,7 +54,7 @@ class LockedDirectory:
 
     def __init__(self, root: int, key: Key, times: FolderTimes | None) -> None:
         """
-        @param times: L{None} if the directory may have needed a recovery.
+        @param times: the times of the folders; L{None} if the directory may have needed a recovery.
         """
         self.key = key
         self.isClean = times is not None
@@ -150,7 +150,7 @@ class ExclusiveDirectory(Directory):
     kernel releases the lock when the process dies.  While the session does not have the lock, the
     methods work as if the directory did not exist.
 
-    A session that is asleep keeps the directory open but not locked.  It then need not find the
+    A session that is asleep keeps the directory open but not locked.  The session need not find the
     directory again when it wakes up.
 
     @cvar mayKeepOpen: whether a sleeping session may keep the directory open.

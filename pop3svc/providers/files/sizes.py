@@ -81,7 +81,7 @@ def keyOf(root: int) -> Key:
     return status.st_dev, status.st_ino
 
 
-# The number of octets at the beginning of a message from which a checksum is made.  They
+# A checksum is made from this number of octets at the beginning of a message.  These octets
 # distinguish the message from others, because they contain its trace fields.
 _HEAD = 1024
 

@@ -9,8 +9,8 @@ from typing import Protocol
 
 __all__ = ["OpenWhileAsleep", "openWhileAsleep"]
 
-# One of this number of the process's descriptors may be such a directory.  The others are left for
-# connections.
+# At most one of this number of descriptors belongs to a kept directory.  The other descriptors are
+# left for connections.
 _SHARE = 8
 # The most directories that are kept open.  Each takes some KiB of memory in the kernel.
 _MOST = 4096

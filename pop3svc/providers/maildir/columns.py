@@ -53,8 +53,8 @@ def listByColumns(scan: Scan, separator: str, sizes: MailboxSizes) -> MailboxSna
     names: list[str] = []
     inodes, folderOf = array("Q"), bytearray()
     hasTies, last = False, ""
-    # Sort the seconds as text.  This gives the same order, because all have the same number of
-    # digits.
+    # Sort the seconds as text.  This gives the same order, because all texts have the same number
+    # of digits.
     for some in slices(sortInSlices(list(range(len(read))), read.__getitem__)):
         theirNames = [read[index] for index in some]
         theirBases = [name.partition(separator)[0] for name in theirNames]

@@ -63,7 +63,7 @@ def arrivalOf(name: str, modified: float) -> float:
         time at the beginning of the name or the time of modification, whichever is later.  A
         program that copies a message to a mailbox writes the present time into the name, and keeps
         the time of the file.  A message that was restored from a backup has an old name.  In both
-        cases the message may have come into the mailbox as late as the later time.  This time
+        cases the message may have come into the mailbox as late as the later time.  The later time
         counts, because the capability EXPIRE promises a minimum (RFC 2449 section 6.7).
     """
     found = _SECONDS.match(name)

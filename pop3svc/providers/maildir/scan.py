@@ -31,8 +31,9 @@ _LOOKS = 10
 class MaildirFormat:
     """
     The format of a Maildir.  Messages are in the directories C{new} and C{cur}, and have names such
-    as C{1600000000.M123456P789.host:2,S}.  They are in the order of delivery.  The time of delivery
-    is in the name.  If the name contains no time, it is the time of modification of the file.
+    as C{1600000000.M123456P789.host:2,S}.  The messages are listed in the order of delivery.  The
+    time of delivery is in the name.  If the name contains no time, the time of modification of the
+    file is used.
     """
 
     # Read new before cur.  A message that moves during a scan is then found twice, and not missed.
@@ -70,7 +71,7 @@ class MaildirFormat:
     def _scanOnce(self, root: int, sizes: MailboxSizes) -> tuple[MailboxSnapshot, Stamp, bool]:
         """
         @return: the listing, the times of the directories, and a bool.  The bool is true if the
-            listing is unsure for no other reason than that a message was renamed before its stat().
+            listing is unsure, and the only reason is that a message was renamed before its stat().
         """
         scan = scanPlaces(root, self.folders)
         separator = self._separator or separatorOf(scan.eachPlace())

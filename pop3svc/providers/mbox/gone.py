@@ -20,9 +20,9 @@ __all__ = ["NEW", "Gone", "loadGone", "writeGone"]
 NEW = "new-"
 _FILE = "gone"
 _MAGIC = "pop3svc-mbox-1"
-# The most unique-ids that are remembered.  Older ones are forgotten.  This does no harm, because a
-# unique-id is a digest of a message.  A new message could get a forgotten unique-id only if it had
-# the same octets and the same envelope line.
+# The most unique-ids that are remembered.  Older unique-ids are forgotten.  This does no harm,
+# because a unique-id is a digest of a message.  A new message could get a forgotten unique-id only
+# if it had the same octets and the same envelope line.
 BOUND = 20_000
 # The most octets of the file with the unique-ids.  A larger file is considered damaged.
 _LARGEST = 8_388_608

@@ -84,7 +84,7 @@ class Lease:
 
 class Node:
     """
-    This process, seen as one of the nodes that use the database.
+    This process as one of the nodes that use the database.
 
     @ivar name: the name of the node.  No other process has or had the same name.
     """

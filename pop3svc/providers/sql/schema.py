@@ -23,10 +23,10 @@ class SchemaError(Exception):
 
 # Times are milliseconds since the epoch.  Sizes are in octets.  A row of the table "message" is the
 # copy of a message in one mailbox.  Each copy has its own header fields, such as Delivered-To.
-# Several copies may share one content.  The column "form" is the value of a WireForm.  The column
-# "isforeign" is 1 if the unique-id comes from another server.  The column "surrogate" is the size
-# of the surrogate, or 0 if the message needs no surrogate.  A piece has at most PIECE octets, and
-# its lines end with CRLF.
+# Several copies may share one content.  The column "form" contains the value of a WireForm.  The
+# column "isforeign" is 1 if the unique-id comes from another server.  The column "surrogate" is the
+# size of the surrogate, or 0 if the message needs no surrogate.  A piece has at most PIECE octets,
+# and its lines end with CRLF.
 _FIRST = (
     f"CREATE TABLE {_TABLE} (version INTEGER NOT NULL)",
     """CREATE TABLE mailbox (
