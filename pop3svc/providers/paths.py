@@ -119,7 +119,8 @@ class PathTemplate:
         @return: whether the directory C{base} contains at least one directory.  Blocks.
         """
         if self.needsHome:
-            # Assume that it does, because the home directories of the users are not known here.
+            # Assume that there is one, because the home directories of the users are not known
+            # here.
             return True
         try:
             with os.scandir(self.base) as entries:

@@ -155,7 +155,8 @@ class Finder:
             if looks > 1 or now is None:
                 now = self._listing.scan(root)
             if uniqueID not in now and not now.isSure:
-                # Scan again, because the message may have been renamed during the scan.
+                # Raise an error, because the message may exist and may have been renamed during the
+                # scan.
                 raise OSError(errno.EBUSY, "messages are renamed all the time")
             return now.get(uniqueID)
 

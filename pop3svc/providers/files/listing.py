@@ -250,7 +250,7 @@ class Listing:
             watching.end()
             if self._watching is watching:
                 self._watching = None
-            # End the watch of inotify as well, because the session may end while it is asleep.
+            # Close the kept directory, because the session may end while it is asleep.
             self._directory.closeKept()
 
         return end

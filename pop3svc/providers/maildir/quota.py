@@ -55,7 +55,7 @@ def recordDeletion(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> 
             if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
                 return
             if _QUOTA.match(os.pread(descriptor, 64, 0)) is None:
-                # Ignore the error.  The file is damaged, and the next delivery counts the messages
+                # Write nothing, because the file is damaged.  The next delivery counts the messages
                 # again.
                 return
             line = b"%d %d\n" % (-octets, -len(files))
@@ -152,7 +152,7 @@ def _read(root: int) -> _Use | None:
         data = file.read(_LONGEST + 1)
         age = time.time() - os.fstat(descriptor).st_mtime
     if _QUOTA.match(data) is None:
-        # Keep the first line, because the limit is stored nowhere else.
+        # There is no limit, because it is stored nowhere else than in the first line.
         return None
     first, *changes, rest = data.split(b"\n")
     octets = messages = 0
