@@ -1,5 +1,5 @@
 """
-The sizes and the contents of the messages of one mailbox.
+Ask a mailbox for the sizes and the contents of messages.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["Messages", "SurrogateBody"]
 
-# A mailbox with at least this number of messages is large.  Each loop over its messages has its own
-# time slice.
+# A mailbox with at least this number of messages counts as large.  Each loop over the messages of a
+# large mailbox runs in a separate time slice.
 _MANY = 100_000
 
 # The sizes of messages in octets; None for a size that is not available.
@@ -35,10 +35,10 @@ Sizes = list[int | None]
 
 def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
     """
-    @param call: the method of the mailbox that returned the values.
-    @param values: may be a generator, which runs code of the mailbox.
-    @return: a function that makes a list of the values.  It has the name of the method, because
-        error messages contain the name of the function.
+    @param call: the method of the mailbox that has returned the values.
+    @param values: the values.  They may come from a generator, which runs code of the mailbox.
+    @return: a function that makes a list of the values.  The function gets the name of the method,
+        because the name appears in messages about errors.
     """
 
     def make() -> list[Any]:
@@ -50,8 +50,8 @@ def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
 
 def _octets(call: Any, size: object) -> int:
     """
-    @param call: the method of the mailbox that returned the size.
-    @param size: the value that it returned.
+    @param call: the method of the mailbox that has returned the size.
+    @param size: the value that the method has returned.
     @return: the size in octets.
     @raise ProviderMistake: the value is not a size.
     """
@@ -69,16 +69,17 @@ def _hasSurrogates(mailbox: Any) -> bool:
 
 class SurrogateBody(MessageBody):
     """
-    Another L{MessageBody}, converted while it is read (L{SurrogateConverter}).
+    A body that converts another L{MessageBody} to its surrogate while it is read
+    (L{SurrogateConverter}).
 
-    @ivar hasChanged: whether a part that was read differs from the message.
+    @ivar hasChanged: whether the octets that were read so far differ from the message.
     """
 
     form = WireForm.LINES
 
     def __init__(self, body: MessageBody) -> None:
         """
-        @param body: the message; it is closed with this body.
+        @param body: the message.  It is closed when this body is closed.
         """
         self._body = body
         self._converter: SurrogateConverter | None = SurrogateConverter()
@@ -116,7 +117,7 @@ class SurrogateBody(MessageBody):
 
 async def _needsByReading(body: SurrogateBody, clock: IReactorTime) -> bool:
     """
-    Read a message until it is clear whether it needs a surrogate, and close it.
+    Read a message until it is known whether the message needs a surrogate.  Then close the message.
     """
     turns = TimeSlice(clock)
     try:
@@ -167,7 +168,7 @@ def _notImplemented(failure: Failure) -> None:
 
 class Messages:
     """
-    Asks a mailbox for sizes and contents, for one session, and checks the returned values.
+    Asks the mailbox of one session for sizes and contents, and checks the values that it returns.
 
     @ivar refuses: whether messages with UTF-8 in header fields are refused.
     """
@@ -183,9 +184,9 @@ class Messages:
         utf8Headers: str = "",
     ) -> None:
         """
-        @param user: the user's name for the log.
-        @param utf8Headers: C{convert} or C{refuse} messages with UTF-8 in header fields, as in
-            L{pop3svc.policy.Policy}; empty if messages are sent unchanged.
+        @param user: the name of the user, for the log.
+        @param utf8Headers: C{convert} or C{refuse} if messages with UTF-8 in header fields are
+            converted or refused (L{pop3svc.policy.Policy}); empty if they are sent unchanged.
         """
         self._converts = utf8Headers == "convert" and _hasSurrogates(mailbox)
         self.refuses = utf8Headers == "refuse"
@@ -196,8 +197,9 @@ class Messages:
 
     def sizes(self, uniqueIDs: list[str]) -> ValueOrDeferred[Sizes]:
         """
-        @return: the size of each message in octets; L{None} if it cannot be determined.
-        @raise POP3ResponseError: C{SYS/TEMP} if none of several messages has a size now.
+        @return: the size of each message in octets; L{None} if the size cannot be found.
+        @raise POP3ResponseError: C{SYS/TEMP}: there are several messages, and no size can be found
+            now.
         """
         if self._converts:
             found = self._manySizes(self._mailbox.surrogateSizes, uniqueIDs)
@@ -214,8 +216,8 @@ class Messages:
     def _manySizes(self, call: Any, uniqueIDs: list[str]) -> ValueOrDeferred[Sizes | None]:
         """
         @param call: C{messageSizes} or C{surrogateSizes}.
-        @return: the size of each message, with L{None} for a message that no longer exists; or
-            L{None} instead of the list if the method is not implemented.
+        @return: the size of each message; L{None} for a message that does not exist any more.  If
+            the method is not implemented, the result is L{None} instead of a list.
         """
         try:
             answer: Any = self._calls.ask(call, self._info, uniqueIDs)
@@ -244,7 +246,7 @@ class Messages:
         sizes: Sizes
         sizes = list(answer) if type(answer) is list else self._calls.start(_listOf(call, answer))
         if len(sizes) > _MANY:
-            # Each loop over this many messages takes a long time.
+            # Begin a new time slice, because each loop over so many messages takes a long time.
             return startNow(self._checkedInSlices(call, sizes, count))
         _check(call, sizes, count)
         return sizes
@@ -258,12 +260,13 @@ class Messages:
 
     async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:
         """
-        Ask for one size after the other.  If a message has no size, do not raise an error, because
-        STAT, and LIST without an argument, have no C{-ERR} (RFC 1939 section 5).  The client gets
-        the error when it asks for this message.
+        Ask for one size after the other.  If a size cannot be found, raise no error, because STAT
+        and LIST without an argument have no C{-ERR} (RFC 1939 section 5).  The client gets the
+        error when it asks for the message.
 
-        @return: the size of each message, L{None} if it cannot be determined.
-        @raise POP3ResponseError: C{SYS/TEMP} if none of several messages has a size now.
+        @return: the size of each message; L{None} if the size cannot be found.
+        @raise POP3ResponseError: C{SYS/TEMP}: there are several messages, and no size can be found
+            now.
         """
         sizes: list[int | None] = []
         faults: list[POP3ResponseError] = []
@@ -295,7 +298,7 @@ class Messages:
 
     async def size(self, uniqueID: str) -> int:
         """
-        @return: the octets of a message as RETR sends them, without dot-stuffing.
+        @return: the number of octets that RETR sends for a message, without dot-stuffing.
         """
         sizes = None
         if self._converts:
@@ -304,7 +307,8 @@ class Messages:
                 return sizes[0]
         call, octets = self._mailbox.messageSize, None
         if sizes is not None or not self._converts:
-            # If a message has no size, messageSize raises the mailbox's own error.
+            # Ask the mailbox, because messageSize raises an error with the reason if the message
+            # has no size.
             try:
                 octets = await settled(self._calls.ask(call, self._info, uniqueID))
             except NotImplementedError:
@@ -318,7 +322,7 @@ class Messages:
     def sizeIn(self, maildrop: Maildrop, found: MessageRef) -> ValueOrDeferred[int]:
         """
         @param found: a message.
-        @return: its octets as RETR sends them, without dot-stuffing.
+        @return: the number of octets that RETR sends for the message, without dot-stuffing.
         """
         octets = None if self.refuses else maildrop.size(found)
         return startNow(self._learnSize(maildrop, found)) if octets is None else octets
@@ -334,13 +338,13 @@ class Messages:
 
     def sizesIn(self, maildrop: Maildrop) -> ValueOrDeferred[Body]:
         """
-        @return: the number and octets of each message that is not deleted.
+        @return: the number and the size in octets of each message that is not deleted.
         """
         return then(self._learnSizes(maildrop), lambda _: _knownSizes(maildrop))
 
     def totalIn(self, maildrop: Maildrop) -> ValueOrDeferred[tuple[int, int]]:
         """
-        @return: the number of messages that are not deleted, and their octets together.
+        @return: the number of messages that are not deleted, and their total size in octets.
         """
         octets = maildrop.octets()
         if octets is not None:
@@ -365,12 +369,12 @@ class Messages:
             if not unknown:
                 return None
             uniqueIDs = [each.uniqueID for each in unknown]
-        # A message that no longer exists has no size, so the next STAT or LIST asks again.
+        # Do not store an unknown size, so that the next STAT or LIST asks again.
         return then(self.sizes(uniqueIDs), lambda sizes: maildrop.setSizes(unknown, sizes))
 
     async def refuseUTF8(self, uniqueID: str) -> None:
         """
-        Check that the client may have a message.
+        Check that a message may be sent to the client.
 
         @raise POP3ResponseError: C{UTF8}: the message has UTF-8 in header fields, and the client
             has not sent UTF8 (RFC 6856 section 5).
@@ -378,7 +382,8 @@ class Messages:
         needs = None
         mailbox = self._mailbox
         if _hasSurrogates(mailbox):
-            # The mailbox may know this after it has counted the message.
+            # Ask the mailbox again, because it may know the answer after it has counted the octets
+            # of the message.
             await settled(self._manySizes(mailbox.surrogateSizes, [uniqueID]))
             needs = mailbox.needsUTF8(self._info, uniqueID)
         if needs is None:
@@ -391,7 +396,7 @@ class Messages:
         """
         Open a message for the client.
 
-        @return: its content, or its surrogate; the caller closes it.
+        @return: the content or the surrogate of the message.  The caller closes it.
         @raise POP3ResponseError: see L{refuseUTF8}.
         """
         if self.refuses:
@@ -402,9 +407,9 @@ class Messages:
 
     def content(self, uniqueID: str) -> ValueOrDeferred[MessageBody]:
         """
-        Open a message without converting it.
+        Open a message, and do not convert it.
 
-        @return: its content; the caller closes it.
+        @return: the content of the message.  The caller closes it.
         """
         call = self._mailbox.messageContent
         content = self._calls.finish(call, self._info, uniqueID)
@@ -419,10 +424,10 @@ class Messages:
 
     def warnOfOtherSize(self, said: int, sent: int) -> None:
         """
-        Warn once that a mailbox returned a wrong size for a message.
+        Log once that a mailbox has returned a wrong size for a message.
 
-        @param said: the size that the mailbox returned, octets.
-        @param sent: the octets of the message that were sent.
+        @param said: the size in octets that the mailbox has returned.
+        @param sent: the number of octets that were sent.
         """
         mailbox = self._mailbox
         call = mailbox.messageSize
