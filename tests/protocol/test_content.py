@@ -22,7 +22,7 @@ from zope.interface.verify import verifyObject
 from pop3svc.awaiting import CallTimeout, maybeAwait
 from pop3svc.errors import ProviderMistake
 from pop3svc.files import FileBlocks, FileRegion
-from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent
+from pop3svc.interfaces import IChunkedContent, IFileContent, IMessageContent, IWireContent
 from pop3svc.lineendings import WireForm
 from pop3svc.protocol.content import MessageBody, _BinaryFile, countByReading
 from pop3svc.testing import Inline
@@ -115,6 +115,23 @@ def test_chunkedContent() -> None:
     content = Chunks([b"a", b"", b"b"])
     assert read(content) == b"ab"
     assert content.closed == 1
+
+
+@pytest.mark.parametrize("form", WireForm)
+def test_wireContent(form: WireForm) -> None:
+    """
+    The content knows the form of its octets; those of other pieces are raw.
+    """
+
+    @implementer(IWireContent)
+    class Stored(Chunks):
+        pass
+
+    content = Stored([b"a\r\n"])
+    content.form = form  # type: ignore[attr-defined]
+    assert MessageBody(content, Clock(), 10).form is form
+    assert read(content) == b"a\r\n"
+    assert MessageBody(Chunks([b"a\r\n"]), Clock(), 10).form is WireForm.RAW
 
 
 def test_fileContent(tmp_path: Path) -> None:
