@@ -17,7 +17,6 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from pop3svc.accounts import passwordediting, verifiers
-from pop3svc.accounts.hashes import hashPassword
 from pop3svc.accounts.passwordediting import addVerifiers, setPassword
 from pop3svc.accounts.passwordfile import PasswordFile, readPasswordFile
 from pop3svc.accounts.passwordlines import verifiersIn, withVerifiers
@@ -26,9 +25,9 @@ from pop3svc.accounts.verifiers import VerifierAdder
 from pop3svc.interfaces import IVerifierAdding
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.testing import Inline
-from tests.support.passwords import ask, isGood
+from tests.support.passwords import ask, hashed, isGood
 
-HASH = hashPassword("pencil")
+HASH = hashed("pencil")
 MECHANISMS = frozenset(["SCRAM-SHA-256", "SCRAM-SHA-1"])
 
 
@@ -142,8 +141,8 @@ def test_off(path: Path, made: list[str]) -> None:
         (des_crypt.hash("pencilcase"), "pencilcase"),
         (des_crypt.hash("pencilcase"), "pencilca?"),
         (bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)).decode(), "x" * 73),
-        (hashPassword("\udcff"), "\udcff"),
-        (hashPassword("\u00ad"), "\u00ad"),
+        (hashed("\udcff"), "\udcff"),
+        (hashed("\u00ad"), "\u00ad"),
     ],
     # The hashes are new in each process.
     ids=["plain", "DES", "DES with another end", "bcrypt", "no UTF-8", "soft hyphen"],
@@ -267,7 +266,7 @@ def test_notBlocking(path: Path) -> None:
     later.perform()
     clock.advance(10)
     assert len(later.waiting) == 1
-    adder.proved("ben", b"x", hashPassword("x"), ())
+    adder.proved("ben", b"x", hashed("x"), ())
     later.waiting.reverse()
     later.perform()
     assert beside(path) == set()

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
 from pop3svc.accounts.comparison import PasswordComparison, RememberedChecks
-from pop3svc.accounts.hashes import HashReader, hashPassword
+from pop3svc.accounts.hashes import HashReader
 from pop3svc.accounts.passwordediting import addUser, removeUser, setPassword
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.scramkeys import makeVerifier
@@ -25,8 +25,9 @@ from pop3svc.errors import POP3ResponseError
 from pop3svc.interfaces import IPasswordComparing
 from pop3svc.testing import Inline
 from tests.support.databases import inlineDatabase
+from tests.support.passwords import hashed
 
-HASH = hashPassword("right")
+HASH = hashed("right")
 
 
 class Counting(Inline):
@@ -253,7 +254,7 @@ def test_sql(tmp_path: Path) -> None:
     assert [compared(), compared()] == [(1, False), (1, False)]
     execute("UPDATE account SET nologin = 0")
     assert compared() == (0, True)
-    execute("UPDATE account SET password = ?", hashPassword("other"))
+    execute("UPDATE account SET password = ?", hashed("other"))
     assert [compared(), compared("other"), compared("other")] == [(1, False), (1, True), (0, True)]
     checker.reload()
     assert compared("other") == (1, True)

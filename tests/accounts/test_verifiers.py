@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from pop3svc.accounts.hashes import HASHES, hashPassword
+from pop3svc.accounts.hashes import HASHES
 from pop3svc.accounts.passwordediting import addUser, setPassword
 from pop3svc.accounts.passwordfile import PasswordFile, readPasswordFile
 from pop3svc.accounts.passwordlines import withVerifiers
 from pop3svc.accounts.scramkeys import makeVerifier
 from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.testing import Inline
-from tests.support.passwords import isGood
+from tests.support.passwords import hashed, isGood
 
 # Computed once, because they cost many rounds.
-HASH = hashPassword("pencil")
+HASH = hashed("pencil")
 SHA256 = makeVerifier("pencil")
 SHA1 = makeVerifier("pencil", "sha1")
 SALT = b"salt" * 4
@@ -89,7 +89,7 @@ def test_changedPassword(path: Path, by: str) -> None:
     checker = PasswordFile(str(path), Inline())
     assert keysOf(checker) is not None
     if by == "another program":
-        path.write_text(path.read_text().replace(HASH, hashPassword("brush")))
+        path.write_text(path.read_text().replace(HASH, hashed("brush")))
     else:
         setPassword(str(path), "ann", "brush", "hash" if by == "password" else by)
         assert path.read_text().count("pop3svc_scram") == (by == "both")

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from pop3svc.accounts.hashes import hashPassword
 from tests.support.lmtp import offer
 from tests.support.maildirs import deliver
+from tests.support.passwords import hashed
 from tests.support.running import (
     Connection,
     Running,
@@ -61,10 +61,10 @@ class Place:
             home = self.home(name)
             home.mkdir(mode=0o700)
             os.chown(home, uid, uid)
-            lines.append(f"{name}:{hashPassword(name)}:{uid}:{uid}::{home}\n")
-        lines.append(f"root:{hashPassword('root')}:0:0::{path}\n")
-        lines.append(f"daemon:{hashPassword('daemon')}:499:499::{path}\n")
-        lines.append(f"homeless:{hashPassword('homeless')}:20003:20003::\n")
+            lines.append(f"{name}:{hashed(name)}:{uid}:{uid}::{home}\n")
+        lines.append(f"root:{hashed('root')}:0:0::{path}\n")
+        lines.append(f"daemon:{hashed('daemon')}:499:499::{path}\n")
+        lines.append(f"homeless:{hashed('homeless')}:20003:20003::\n")
         self.users.write_text("".join(lines))
         os.chown(self.users, SERVICE, SERVICE)
         self.users.chmod(0o600)

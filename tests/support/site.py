@@ -11,12 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pop3svc.accounts.passwordediting import addUser
 from pop3svc.service.datadirectory import _selfSigned
-from tests.support.running import (
-    PATIENCE,
-    environment,
-)
+from tests.support.passwords import hashed
+from tests.support.running import PATIENCE, environment
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +22,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     A mail host: accounts, mail, a certificate.
     """
     path = tmp_path_factory.mktemp("site")
+    users = path / "users"
+    users.touch(0o600)
+    users.write_text("".join(f"{name}:{hashed('secret word')}\n" for name in ("alice", "bob")))
     for name in ("alice", "bob"):
-        addUser(str(path / "users"), name, "secret word")
         (path / "mail" / name).mkdir(parents=True)
     renew(path)
     return path
