@@ -4,6 +4,7 @@ The commands that ask a running service, against a real one.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -12,11 +13,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pop3svc.service.admincommand import main
 from tests.support.running import Connection, Running, environment, forEverybody, freePort
 from tests.support.site import options, site  # noqa: F401
 from tests.support.workers import Site, begun
@@ -34,6 +37,25 @@ class Service:
         self.where = where
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """
+        Run a command in this process, because each start of Python takes as long as ten commands.
+        """
+        command = [*arguments, *self.where]
+        status, output, errors = 0, io.StringIO(), io.StringIO()
+        with redirect_stdout(output), redirect_stderr(errors):
+            try:
+                main(command)
+            except SystemExit as ended:
+                # As Python ends a process.
+                status = ended.code if isinstance(ended.code, int) else 1
+                if isinstance(ended.code, str):
+                    print(ended.code, file=errors)
+        return subprocess.CompletedProcess(command, status, output.getvalue(), errors.getvalue())
+
+    def runAlone(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """
+        Run a command in a process of its own.
+        """
         return subprocess.run(
             [sys.executable, "-P", "-m", "pop3svc", *arguments, *self.where],
             env=environment(self.home),
@@ -44,12 +66,14 @@ class Service:
 
     def up(self) -> Service:
         """
-        Ask until the socket is open.
+        Wait until the socket is open.
         """
-        for _ in range(100):
-            if self.run("who").returncode == 0:
-                return self
-        raise AssertionError("the admin socket does not open")
+        self.running.up()
+        # The reactor runs only when the socket is open.
+        connection = Connection(self.port)
+        assert connection.line().startswith(b"+OK")
+        connection.socket.close()
+        return self
 
     def say(self, *arguments: str) -> str:
         """
@@ -91,6 +115,8 @@ def service(site: Path, tmp_path: Path) -> Iterator[Service]:  # noqa: F811
 
 def test_whoAndKick(service: Service) -> None:
     assert service.say("who") == "nobody is connected\n"
+    alone = service.runAlone("who")
+    assert (alone.returncode, alone.stdout, alone.stderr) == (0, "nobody is connected\n", "")
     client = service.logIn()
     bob = service.logIn(b"bob")
     bob.say(b"SLEE")
@@ -105,6 +131,9 @@ def test_whoAndKick(service: Service) -> None:
     assert client.line() == b""
     service.running.waitFor("ended by the operator")
     assert service.refuses("kick", "alice") == "there is no session alice"
+    alone = service.runAlone("kick", "alice")
+    says = "pop3svc: there is no session alice\n"
+    assert (alone.returncode, alone.stdout, alone.stderr) == (1, "", says)
     assert service.say("kick", "bob") == "ended 1 session\n"
     # The lock is released.
     service.logIn()
@@ -295,9 +324,9 @@ def test_killed(service: Service, site: Path) -> None:  # noqa: F811
     assert service.refuses("who").startswith("no service runs")
     port, data = freePort(), str(service.home / "d")
     listen = ("--endpoint", f"tcp:{port}:interface=127.0.0.1")
-    with Running(service.home, *options(site, "--data", data, *listen)):
-        service.up()
-        assert service.say("who") == "nobody is connected\n"
+    with Running(service.home, *options(site, "--data", data, *listen)) as running:
+        again = Service(running, service.home, port, service.where).up()
+        assert again.say("who") == "nobody is connected\n"
 
 
 @pytest.mark.parametrize("kind", ["service", "file"])
