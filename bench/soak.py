@@ -14,6 +14,7 @@ import contextlib
 import os
 import random
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -125,6 +126,20 @@ async def soak(count: int, plain: int, secure: int) -> None:
     await asyncio.gather(*(some() for _ in range(AT_ONCE)))
 
 
+def waitForGreeting(service: subprocess.Popen[bytes], port: int) -> None:
+    """
+    Wait until the service serves.  Before that a signal would end it.
+    """
+    for _ in range(600):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 60) as one:
+            if one.recv(100).startswith(b"+OK"):
+                return
+        if service.poll() is not None:
+            break
+        time.sleep(0.1)
+    raise AssertionError("the service does not start")
+
+
 def settled(pid: int, told: Path) -> tuple[int, int, int, int]:
     """
     @return: the octets of memory, and the numbers of descriptors, threads and timers, when the
@@ -164,7 +179,7 @@ def main() -> None:
             cwd=directory,
         )
         try:
-            time.sleep(3)
+            waitForGreeting(service, plain)
             rounds = 4
             print("after       memory  descriptors  threads   timers", flush=True)
             seen = []
