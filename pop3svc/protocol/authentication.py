@@ -206,10 +206,12 @@ class Authentication:
         self._wasChecked = self._isRepeated = False
         if isinstance(credentials, Proven):
             opened = credentials.mailbox or credentials.name
-            mailbox = await settled(self._calls.ask(self._provider.openMailbox, self._info, opened))
+            call = self._provider.openMailbox
+            mailbox = await settled(self._calls.finish(call, self._info, opened))
+            self._keepOrRelease(mailbox)
             if mailbox is None:
                 raise self._wrong()
-            return _verified(self._provider.openMailbox, mailbox)
+            return _verified(call, mailbox)
         name, password = credentials.name, credentials.password
         if not name or not password:
             raise POP3ResponseError("A user name and a password are required.", "AUTH")
@@ -218,9 +220,10 @@ class Authentication:
             await admitted
         call = self._provider.authenticate
         try:
-            mailbox = self._calls.ask(call, self._info, name, password)
+            mailbox = self._calls.finish(call, self._info, name, password)
             if isAwaitable(mailbox):
                 mailbox = await mailbox
+            self._keepOrRelease(mailbox)
             if mailbox is not None:
                 mailbox = _verified(call, mailbox)
                 if credentials.isUsable:
@@ -235,6 +238,17 @@ class Authentication:
                 self._abandon(name, isinstance(error, CancelledError))
                 raise
             raise await self._refusal(name)
+
+    def _keepOrRelease(self, mailbox: Any) -> None:
+        """
+        Release a mailbox that the provider has returned although the call was cancelled.
+
+        @raise CancelledError: the session has ended.
+        """
+        if self._calls.isOver:
+            if IMailboxLogout.providedBy(mailbox):
+                self._calls.release(mailbox.logout)
+            raise CancelledError()
 
     def succeeded(self, name: str) -> ValueOrDeferred[object]:
         """

@@ -125,12 +125,16 @@ class Transaction:
 
     def _beginning(self) -> Iterator[ValueOrDeferred[object]]:
         if INewMailNotifier.providedBy(self.mailbox):
-            watch = self._calls.ask(self.mailbox.watchMailbox, self.info, self._changed)
+            watch = self._calls.finish(self.mailbox.watchMailbox, self.info, self._changed)
             yield then(watch, self._setWatch)
         yield self._lock()
         yield then(self._list(), self._setMaildrop)
 
     def _setWatch(self, endWatch: Callable[[], object]) -> None:
+        if self._calls.isOver:
+            # The mailbox has returned although the call was cancelled.
+            self._calls.release(endWatch)
+            raise CancelledError()
         self._endWatch = endWatch
 
     def _setMaildrop(self, maildrop: Maildrop) -> None:
@@ -335,11 +339,12 @@ class Transaction:
 
         @raise POP3ResponseError: the message does not exist any more, or was not deleted.
         """
+        maildrop = self._drop()
         # Open the message first.  DELI has to refuse a message that does not exist any more, and
         # messageDelete would accept it.
         (await settled(self._messages.content(found.uniqueID))).close()
         await self._delete([found.uniqueID])
-        self._drop().setGone([found.uniqueID])
+        maildrop.setGone([found.uniqueID])
 
     # --- refreshing, sleeping, waking ---------------------------------------
 

@@ -399,6 +399,52 @@ def test_answeredAfterTheEnd(mayLogin: bool, calls: list[str]) -> None:
     assert throttle.calls == calls
 
 
+async def stubborn(answer: Any) -> Any:
+    """
+    @return: the answer, only when the caller cancels.
+    """
+    try:
+        await Deferred()
+    except CancelledError:
+        pass
+    return answer
+
+
+def test_openedAfterTheEnd() -> None:
+    """
+    A mailbox that a provider opens although the client is gone is released.
+    """
+    provider = Provider(stubborn)
+    client = Client(POP3Factory(provider, clock=Clock()))
+    client.send(b"XLOG alice secret\r\n")
+    client.vanish()
+    assert provider.calls == ["authenticate", "logout"]
+
+
+def test_refusedAfterTheEnd() -> None:
+    provider = Provider(lambda mailbox: stubborn(None))
+    client = Client(POP3Factory(provider, clock=Clock()))
+    client.send(b"XLOG alice secret\r\n")
+    client.vanish()
+    assert provider.calls == ["authenticate"]
+
+
+def test_watchedAfterTheEnd() -> None:
+    """
+    A watch that a mailbox begins although the client is gone is ended.
+    """
+    provider: Provider
+
+    def watch(info: object, changed: object) -> Any:
+        return stubborn(lambda: provider.calls.append("watch ended"))
+
+    provider = Provider(watchMailbox=watch)
+    client = Client(POP3Factory(provider, clock=Clock()))
+    client.send(b"XLOG alice secret\r\n")
+    client.vanish()
+    assert sorted(provider.calls) == ["authenticate", "logout", "watch ended", "watchMailbox"]
+
+
 @pytest.mark.parametrize(
     ("address", "isLoopback"),
     [
