@@ -79,7 +79,7 @@ async def capaAfterLogin(target: Target, client: Client) -> None:
 @rule("CAPA", "RFC 2449 section 5")
 async def capaInBothStates(target: Target, client: Client) -> None:
     """
-    The server announces each capability except STLS after login if it announces it before login.
+    Each capability that CAPA lists before login, except STLS, is also listed after login.
     """
     if target.before is None:
         raise NotApplicable("CAPA does not work before login")
