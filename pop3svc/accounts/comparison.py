@@ -15,7 +15,7 @@ from typing import Any
 from twisted.internet.interfaces import IReactorTime
 from twisted.logger import Logger
 
-from pop3svc.accounts.hashes import HASHES, LONGEST_PASSWORD, HashReader, hashPassword
+from pop3svc.accounts.hashes import HASHES, LONGEST_PASSWORD, HashReader, hashOfNobody
 from pop3svc.accounts.hashing import CheckQueue, hashing
 from pop3svc.bounded import BoundedDict
 from pop3svc.credentials import asAttempt
@@ -145,7 +145,7 @@ class PasswordComparison:
         self._remembered: RememberedChecks | None = None
         self._reported: set[str] = set()
         # The password of an unknown user is compared with this hash while the source has no hash.
-        self._standIn = hashPassword(secrets.token_hex(16))
+        self._standIn = hashOfNobody()
 
     def remember(self, seconds: int) -> None:
         """

@@ -27,10 +27,10 @@ from pop3svc.accounts.digests import (
     readScram,
     scram,
 )
-from pop3svc.accounts.modular import ModularHash, findModular, hashPassword
+from pop3svc.accounts.modular import ModularHash, findModular, hashOfNobody, hashPassword
 from pop3svc.interfaces import ScramKeys
 
-__all__ = ["HASHES", "KINDS", "LONGEST_PASSWORD", "HashReader", "hashPassword"]
+__all__ = ["HASHES", "KINDS", "LONGEST_PASSWORD", "HashReader", "hashOfNobody", "hashPassword"]
 
 # The most octets of a password.  Every kind of hash accepts passwords of this length.
 LONGEST_PASSWORD = 1024

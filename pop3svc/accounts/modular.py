@@ -10,6 +10,7 @@ import ctypes.util
 import hashlib
 import hmac
 import re
+import secrets
 from base64 import b64decode, b64encode
 from collections.abc import Callable
 from functools import cache
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 from argon2 import PasswordHasher
 from argon2.exceptions import VerifyMismatchError
 
-__all__ = ["ModularHash", "findModular", "hashPassword"]
+__all__ = ["ModularHash", "findModular", "hashOfNobody", "hashPassword"]
 
 _hasher = PasswordHasher()
 
@@ -58,6 +59,21 @@ def hashPassword(password: str) -> str:
     @return: the hash in the form that a password file contains.
     """
     return _hasher.hash(password.encode("utf-8", "surrogateescape"))
+
+
+def hashOfNobody() -> str:
+    """
+    Make a hash of which nobody knows the password, without the work of L{hashPassword}.
+
+    @return: random octets in the form of a hash.  A comparison with it takes as long as one with a
+        hash of L{hashPassword}.
+    """
+    parameters = f"m={_hasher.memory_cost},t={_hasher.time_cost},p={_hasher.parallelism}"
+    salt, key = (
+        b64encode(secrets.token_bytes(size)).decode().rstrip("=")
+        for size in (_hasher.salt_len, _hasher.hash_len)
+    )
+    return f"$argon2id$v=19${parameters}${salt}${key}"
 
 
 def _decoded(text: str) -> bytes:

@@ -211,3 +211,15 @@ def test_quick() -> None:
         *("ssha", "ssha256", "ssha512", "ssha256-hex", "ssha512-hex", "sha512-hex", "sha256-hex"),
         *("sha512-b64", "ldap-md5", "plain-md5", "digest-md5"),
     }
+
+
+def test_hashOfNobody() -> None:
+    """
+    A comparison with this hash fails, and takes as long as a comparison with a real hash.
+    """
+    nobody, real = modular.hashOfNobody(), modular.hashPassword("x")
+    assert len(nobody) == len(real) and nobody.split("$")[:4] == real.split("$")[:4]
+    assert HASHES.costOf(nobody) == HASHES.costOf(real)
+    assert not HASHES.verify(nobody, b"x", "alice") and HASHES.verify(real, b"x", "alice")
+    assert HASHES.quickly(nobody, b"x", "alice") is None
+    assert modular.hashOfNobody() != nobody
