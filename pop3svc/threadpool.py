@@ -4,6 +4,8 @@ Run blocking work in a bounded pool of threads.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Hashable
@@ -148,6 +150,20 @@ class _Skipped:
     """
 
 
+def _beNicer(niceness: int) -> None:
+    """
+    Lower the priority of the present thread.
+    """
+    if sys.platform != "linux":
+        # There this would lower the priority of the whole process.
+        return
+    try:
+        os.nice(niceness)
+    except OSError:
+        # A filter of system calls forbids it.
+        pass
+
+
 class _Job:
     """
     Work that waits for a thread, runs or has ended.
@@ -244,12 +260,17 @@ class BoundedThreadPool:
     # have ended already and the process must end.
     PATIENCE = 5.0
 
-    def __init__(self, name: str, threads: int, waiting: int, reactor: Any = None) -> None:
+    def __init__(
+        self, name: str, threads: int, waiting: int, reactor: Any = None, niceness: int = 0
+    ) -> None:
         """
         @param threads: the number of threads that may run work, without lost threads.
         @param waiting: the most jobs that may wait for a thread.
+        @param niceness: by how much the threads are nicer than the process (L{os.nice}).  Only
+            Linux has a niceness for each thread.
         """
         self._name = name
+        self._niceness = niceness
         self._most = threads
         self._bound = threads + waiting
         self._underWay = 0
@@ -310,6 +331,8 @@ class BoundedThreadPool:
         self._threads += 1
 
     def _serve(self) -> None:
+        if self._niceness:
+            _beNicer(self._niceness)
         jobs, reactor = self._jobs, self._reactor
         while (job := jobs.get()) is not None:
             with self._over:

@@ -4,6 +4,8 @@ Blocking work in threads: bounds, cancellation, and threads that hang.
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 
 from twisted.internet import reactor
@@ -28,6 +30,26 @@ class BoundedThreadPoolTests(TestCase):
         self.assertNotEqual(thread, threading.get_ident())
         with self.assertRaises(ZeroDivisionError):
             await self.workers.run(divmod, 1, 0)
+
+    async def test_nicer(self) -> None:
+        """
+        The threads yield to the thread of the reactor, whose priority does not change.
+        """
+        workers = BoundedThreadPool("nice", threads=1, waiting=1, niceness=3)
+        self.addCleanup(workers.stop)
+        before = os.nice(0)
+        wanted = before + 3 if sys.platform == "linux" else before
+        self.assertEqual(await workers.run(os.nice, 0), min(wanted, 19))
+        self.assertEqual(os.nice(0), before)
+
+    async def test_nicenessIsForbidden(self) -> None:
+        def forbid(niceness: int) -> int:
+            raise PermissionError
+
+        self.patch(os, "nice", forbid)
+        workers = BoundedThreadPool("nice", threads=1, waiting=1, niceness=3)
+        self.addCleanup(workers.stop)
+        self.assertEqual(await workers.run(int), 0)
 
     async def test_queueIsBounded(self) -> None:
         gate = threading.Event()

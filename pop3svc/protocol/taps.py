@@ -122,8 +122,8 @@ class _TappedSender(ReplySender):
 
     def gatherShort(self, reply: Reply) -> bool:
         """
-        See L{ReplySender.gatherShort}.  Gather nothing, because a tap hears replies from L{send}
-        only.
+        See L{ReplySender.gatherShort}.  Gather nothing, because only L{ReplySender.send} passes
+        replies to the tap.
         """
         return False
 
