@@ -261,7 +261,7 @@ def main() -> None:
         port = freePort()
         service = subprocess.Popen(
             [
-                *(script("twistd"), "-n", "--pidfile=", "--logfile=/dev/null", "pop3svc"),
+                *(script("twistd"), "-n", "--pidfile=", f"--logfile={path / 'log'}", "pop3svc"),
                 *("--endpoint", f"ssl:{port}:interface=127.0.0.1"),
                 *("--provider", f"maildir:{path / 'mail'}", "--auth", f"passwd:{path / 'users'}"),
                 *("--certificate", str(path / "cert.pem"), "--private-key", str(path / "key.pem")),
@@ -281,6 +281,9 @@ def main() -> None:
         finally:
             service.send_signal(signal.SIGTERM)
             print(f"ended with status {service.wait(60)}")
+            for line in (path / "log").read_text().splitlines():
+                if "octets sent" not in line:
+                    print(line)
 
 
 if __name__ == "__main__":
