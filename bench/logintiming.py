@@ -560,7 +560,7 @@ def probability(one: list[float], two: list[float]) -> float:
 @dataclass(frozen=True)
 class Row:
     """
-    The comparisons of the kinds, for one step of a method.
+    The comparisons between the kinds of attempts, for one step of a method.
     """
 
     source: str

@@ -150,8 +150,8 @@ class Outage:
 
     @ivar died: the time when the leader was killed.
     @ivar gone: the time when all processes of the leader had ended.
-    @ivar first: for a login, a deletion and a delivery, the seconds from the kill to the first
-        answer that confirms one.  Actions that began before the kill do not count.
+    @ivar first: the seconds from the kill to the first answer that confirms a login, a deletion or
+        a delivery, for each of these kinds.  Actions that began before the kill do not count.
     """
 
     KINDS = ("login", "deletion", "delivery")

@@ -90,7 +90,7 @@ class Activity:
         """
         limit = secondsIn(seconds, _DEFAULT, _LONGEST)
         if len(self._listeners) >= _MOST:
-            raise OperationError(f"{_MOST} of these operations already run.")
+            raise OperationError(f"{_MOST} operations of this kind already run.")
         listener = _Listener(send)
         self._listeners.append(listener)
         self._meter.hear = self._hear

@@ -64,7 +64,7 @@ class Listener(Protocol):
 
 class Trace:
     """
-    One trace.  It shows the lines of all connections of a user, or of all connections from an
+    One trace, which shows the lines of all connections of a user, or of all connections from an
     address.
     """
 

@@ -77,13 +77,17 @@ METRICS = (
         CALL_BUCKETS,
     ),
     Metric("pop3svc_messages_sent_total", "counter", "Messages that were sent completely."),
-    Metric("pop3svc_message_octets_total", "counter", "Octets of these messages."),
+    Metric(
+        "pop3svc_message_octets_total",
+        "counter",
+        "Octets of the messages that were sent completely.",
+    ),
     Metric("pop3svc_messages_deleted_total", "counter", "Messages that clients have deleted."),
     Metric("pop3svc_octets_sent_total", "counter", "Octets of all replies."),
     Metric(
         "pop3svc_wakes_total",
         "counter",
-        "WAKE by its result: new (ACTIVITY/NEW), none (ACTIVITY/NONE) or refused.",
+        "WAKE commands by result: new (ACTIVITY/NEW), none (ACTIVITY/NONE) or refused.",
         ("activity",),
     ),
     Metric("pop3svc_bans", "gauge", "Networks that are banned now."),
@@ -129,7 +133,7 @@ METRICS = (
     Metric(
         "pop3svc_reactor_delay_seconds",
         "histogram",
-        "How late a timer of each second was.",
+        "Seconds by which a timer that is due each second was late.",
         (),
         _DELAY_BUCKETS,
     ),
@@ -139,7 +143,7 @@ METRICS = (
     Metric(
         "pop3svc_certificate_end_timestamp_seconds",
         "gauge",
-        "When a certificate or its chain expires, seconds since the epoch.",
+        "Time when a certificate or its chain expires, in seconds since the epoch.",
         ("certificate",),
         together="least",
     ),

@@ -184,7 +184,7 @@ def makeParser() -> Parser:
     parser.add_argument("--help", action="store_true", help="show this and exit")
     addStoreOptions(parser)
     parser.add_argument(
-        "--return-path", metavar="ADDRESS", help="add the sender as Return-Path; empty: <>"
+        "--return-path", metavar="ADDRESS", help="add the sender as Return-Path; empty means <>"
     )
     parser.add_argument(
         "--delivered-to",

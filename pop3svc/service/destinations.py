@@ -23,16 +23,16 @@ def addStoreOptions(parser: argparse.ArgumentParser) -> None:
     """
     parser.add_argument("--config", metavar="FILE", help="the service's configuration file")
     parser.add_argument(
-        "--provider", metavar="KIND:ARGUMENTS", help="the value that pop3svc serve has"
+        "--provider", metavar="KIND:ARGUMENTS", help="the same value as for pop3svc serve"
     )
     parser.add_argument(
         "--auth",
         metavar="KIND:ARGUMENTS",
         action="append",
         default=[],
-        help="the value that pop3svc serve has",
+        help="the same value as for pop3svc serve",
     )
-    parser.add_argument("--data", metavar="DIRECTORY", help="the value that pop3svc serve has")
+    parser.add_argument("--data", metavar="DIRECTORY", help="the same value as for pop3svc serve")
 
 
 def settingsFrom(arguments: Any) -> Settings:

@@ -98,7 +98,7 @@ def makeParser() -> Parser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", metavar="FILE", help="configuration file with [[fetch]]")
-    parser.add_argument("--data", metavar="DIRECTORY", help="the value that pop3svc serve has")
+    parser.add_argument("--data", metavar="DIRECTORY", help="the same value as for pop3svc serve")
     parser.add_argument(
         "--state",
         metavar="FILE",

@@ -127,8 +127,8 @@ def _ofCommands(top: Synopsis) -> str:
         *_item("2", "A rule of pop3svc check failed."),
         *_item(
             "65, 67, 75, 77",
-            "Only pop3svc deliver, import, export and fetch: the numbers of sysexits(3).  75 means "
-            "that a later attempt may succeed.",
+            "The numbers of sysexits(3), which pop3svc deliver, import, export and fetch "
+            "use.  75 means that a later attempt may succeed.",
         ),
         ".SH FILES",
         *_item(_italic("/etc/pop3svc/pop3svc.toml"), "The configuration of an installed service."),
@@ -203,14 +203,14 @@ _HEADINGS = {
     "service": ("THE SERVICE", "These keys are in front of all tables."),
     "listener": ("LISTENERS", "Each table [[listener]] has these keys."),
     "certificate": ("CERTIFICATES", "Each table [[tls.certificate]] has these keys."),
-    "store": ("STORES", "Each table [[store]] has these keys, and those of its kind."),
+    "store": ("STORES", "Each table [[store]] has these keys, and the keys of its kind."),
     "fetch": (
         "MAILBOXES OF OTHER SERVERS",
         "Each table [[fetch]] is for pop3svc fetch, and has these keys.",
     ),
     "limits": (
         "LIMITS",
-        "The table [limits] has these keys.  Times are in seconds, sizes in octets.",
+        "The table [limits] has these keys.  Times are in seconds, and sizes are in octets.",
     ),
 }
 
@@ -221,10 +221,11 @@ def _ofSettings() -> str:
         ".SH DESCRIPTION",
         *_sentences(
             "The file of pop3svc serve --config FILE is a file in TOML.  Options of the command "
-            "line override its settings.  pop3svc config check FILE lists its faults.  SIGHUP and "
-            "pop3svc reload read it again.  A setting marked live then applies to new sessions.  "
-            "With several workers the other settings apply, too, except those that the parent of "
-            "the workers uses.  The log names the settings that need a restart.  A string may "
+            "line override settings of the file.  pop3svc config check FILE lists the faults of "
+            "the file.  After SIGHUP or pop3svc reload, the service reads the file again.  A "
+            "setting that is marked live then applies to new sessions.  With several workers the "
+            "other settings also apply, except the settings that the parent of the workers uses.  "
+            "The log names the settings that need a restart.  A string may "
             'stand in another file: { file = "/run/secrets/x" }, or { credential = "x" } for a '
             "file in the credentials directory of systemd."
         ),

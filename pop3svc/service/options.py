@@ -101,8 +101,8 @@ class Options(usage.Options, AuthOptionMixin):
 
     def settings(self, text: str | None = None) -> Settings:
         """
-        Combine the command line and the configuration file.  If both have a setting, the command
-        line counts.
+        Combine the command line and the configuration file.  If the command line and the file have
+        the same setting, the command line counts.
 
         @param text: the text of the file; L{None} to read the file.
         @raise SettingError: the file cannot be used.

@@ -47,7 +47,7 @@ def makeParser() -> Parser:
                 "--name-case",
                 choices=NAME_CASES,
                 default=Policy.nameCase,
-                help="the value that pop3svc serve has (default: %(default)s)",
+                help="the same value as for pop3svc serve (default: %(default)s)",
             )
         if name in ("add", "password"):
             forms = action.add_mutually_exclusive_group()

@@ -121,7 +121,7 @@ class Export:
             elif found[uniqueID] != sizes[uniqueID]:
                 self.report.failed(
                     number,
-                    f"it has {found[uniqueID]} octets, and the mailbox says {sizes[uniqueID]}",
+                    f"it has {found[uniqueID]} octets, but the mailbox reports {sizes[uniqueID]}",
                 )
 
     async def _write(self, work: Callable[..., Any], *arguments: Any) -> Any:

@@ -462,7 +462,7 @@ def test_exportOfWhatCannotBeRead(bench: Bench, tmp_path: Path) -> None:
     assert bench.export(Stub(mailbox), targetAt("mbox", tmp_path / "out")) == 1
     assert bench.said == [
         "message 2 was left out: Damaged",
-        "message 3 was left out: it has 9 octets, and the mailbox says 10",
+        "message 3 was left out: it has 9 octets, but the mailbox reports 10",
     ]
     assert " has 1 of 3 " in bench.told[0]
 
