@@ -266,7 +266,8 @@ def _absence(results: Results, kind: type[Server]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    @return: the exit status.  It is 1 if pop3svc made an error, or if the benchmark could not run.
+    @return: the exit status, which is 1 if pop3svc made an error, or if the benchmark could not
+        run.
     """
     found = options(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

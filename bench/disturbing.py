@@ -4,14 +4,15 @@ Measure whether clients of the page, of the metrics and of the admin socket dist
     python bench/disturbing.py [--clients 1000] [--seconds 20] [--limit 50]
 
 A POP3 session sends NOOP every 10 milliseconds.  Meanwhile clients of the web port and of the admin
-socket send requests.  They send correct requests, damaged requests and random octets.  Some send
-their octets one by one, and some do not read the answer.  The table shows how long a reply to NOOP
-takes without and with these clients.  The clients themselves also take time of the machine.  The
-row C{of another service} shows how much, because in it the same clients ask another service.
+socket send requests.  These clients send correct requests, damaged requests and random octets.
+Some clients send their octets one by one, and some clients do not read the answer.  The table shows
+how long a reply to NOOP takes without and with these clients.  The clients themselves also take
+time of the machine.  The row C{of another service} shows this time, because in this row the same
+clients ask another service.
 
 The exit status is 1 if the 99.9th percentile is above the limit in milliseconds, if the log has a
-traceback, or if the session fails.  It is also 1 if the clients have changed something: if they
-have banned an address, ended a session, or drained the service.
+traceback, or if the session fails.  The exit status is also 1 if the clients have banned an
+address, ended a session, or drained the service.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ PATHS = ("/", "/metrics", "/healthz", "/readyz", "/playground", "/events", "/kic
 OPERATIONS = ("who", "status", "bans", "kick", "trace", "drain", "reload", "nothing")
 # Seconds between two NOOPs.
 PACE = 0.01
-# The number of processes with clients.  Each has an equal part of the connections.
+# The number of processes with clients.  Each process has an equal part of the connections.
 PROCESSES = 2
 
 

@@ -542,8 +542,8 @@ def effect(one: list[float], two: list[float]) -> float:
 def probability(one: list[float], two: list[float]) -> float:
     """
     @return: the probability of such a large difference if both kinds of attempts take the same
-        time.  It comes from Wilcoxon's signed-rank test, two-sided, with the normal distribution as
-        an approximation.
+        time.  The probability comes from Wilcoxon's signed-rank test, two-sided, with the normal
+        distribution as an approximation.
     """
     differences = [a - b for a, b in zip(one, two, strict=True) if a != b]
     size = len(differences)

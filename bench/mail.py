@@ -127,7 +127,7 @@ class Mail:
 
     def _message(self, number: int, size: int) -> bytes:
         """
-        Make a message of C{size} octets.  Its line ends are CRLF, and no line begins with a dot.
+        Make a message of C{size} octets.  The line ends are CRLF, and no line begins with a dot.
         """
         header = (
             f"Return-Path: <sender@example.org>\r\nFrom: Sender <sender@example.org>\r\n"

@@ -30,9 +30,9 @@ class Failed(Exception):
 
 class Group:
     """
-    The processes of one server: the process that was started, and its descendants.  Their processor
-    time comes from C{/proc}, in ticks.  It includes the time of children that have ended and that
-    their parents have waited for.
+    The processes of one server: the process that was started, and its descendants.  The processor
+    time of the group comes from C{/proc}, in ticks.  The time includes that of children that have
+    ended and that their parents have waited for.
     """
 
     how = "utime, stime, cutime and cstime of the process tree"

@@ -13,9 +13,10 @@ failovers.
 
 At the end, the messages in the mailboxes are compared with what the service has confirmed to
 clients.  The exit status is 1 if a message was lost, was given to another user, or has come back
-after C{+OK} to its deletion, or if two messages had the same unique-id.  It is also 1 if clients
-got no answers for L{RECOVERY} seconds after the leader was killed.  The program needs Debian's
-packages postgresql and haproxy, and for C{--patroni} also patroni, python3-etcd and etcd-server.
+after C{+OK} to its deletion, or if two messages had the same unique-id.  The exit status is also 1
+if clients got no answers for L{RECOVERY} seconds after the leader was killed.  The program needs
+Debian's packages postgresql and haproxy, and for C{--patroni} also patroni, python3-etcd and
+etcd-server.
 """
 
 from __future__ import annotations
@@ -108,8 +109,8 @@ class Node:
 
 class Proxy:
     """
-    HAProxy in front of the nodes.  Its checks connect to the mail port of each node, with a PROXY
-    header.
+    HAProxy in front of the nodes.  HAProxy checks each node by connecting to its mail port, with a
+    PROXY header.
     """
 
     def __init__(self, home: Path, nodes: list[Node]) -> None:

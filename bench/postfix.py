@@ -357,7 +357,7 @@ def _deferrals(home: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    @return: the exit status.  It is 1 if a message was lost or was fetched twice.
+    @return: the exit status, which is 1 if a message was lost or was fetched twice.
     """
     parser = argparse.ArgumentParser(prog="python -m bench.postfix", description=__doc__)
     parser.add_argument(

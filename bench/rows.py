@@ -104,8 +104,8 @@ class Row:
     """
     One row of the table.
 
-    @ivar run: a function of the bench and a server.  It returns an empty list if the server cannot
-        do the work of the row.
+    @ivar run: a function of the bench and a server, which returns an empty list if the server
+        cannot do the work of the row.
     @ivar whyNot: a function that returns the reason why the row cannot run on this machine; an
         empty text if it can.
     """
@@ -339,8 +339,8 @@ def _calls(bench: Bench, server: Server, label: str, before: list[str], work: li
     pieces and twice as many, divided by the number.  Therefore the calls of the connection and of
     the login do not count.
 
-    @param before: the steps before the work.  If there are none, each piece of work is a session of
-        its own.
+    @param before: the steps before the work.  Without such steps, each piece of work is a session
+        of its own.
     """
     found = []
     for count in (CALLS, 2 * CALLS):

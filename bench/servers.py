@@ -481,8 +481,8 @@ service pop3 {{
 """
 
 
-# Start Courier in its own mount namespace, in which it seems to be installed.  Its paths are
-# compiled in, and dpkg does not install it beside Dovecot.
+# Start Courier in its own mount namespace, in which it seems to be installed.  The paths of Courier
+# are compiled in, and dpkg does not install Courier beside Dovecot.
 COURIER_START = """
 set -e
 mount -t overlay overlay -o lowerdir=$ROOT/usr:/usr /usr

@@ -5,8 +5,8 @@ this protocol needs.
     python -m bench.twistedmail PORT TLSPORT MAIL USERS CERTIFICATE KEY
 
 twisted.mail's own Maildir fails on Python 3 (RETR, DELE).  Like twisted.mail's Maildir, this
-mailbox takes the size of a file for the size of a message.  It reads messages with LF as line ends,
-because twisted.mail changes each LF to CRLF.
+mailbox takes the size of a file for the size of a message.  The mailbox reads messages with LF as
+line ends, because twisted.mail changes each LF to CRLF.
 """
 
 from __future__ import annotations

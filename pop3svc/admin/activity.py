@@ -48,8 +48,8 @@ class _Listener:
 
     def flush(self) -> None:
         """
-        Send the events.  If there have been none for some time, send an empty part, which shows
-        that the operation still runs.
+        Send the events.  If no events have come for some time, send an empty part, which shows that
+        the operation still runs.
         """
         self._quiet += _EVERY
         if not self.events and self._quiet < _BEAT:

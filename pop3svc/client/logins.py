@@ -23,7 +23,7 @@ __all__ = [
     "decoded",
 ]
 
-# The most rounds of PBKDF2 that a server may ask for.  They take about a second.
+# The most rounds of PBKDF2 that a server may ask for, which take about a second.
 _MOST_ROUNDS = 2_000_000
 _ROUNDS = re.compile("i=([1-9][0-9]{0,11})")
 _BAD = frozenset("\0\r\n")

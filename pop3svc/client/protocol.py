@@ -24,7 +24,7 @@ from pop3svc.threadpool import Executor
 
 __all__ = ["MOST_MESSAGES", "POP3Client", "Reference", "Reply"]
 
-# The most messages of one mailbox.  Each takes some 300 octets of memory.
+# The most messages of one mailbox.  Each message takes some 300 octets of memory.
 MOST_MESSAGES = 500_000
 # The most octets of a unique-id.  RFC 1939 section 7 allows 70 octets, but some servers have longer
 # unique-ids.

@@ -122,9 +122,9 @@ class _Transfer:
 
 class LMTPProtocol(SerialSMTP):
     """
-    The server's side of a connection.  It sends a reply for each recipient, and refuses a CR or an
-    LF that is not part of CRLF.  It writes the message to a file instead of passing each line to an
-    object.
+    The server's side of a connection.  The class sends a reply for each recipient, and refuses a CR
+    or an LF that is not part of CRLF.  It writes a message to a file instead of passing each line
+    to an object.
     """
 
     def __init__(self, factory: LMTPFactory, address: IAddress | None) -> None:

@@ -25,7 +25,7 @@ class Destination(NamedTuple):
     """
     A store, with the sources of its users' accounts.
 
-    @ivar store: the store.  If it does not provide L{IDelivery}, its users cannot get mail.
+    @ivar store: the store.  If the store does not provide L{IDelivery}, its users cannot get mail.
     @ivar accounts: the checkers of the users' logins.
     """
 

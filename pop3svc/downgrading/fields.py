@@ -78,9 +78,9 @@ def asciiField(field: bytes) -> bytes:
     UTF-8.
 
     @param field: the field with its line ends, C{CRLF}.
-    @return: the field in ASCII.  If it cannot contain its whole text in ASCII, a second field with
-        the text follows.  The name of the second field is C{Downgraded-} and the name of the first
-        (RFC 6857 section 3.1.10).
+    @return: the field in ASCII.  If the field cannot contain its whole text in ASCII, a second
+        field with the text follows.  The name of the second field is C{Downgraded-} and the name of
+        the first (RFC 6857 section 3.1.10).
     """
     if field.isascii():
         return field

@@ -32,7 +32,7 @@ def asciiBoundary(boundary: str) -> str:
 def boundaryOf(text: str) -> str | None:
     """
     @param text: the unfolded body of Content-Type.
-    @return: the boundary, if the type is multipart and has one.
+    @return: the boundary; L{None} if the type is not multipart or has no boundary.
     """
     parts = [tokens for tokens, _ in splitAt(";", text)]
     type_ = "".join(each.raw for each in parts[0] if each.kind is not Kind.COMMENT)

@@ -71,8 +71,8 @@ class Listing(NamedTuple):
         them, one message is stored, and every list since then has contained the unique-id.  A
         message with any other unique-id has to be compared, because the server may have given the
         unique-id to another message (RFC 1939 section 7).
-    @ivar large: the unique-ids of the messages that were found to be too large.  Each has the limit
-        of octets that applied at that time.
+    @ivar large: the unique-ids of the messages that were found to be too large.  Each unique-id has
+        the limit of octets that applied at that time.
     """
 
     forgotten: list[Entry]
@@ -95,8 +95,8 @@ class FetchRecord:
         self._mutex = Lock()
         try:
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            # The locks of accounts are on a separate file.  If they were on SQLite's file, the
-            # closing of any descriptor would also end SQLite's own locks.
+            # The locks of accounts are on a separate file.  On SQLite's file, the closing of any
+            # descriptor would also end SQLite's own locks.
             os.close(os.open(path, flags, 0o600))
             self._locks = os.open(f"{path}-accounts", flags, 0o600)
         except OSError as error:

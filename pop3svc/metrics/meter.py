@@ -313,10 +313,10 @@ class Meter:
     @ivar makeCalls: makes the object that calls the provider for a session.
     @ivar histograms: the times of each command.  C{calls} has the times of each method.
     @ivar hear: a function that is called for each event of a session; L{None} if nobody listens.
-        Its arguments are a word, the L{pop3svc.interfaces.IPOP3ConnectionInfo}, the user, and a
-        detail.  The words C{login} and C{refused} report a login, and the detail is its mechanism.
-        After C{refused} the user is L{None}.  The other words are C{sleep}, C{wake} (the detail is
-        the code of the reply) and C{end} (the detail is the reason).
+        The arguments of the function are a word, the L{pop3svc.interfaces.IPOP3ConnectionInfo}, the
+        user, and a detail.  The words C{login} and C{refused} report a login, and the detail is its
+        mechanism.  After C{refused} the user is L{None}.  The other words are C{sleep}, C{wake}
+        (the detail is the code of the reply) and C{end} (the detail is the reason).
     """
 
     def __init__(self, clock: IReactorTime) -> None:

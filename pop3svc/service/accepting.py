@@ -208,13 +208,13 @@ class SocketPort:
 class AcceptLimiter:
     """
     Stops accepting connections before all descriptors are in use, because sessions need descriptors
-    for their mailboxes.  It accepts connections again when enough descriptors are free.  New
-    clients wait in the kernel's queue meanwhile.
+    for their mailboxes.  The limiter lets the ports accept connections again when enough
+    descriptors are free.  New clients wait in the kernel's queue meanwhile.
     """
 
     # For sessions the limiter reserves KEPT descriptors, or 1/SHARE of the limit if that is less.
-    # It checks the free descriptors again when new connections have used 1/UNSEEN of the reserved
-    # number.
+    # The limiter checks the free descriptors again when new connections have used 1/UNSEEN of the
+    # reserved number.
     KEPT, SHARE, UNSEEN = 256, 4, 8
     # Seconds between two checks of the free descriptors while no connections are accepted.
     LOOK = 0.25

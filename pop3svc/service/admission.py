@@ -26,7 +26,7 @@ class Admission:
     @ivar policy: the limits.
     @ivar unauthenticated: the connections on which nobody is logged in.
     @ivar accepted: a function that is called when a port has accepted a connection.
-    @ivar mayServe: a function that is called at each login.  It returns whether the process has
+    @ivar mayServe: a function that is called at each login, and returns whether the process has
         resources for another session.
     @ivar loginDelayed: a function that is called with a user's name and True when a login delays
         the next login of this user.  If the login has failed, the function is called again with
@@ -161,8 +161,8 @@ class Admission:
         """
         Count a session when its user logs in, or when the session wakes up.
 
-        @return: a function that must be called once, when the session is no longer awake.  Its
-            argument is a bool, which says whether the session had begun.
+        @return: a function that must be called once, when the session is no longer awake.  The
+            argument of the function is a bool, which says whether the session had begun.
         @raise POP3ResponseError: the user or the service has too many sessions, or the user logs in
             again too soon.
         """

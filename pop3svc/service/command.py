@@ -1,6 +1,6 @@
 """
-The command C{pop3svc}.  Its own commands serve in the foreground, deliver mail, move mailboxes,
-fetch mail, manage accounts, and check a configuration or a server.
+The command C{pop3svc}.  The commands of C{pop3svc} serve in the foreground, deliver mail, move
+mailboxes, fetch mail, manage accounts, and check a configuration or a server.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """
-Declare the commands of C{pop3svc} in one table.  Their help, their parsers, the completion in
-shells and the manual page are made from this table.
+Declare the commands of C{pop3svc} in one table.  The help and the parsers of the commands, the
+completion in shells and the manual page are made from this table.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """
-C{pop3svc demo}: a service for demonstration.  It uses free ports, and keeps no mail after its end.
+C{pop3svc demo}: a service for demonstration, which uses free ports, and keeps no mail after its
+end.
 """
 
 from __future__ import annotations

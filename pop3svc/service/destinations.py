@@ -65,8 +65,8 @@ def settingsFrom(arguments: Any) -> Settings:
 
 def recipientsOf(settings: Settings) -> Recipients:
     """
-    @return: an object that finds the users of all stores.  It makes a store when it first looks up
-        a user there.
+    @return: an object that finds the users of all stores.  The object makes a store when it first
+        looks up a user in this store.
     """
     return Recipients(
         _Destinations(settings),

@@ -324,8 +324,8 @@ def serverEndpoint(
     @param text: any endpoint string.  If C{ssl:} has no key, the endpoint uses the service's
         certificate.  If C{ssl:} has no interface, the endpoint listens on IPv4 and IPv6.
     @param wrap: wraps the factory in another factory, which sees the octets of a connection before
-        TLS; L{None} for no wrapper.  Its second argument is C{connectionCreator} if the wrapper has
-        to begin TLS itself, and otherwise L{None}.
+        TLS; L{None} for no wrapper.  The second argument of C{wrap} is C{connectionCreator} if the
+        wrapper has to begin TLS itself, and otherwise L{None}.
     @param loop: the L{Loop} that watches the connections of TCP and UNIX sockets; L{None} to use
         the transports of Twisted.
     @return: an L{IStreamServerEndpoint}.
@@ -366,7 +366,7 @@ def withMode(text: str, mode: str) -> str:
     """
     @param text: any endpoint string.
     @param mode: an octal mode.
-    @return: C{text}.  If it is for a UNIX socket and has no mode, the mode is added.
+    @return: C{text}.  If C{text} is for a UNIX socket and has no mode, the mode is added.
     @raise ValueError: C{text} cannot be read.
     """
     positional, named = parseArguments(text)

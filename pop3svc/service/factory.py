@@ -156,8 +156,8 @@ class POP3Factory(ServerFactory):
         self.connections: set[POP3Connection] = set()
         # Whether accepted connections inherit the keepalive options of their ports.
         self.portsKeepAlive = False
-        # The refused networks that are already in the log.  Each is logged once, because scanners
-        # have thousands of addresses.
+        # The refused networks that are already in the log.  Each network is logged once, because
+        # scanners have thousands of addresses.
         self._foreign = Once()
         self._stopping = False
         self._waiting: list[Deferred[None]] = []

@@ -107,7 +107,8 @@ class Signals:
 
     def hold(self) -> None:
         """
-        Install the handler.  It keeps the signals that arrive, and L{serve} handles them later.
+        Install the handler.  The handler keeps the signals that arrive, and L{serve} handles them
+        later.
         """
         for number in self.NUMBERS:
             try:
@@ -191,8 +192,9 @@ class Operated(MultiService):
         Add a part of the configuration that is read again after SIGHUP.
 
         @param what: the name of this part in the log.
-        @param call: reads the part again.  The function may return a Deferred or a coroutine.  It
-            raises L{ValueError} with a sentence if the part keeps the previous configuration.
+        @param call: reads the part again.  The function may return a Deferred or a coroutine.  The
+            function raises L{ValueError} with a sentence if the part keeps the previous
+            configuration.
         """
         self._parts.append((what, call))
 

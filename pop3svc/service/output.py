@@ -25,8 +25,8 @@ def ensureOutput() -> None:
 
 def outputFault() -> str:
     """
-    Write the buffered output.  If it cannot be written, discard it, because Python would try again
-    at its end, and would print a traceback.
+    Write the buffered output.  If the output cannot be written, discard it, because Python would
+    try again at its end, and would print a traceback.
 
     @return: the reason why the output could not be written; empty if it was written.
     @raise BrokenPipeError: nobody reads the output.

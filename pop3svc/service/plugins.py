@@ -88,8 +88,8 @@ def _pathAndMore(
 
     @param texts: the names of further options whose value is a text.  The provider has keyword
         arguments with the same names.
-    @param switches: further options, by name.  Each has the keyword for the provider, the word that
-        turns the option on, and the word that turns it off.  Off is the default.
+    @param switches: further options, by name.  Each option has the keyword for the provider, the
+        word that turns the option on, and the word that turns it off.  Off is the default.
     @return: the keyword arguments for the provider.
     @raise ValueError: the argument is not valid; the text says why.
     """

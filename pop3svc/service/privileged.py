@@ -1,6 +1,6 @@
 """
 Open files for a service that has given up its privileges.  A separate process keeps the privileges.
-It opens only the files that were named at its start.
+The process opens only the files that were named at its start.
 
 A descriptor of the directory that contains the file would not be enough.  The kernel checks the
 permissions of the directory at each lookup of a file, and not only when the directory is opened.

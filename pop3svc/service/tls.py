@@ -228,8 +228,9 @@ class RenewableCertificate:
 
     Pass such an object to C{startTLS} or to L{twisted.protocols.tls.TLSMemoryBIOFactory}.
 
-    @ivar makesTickets: whether handshakes begin with the context of this certificate.  If they do
-        not, this context encrypts no tickets, so its key need not change.
+    @ivar makesTickets: whether handshakes begin with the context of this certificate.  If
+        handshakes begin with another context, this context encrypts no tickets, so its key need not
+        change.
     """
 
     def __init__(
@@ -255,7 +256,7 @@ class RenewableCertificate:
         @param clients: the authorities whose certificates clients may present; L{None} to ask
             clients for no certificates.
         @param rules: the versions and ciphers of TLS.
-        @param names: the host names for which the certificate is used.  If there are none, the
+        @param names: the host names for which the certificate is used.  Without such names, the
             names in the certificate are used.
         @param prepare: called with each new context and the chain of its certificate, before the
             context is used.

@@ -138,7 +138,7 @@ class Shared(NamedTuple):
 class Outbox:
     """
     Sends lines to another process.  While that process does not read, the outbox buffers lines.  If
-    it has too many lines, it drops the oldest.
+    the outbox has too many lines, it drops the oldest.
     """
 
     # The most octets that are buffered.  The buffer has room for some ten thousand lines of some
@@ -389,7 +389,7 @@ class Supervisor(Operated):
         @param throttle: counts the login attempts of all workers, so that workers that are started
             later get the counts.
         @param sockets: the listening sockets.
-        @param shared: the configuration of each worker.  Its number, the certificates, the strikes
+        @param shared: the configuration of each worker.  The number, the certificates, the strikes
             and the text of the configuration file are added for each worker.
         @param certificates: returns the contents of the files of all certificates, by path.
         @param config: returns the text of the configuration file; L{None} if there is none.

@@ -123,8 +123,8 @@ class MboxSource(Source):
     def _isCut(self, stored: Stored) -> bool:
         """
         @return: whether the end of a message is missing.  The end is missing if the last line of
-            the file has no line end.  It is also missing if C{Content-Length} in an mboxcl2 counts
-            more octets than the file has.
+            the file has no line end.  The end is also missing if C{Content-Length} in an mboxcl2
+            counts more octets than the file has.
         """
         assert self._status is not None
         size = self._status.st_size

@@ -51,7 +51,7 @@ def _since(before: Minute, now: Minute) -> Minute:
 
 class History(TimerService):
     """
-    Keeps the counts of the last minutes.  It reads the counters of the metrics once a minute.
+    Keeps the counts of the last minutes, by reading the counters of the metrics once a minute.
     """
 
     # The number of minutes that are kept, including the present one.

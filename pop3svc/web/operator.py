@@ -1,5 +1,5 @@
 """
-The operator's page.  It shows the results of admin operations, and its forms carry out such
+The operator's page.  The page shows the results of admin operations, and its forms carry out such
 operations.
 """
 
@@ -311,8 +311,8 @@ class OperatorPage:
         target = field(request, "session", 100)
         if not all(part.isascii() and part.isdigit() for part in target.split(".")):
             return refusal(400, "No session is named.")
-        # Say that the target is a session.  If it were taken for the name of a user, all sessions
-        # of this user would end.
+        # Say that the target is a session.  If the target were taken for the name of a user, all
+        # sessions of this user would end.
         arguments = {"target": target, "only": "session"}
         count = await self._handler.do("kick", arguments, _ignore)
         self._hasChanged()

@@ -63,8 +63,8 @@ class Response(NamedTuple):
     location: str = ""
 
 
-# A function that answers a request.  It returns None if it has begun an answer that lasts, such as
-# a stream of events.
+# A function that answers a request.  The function returns None if it has begun an answer that
+# lasts, such as a stream of events.
 Handle = Callable[[Any], Awaitable[Response | None]]
 
 
@@ -156,7 +156,8 @@ class Page(Resource):
     ) -> None:
         """
         @param get: answers GET and HEAD, without changing anything.
-        @param post: carries out a form.  It is called only if the form has the token of its client.
+        @param post: carries out a form.  The function is called only if the form has the token of
+            its client.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._guard = guard

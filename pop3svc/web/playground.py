@@ -97,7 +97,7 @@ class Playground:
         self._streams = Streams(reactor)
         self._streams.changed = self._watch
         self._update: Any = None
-        # The request of each reader, because a request identifies its visitor.
+        # The request of each reader.  A request identifies its visitor.
         self._requests: dict[Stream, Any] = {}
         self._mails = self._octets = 0
 

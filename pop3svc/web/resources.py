@@ -31,7 +31,7 @@ Content = tuple[int, str, bytes]
 
 class Answer(Resource):
     """
-    A resource that answers GET and HEAD.  Its answer contains no text from the request.
+    A resource that answers GET and HEAD, with an answer that contains no text from the request.
     """
 
     isLeaf = False

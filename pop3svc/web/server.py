@@ -72,7 +72,8 @@ class _Request(Request):
 
 class _Channel(HTTPChannel):
     """
-    A connection that carries one request.  It ends after a few seconds, unless L{lasts} was called.
+    A connection that carries one request.  The connection ends after a few seconds, unless L{lasts}
+    was called.
     """
 
     # The most octets of the request line and all headers.  Monitoring systems send some hundred
@@ -118,7 +119,7 @@ class _Channel(HTTPChannel):
         """
         Let this connection stay open for a long time, because its answer takes so long.
 
-        @return: whether the connection stays open.  It does not if too many others already do.
+        @return: whether the connection stays open, which depends on the number of such connections.
         """
         return bool(self.factory.letLast(self))
 
