@@ -54,8 +54,8 @@ class _Wanted(NamedTuple):
 
 class Recorder:
     """
-    Records the messages of one account that were fetched.  While one transaction is written, new
-    entries wait for the next transaction.  Therefore fetching does not wait for the database.
+    Records the fetched messages of one account.  While one transaction is written, new entries wait
+    for the next transaction.  Therefore fetching does not wait for the database.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Recorder:
 
 class Fetcher:
     """
-    Fetches the messages of one account that were not fetched before.
+    Fetches those messages of one account that were not fetched before.
 
     @ivar isIncomplete: whether the last call of L{fetch} has left out messages that a later call
         may fetch.
