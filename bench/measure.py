@@ -1,6 +1,6 @@
 """
-Run servers and the load generator, and measure them: the processor time and the memory of all
-processes of a server, and the work of the load generator between two marks.
+Run servers and the load generator, and measure them.  For a server, measure the processor time and
+the memory of all its processes.  For the load generator, measure the work between two marks.
 """
 
 from __future__ import annotations

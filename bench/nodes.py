@@ -13,10 +13,10 @@ failovers.
 
 At the end, the messages in the mailboxes are compared with what the service has confirmed to
 clients.  The exit status is 1 if a message was lost, was given to another user, or has come back
-after C{+OK} to its deletion, or if two messages had the same unique-id.  The exit status is also 1
-if clients got no answers for L{RECOVERY} seconds after the leader was killed.  The program needs
-Debian's packages postgresql and haproxy, and for C{--patroni} also patroni, python3-etcd and
-etcd-server.
+after C{+OK} to its deletion.  The status is also 1 if two messages had the same unique-id.  The
+exit status is also 1 if clients got no answers for L{RECOVERY} seconds after the leader was killed.
+The program needs Debian's packages postgresql and haproxy, and for C{--patroni} also patroni,
+python3-etcd and etcd-server.
 """
 
 from __future__ import annotations

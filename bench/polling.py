@@ -2,8 +2,8 @@
 Measure the CPU time that a service takes for clients that poll, with and without
 C{--remember-checks}.
 
-C{python -m bench.polling [NUMBER]} starts a service with an argon2id hash, logs in C{NUMBER} times
-(by default 100 times), and prints the CPU time of the service.
+C{python -m bench.polling [NUMBER]} starts a service with an argon2id hash, and logs in C{NUMBER}
+times (100 by default).  Then it prints the CPU time of the service.
 """
 
 from __future__ import annotations

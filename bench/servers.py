@@ -169,7 +169,7 @@ class Server:
 
     def start(self) -> None:
         """
-        Start the server.  L{waitUntilUp} waits until it serves.
+        Start the server.  L{waitUntilUp} waits until the server serves.
         """
         self.plain, self.tls = _freePort(), _freePort()
         self.group = makeGroup(self.name)

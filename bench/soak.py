@@ -29,8 +29,8 @@ from pop3svc.providers.maildir import MaildirStore
 from tests.support.running import environment, freePort, script
 
 AT_ONCE = 50
-# The octets by which the memory of the process may grow from the first round to the last, because
-# the allocator does not give back every page.
+# The octets by which the memory of the process may grow from the first round to the last.  Some
+# growth is allowed, because the allocator does not give back every page.
 MEMORY = 4 << 20
 
 

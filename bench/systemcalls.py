@@ -17,8 +17,8 @@ from bench.measure import Failed, Group
 __all__ = ["Counted", "counting", "whyNoStrace"]
 
 # The form of a line of strace's summary.  The columns are the share of the time, the seconds, the
-# microseconds of each call, the number of calls, the number of errors (which may be missing), and
-# the name.
+# microseconds of each call, the number of calls, the number of errors, and the name.  The number of
+# errors may be missing.
 _LINE = re.compile(r"^\s*[\d.]+\s+[\d.]+\s+\d+\s+(\d+)\s+(?:\d+\s+)?(\w+)$", re.MULTILINE)
 # Seconds within which strace must write its summary.
 _PATIENCE = 30

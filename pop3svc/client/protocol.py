@@ -66,8 +66,8 @@ class POP3Client(ClientConnection):
     time, or if its Deferred is cancelled.  All Deferreds then fail with L{ServerUnavailable}.  If
     the server refuses a command, the Deferred of this command fails with L{CommandRefused}.
 
-    @ivar capabilities: the arguments of each capability, by the capability's name in capitals, as
-        the last CAPA has listed them; empty if the server does not support CAPA.
+    @ivar capabilities: the capabilities in the last reply to CAPA: the arguments of each by its
+        name in capitals.  Empty if the server does not support CAPA.
     """
 
     def __init__(

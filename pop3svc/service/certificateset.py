@@ -150,7 +150,7 @@ class CertificateDirectory:
                 return sorted({os.path.basename(os.path.dirname(path)) for path in ours})
             self._report(f"{self.path}: {error.strerror}")
             return None
-        # certbot keeps a README in the directory.
+        # Leave out the README that certbot keeps in the directory.
         names = [each for each in names if not each.startswith(".") and each != "README"]
         if len(names) > _MOST:
             self._report(f"{self.path} has more than {_MOST} subdirectories; others are not used")
@@ -212,7 +212,7 @@ class CertificateSet:
     Each handshake begins with the context of the default certificate, and the sessions that clients
     resume belong to this context.  Therefore the ticket key of this context changes when any
     certificate changes.  Otherwise a client could resume a session with a certificate that this
-    object does not serve any more, and the two sides would have different values of
+    object does not serve any more.  The client and the service would then have different values of
     C{tls-server-end-point}.
     """
 

@@ -91,7 +91,7 @@ def _show(directory: str, plain: int, secure: int, web: int) -> None:
         user      {name}
         password  {password}
 
-    Ctrl-C ends the service, and removes its mail.  Its log is {os.path.join(directory, "log")}.
+    Ctrl-C ends the service, and removes its mail.  The log is {os.path.join(directory, "log")}.
 """,
         # The text goes to the real standard output, because Twisted has replaced sys.stdout by the
         # log.

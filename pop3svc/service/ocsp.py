@@ -160,8 +160,8 @@ def _signersOf(
     response: ocsp.OCSPResponse, issuer: x509.Certificate, time: datetime
 ) -> Iterator[x509.Certificate]:
     """
-    @return: the certificates whose keys may sign a response (RFC 6960 section 4.2.2.2): the
-        issuer's own certificate, and the certificates that the issuer has signed for this purpose.
+    @return: the issuer's own certificate, and the certificates that the issuer has signed for OCSP.
+        The keys of these certificates may sign a response (RFC 6960 section 4.2.2.2).
     """
     yield issuer
     for each in response.certificates:

@@ -77,8 +77,7 @@ def unreadable(paths: Iterable[str], uid: int, gid: int | None) -> list[str]:
 def openTo(path: str) -> str | None:
     """
     @return: C{read by everybody}, C{changed by everybody}, C{replaced by everybody} or C{changed by
-        a group}; L{None} if the permissions of the file and of the directories above it allow
-        nothing of this kind.
+        a group}; L{None} if the permissions of the file and its directories allow none of these.
     """
     path = os.path.realpath(path)
     try:

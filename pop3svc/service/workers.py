@@ -340,7 +340,7 @@ class _Worker(ProcessProtocol):
         self._supervisor.ended(self, reason.value)
 
     def processEnded(self, reason: Failure) -> None:
-        # The last line of output may have no line end.
+        # Log the last line of output, which may have no line end.
         self._logOutput(self._partialLine)
         self._supervisor.outputEnded(self)
 

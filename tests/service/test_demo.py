@@ -26,7 +26,7 @@ def test_theDemo(tmp_path: Path) -> None:
         port = re.search("port ([0-9]+),", running.waitFor("server "))
         name = running.waitFor("user ").split()[1]
         password = running.waitFor("password ").split()[1]
-        log = Path(running.waitFor("Its log is").rpartition("Its log is ")[2].rstrip("."))
+        log = Path(running.waitFor("The log is").rpartition("The log is ")[2].rstrip("."))
         assert log.exists() and port is not None
         with urllib.request.urlopen(address, timeout=60) as page:
             assert page.status == 200
