@@ -1,11 +1,11 @@
 """
-Many sleepers over TLS: memory for each, the cost of their polls, and how quick logins, RETRs and
-polls are meanwhile.
+Measure the memory that each of many sleepers over TLS takes, and what their polls cost.  Measure
+also the times of logins, RETRs and polls meanwhile.
 
     python bench/sleepers.py [COUNT [WORKERS [SECONDS]]]
 
-By default there are 10,000 sleepers, one process of the service, and no second part.  In the second
-part, which lasts the given time, each sleeper polls every five minutes.
+By default there are 10,000 sleepers, the service has one process, and there is no second part.  The
+second part lasts the given number of seconds.  In that time each sleeper polls every five minutes.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pop3svc.service.datadirectory import _selfSigned
 from tests.support.running import environment, freePort, script
 
-# Each user has as many sleepers as the others.
+# The number of users.  All users have the same number of sleepers.
 USERS = 200
-# The sleepers of one client process.  Each process has an address of its own, because one address
-# has only 28,000 ports.
+# The number of sleepers of one client process.  Each process has its own address, because one
+# address has only 28,000 ports.
 EACH = 10_000
-# Seconds between two polls of a sleeper.
+# The seconds between two polls of a sleeper.
 BETWEEN = 300.0
 
 
@@ -51,8 +51,8 @@ def family(pid: int) -> Iterator[int]:
 
 def resident(pid: int) -> int:
     """
-    @return: octets of memory that a process and its descendants hold.  Memory that several of them
-        share counts once.
+    @return: the octets of memory that a process and its descendants hold.  Memory that several
+        processes share counts once.
     """
     return sum(
         int(line.split()[1]) * 1024
@@ -64,7 +64,7 @@ def resident(pid: int) -> int:
 
 def slab() -> int:
     """
-    @return: octets that the kernel holds for objects of its own.
+    @return: the octets of memory that the kernel holds for its own objects.
     """
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("Slab:"):
@@ -74,7 +74,7 @@ def slab() -> int:
 
 def processor(pid: int) -> float:
     """
-    @return: seconds of processor time that a process and its descendants have taken.
+    @return: the seconds of processor time that a process and its descendants have taken.
     """
     spent = 0.0
     for each in family(pid):
@@ -121,6 +121,8 @@ class Client:
 
     def say(self, text: str, end: bytes = b"\r\n") -> bytes:
         """
+        Send a line, and read until the given end.
+
         @return: the reply.
         """
         self._socket.sendall(text.encode() + b"\r\n")
@@ -128,7 +130,7 @@ class Client:
 
     def _until(self, text: str) -> None:
         while not (said := self.say(text)).startswith(b"+OK"):
-            # Another session of the user has not fallen asleep again yet.
+            # Another session of the user is still awake, and holds the mailbox.
             assert said.startswith(b"-ERR [IN-USE]"), said
 
     def sleep(self) -> None:
@@ -149,7 +151,7 @@ class Client:
 
 def sleepers(number: int, count: int, port: int, pipe: Connection) -> None:
     """
-    One client process: put sessions to sleep, and poll when it is told.
+    Be one client process: open sessions, put them to sleep, and poll when the pipe says so.
     """
     address = f"127.0.1.{number + 1}"
     clients = []
@@ -189,7 +191,7 @@ def tell(name: str, times: list[float]) -> None:
 
 def visit(port: int, until: float, atLeast: int) -> None:
     """
-    Log in, retrieve a message and quit, again and again, and tell the times.
+    Log in, retrieve a message and quit, again and again, and print the times.
     """
     logins, messages = [], []
     while len(logins) < atLeast or time.monotonic() < until:

@@ -121,7 +121,7 @@ def readUIDList(data: bytes) -> UIDList:
         if record is None:
             raise DamagedFile(f"line {number} is damaged")
         last = uid
-        # If a file has two lines, use the later line.
+        # If two lines name the same file, use the later line.
         records.pop(record.base, None)
         records[record.base] = record
     # The header may be out of date, because Dovecot appends lines without changing the header.

@@ -309,9 +309,9 @@ class PasswordFileMaker:
 
     authType = "passwd"
     authHelp = (
-        "A file with a line name:hash for each user, argon2id by default, or lines of "
-        "Dovecot's passwd-file; 'pop3svc user' manages it.  The service reads the file "
-        "again when it changes."
+        "A file with a line name:hash for each user, or with lines of Dovecot's "
+        "passwd-file.  'pop3svc user' manages the file, with argon2id hashes by "
+        "default.  The service reads the file again when it changes."
     )
     argStringFormat = "the file's path"
     credentialInterfaces = (IUsernamePassword,)
