@@ -492,8 +492,8 @@ class Assembly:
         from pop3svc.service.visiting import isToPlayWith
 
         if isToPlayWith(self.settings, self._embedded()):
-            # With workers there is no playground.  The process that serves its page must also have
-            # the client and the conversations of the playground.
+            # With workers there is no playground.  The process that serves the playground's page
+            # must also have the playground's client and conversations.
             self._announcements.append(
                 f"{self.settings.where('web')} has no playground, because it cannot be combined "
                 f"with {self.settings.where('workers')}"

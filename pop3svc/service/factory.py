@@ -204,7 +204,7 @@ class POP3Factory(ServerFactory):
         def makeSession(transport: Any) -> Session:
             session = self._makeSession(transport, address, policy, connectionCreator)
             # Count the connection here, and not in buildProtocol().  If TLS cannot be set up,
-            # connectionMade() is not called, and an earlier count would never go down.
+            # connectionMade() is not called.  The number would then never go down again.
             self.connections.add(connection)
             admission.connected(address)
             return session

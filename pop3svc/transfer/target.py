@@ -31,7 +31,7 @@ class Target:
         Create the file or the directory, or continue an interrupted export.
 
         @param uniqueIDs: the unique-ids of the messages of the mailbox, in order.
-        @return: the number of the first messages that need not be written again.
+        @return: the number of messages, from the first one on, that need not be written again.
         @raise NotPossible: the path has other content.
         @raise TryAgain: another export writes to the path.
         @raise OSError: the target cannot be written.

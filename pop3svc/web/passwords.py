@@ -31,7 +31,7 @@ _THIS_MACHINE = "127.0.0.1"
 # seconds.  The port has 64 connections, so even the last of them gets an answer within its time
 # limit of 10 seconds.
 _PACE = 0.1
-# Seconds before a wrong password of such a client is refused.
+# If a client without its own address sends a wrong password, it is refused after so many seconds.
 _REFUSAL_DELAY = 1.0
 
 
