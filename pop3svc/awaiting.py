@@ -214,8 +214,7 @@ def ensureStarted(answer: Any) -> Any:
 def _isOurs(coroutine: CoroutineType[Any, Any, Any]) -> bool:
     """
     @return: whether a coroutine belongs to this package.  These coroutines do not await objects of
-        asyncio.  They rely on a rule of Twisted: a call that is cancelled never returns a result as
-        well.
+        asyncio.  They rely on a rule of Twisted: after its cancellation a call returns no result.
     """
     frame = coroutine.cr_frame
     name = "" if frame is None else str(frame.f_globals.get("__name__"))

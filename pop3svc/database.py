@@ -53,8 +53,8 @@ class DatabaseRefused(DatabaseUnavailable):
 
 class OutcomeUnknown(DatabaseUnavailable):
     """
-    The answer to COMMIT is missing.  Whether the transaction was committed can be found out from
-    the tables only.
+    The answer to COMMIT is missing.  Nothing but the tables shows whether the transaction was
+    committed.
     """
 
 
@@ -322,13 +322,15 @@ class Database:
     ) -> None:
         """
         @param driver: see L{pop3svc.drivers.makeDriver}.
-        @param threads: the most transactions that run at once; each has a connection.
+        @param threads: the most transactions that run at once.  Each of them has its own
+            connection.
         @param waiting: the most transactions that may wait; further transactions are refused.
         @param limit: how many seconds a transaction may take, including its wait.
         @param health: records whether the database works.  Several databases on one server may
             share it.
         @param clock: calls functions later; the reactor if not given.
-        @param pool: replaces the pool of adbapi in tests; it has the method C{runWithConnection}.
+        @param pool: replaces the pool of adbapi in tests.  It must have the method
+            C{runWithConnection}.
         """
         self.name = driver.name
         # The path of an SQLite database; None for a server.

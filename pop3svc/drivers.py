@@ -148,7 +148,8 @@ def isUnavailable(error: BaseException) -> bool:
         return False
     state = _stateOf(error)
     if state is None:
-        # Without a SQLSTATE the error is no answer of the server: the connection is lost.
+        # An error without a SQLSTATE is no answer of the server, and means that the connection is
+        # lost.
         return "OperationalError" in [each.__name__ for each in type(error).__mro__]
     return state[:2] in _UNAVAILABLE or state in (*_RETRYABLE, _IDLE_TIMEOUT, _READ_ONLY)
 
@@ -421,8 +422,8 @@ _CLIENT = {
     "keepalives_interval": 1,
     "keepalives_count": 3,
 }
-# The same limits on the server.  If the network is broken, the server then frees the locks of the
-# transaction.
+# The server gets the same limits, so that it frees the locks of a transaction if the network is
+# broken.
 _SERVER = {
     "tcp_user_timeout": "5000",
     "tcp_keepalives_idle": "2",
@@ -489,7 +490,7 @@ class _PostgreSQLLink(Link):
     def commit(self) -> bool:
         self._warnings.clear()
         self._connection.commit()
-        # 01000: "canceling wait for synchronous replication".
+        # The SQLSTATE 01000 means "canceling wait for synchronous replication".
         return "01000" not in self._warnings
 
     def rollback(self) -> None:
@@ -606,8 +607,8 @@ def makeDriver(
     Make the driver for a DSN.
 
     @param dsn: C{sqlite:PATH} or C{postgresql://USER:PASSWORD@HOST:PORT/DATABASE?PARAMETERS}.
-    @param isReadOnly: an argument of L{SQLite}, as are C{mayCreate} and C{owner}.  These arguments
-        have no effect on PostgreSQL.
+    @param isReadOnly: see L{SQLite}, which also describes C{mayCreate} and C{owner}.  These
+        arguments have no effect on PostgreSQL.
     @param prepares: see L{PostgreSQL}.
     @raise ValueError: the DSN is wrong, or the driver is missing.  The text is a sentence that does
         not contain the password.

@@ -325,8 +325,9 @@ def areStampsTrustworthy(stamps: Iterable[FileStamp]) -> bool:
             latest = modified
         if changed > latest:
             latest = changed
-    # The clock of most file systems advances in ticks of some milliseconds.  The clock of the
-    # others advances in steps of one or two seconds, and their times have no fractions of a second.
+    # The clock of most file systems advances in ticks of some milliseconds.  The clock of other
+    # file systems advances in steps of one or two seconds, and their times have no fractions of a
+    # second.
     tick = _TICK_NS if latest % _SECOND_NS else 2 * _SECOND_NS + _TICK_NS
     # Also trust a time in the future, because a change would set the time to the present.
     return abs(time.time_ns() - latest) > tick

@@ -64,7 +64,7 @@ class Health:
 
     def failed(self, reason: str) -> None:
         """
-        The server or the database did not work.
+        Record that the server or the database did not work.
         """
         self.faults += 1
         self._last = time.monotonic()
@@ -74,7 +74,7 @@ class Health:
 
     def succeeded(self) -> None:
         """
-        The server or the database has worked.
+        Record that the server or the database has worked.
         """
         if not self.isAvailable:
             self.reason = ""

@@ -61,8 +61,8 @@ class Language:
     def translated(self, text: str) -> str:
         """
         @param text: the text of a reply in English.  It is not empty.
-        @return: the text in this language.  If the catalogue does not have the text, it is returned
-            unchanged.  For example, a provider in another package may have made the text.
+        @return: the text in this language.  If the catalogue does not contain the text, the text is
+            returned unchanged.  For example, a provider in another package may have made the text.
         """
         found = self._catalogue.gettext(text)
         if found != text:

@@ -39,7 +39,7 @@ def _enforced(profile: str, text: str, longest: int) -> str | None:
         found: str = _profile(profile).enforce(text)
     except UnicodeEncodeError:
         # precis_i18n raises a UnicodeError if the profile does not allow the text.  The encoding
-        # raises it if the text contains surrogates.
+        # raises a UnicodeError if the text contains surrogates.
         return None
     return found
 

@@ -64,7 +64,8 @@ class SystemUsers:
     # The time limit of a look-up in seconds.  A login waits for the look-up.
     TIMEOUT = 10.0
     # How many seconds the result of a look-up is remembered.  LIFE applies if the user exists, and
-    # ABSENT if not.  ABSENT is short, because an operator tries a new user at once.
+    # ABSENT applies if the user does not exist.  ABSENT is short, because an operator tries a new
+    # user at once.
     LIFE, ABSENT = 60.0, 5.0
     # The most users that are remembered.  Each takes some 300 octets.
     BOUND = 10_000

@@ -278,8 +278,9 @@ class BoundedThreadPool:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._threads = 0
         self._hasTrigger = False
-        # The jobs that run in threads; the threads change this set.  And the cancelled jobs that
-        # still run, with the time of the cancellation (seconds).
+        # The first dictionary has the jobs that run in threads, and the threads change it.  The
+        # second one has the cancelled jobs that still run, with the time of the cancellation
+        # (seconds).
         self._begun: dict[_Job, None] = {}
         self._cancelled: dict[_Job, float] = {}
         # stop() waits for this condition.  A thread notifies it when a job has ended.
@@ -408,8 +409,8 @@ class BoundedThreadPool:
         """
         Run C{work} in a thread; see L{Executor.run}.
 
-        @return: a Deferred with the result of C{work}.  If it is cancelled before C{work} has
-            begun, C{work} is skipped.
+        @return: a Deferred with the result of C{work}.  If the Deferred is cancelled before C{work}
+            has begun, C{work} is skipped.
         """
         lost = self._lost() if self._cancelled or self._underWay >= self._most else []
         if self._underWay - len(lost) >= self._bound:

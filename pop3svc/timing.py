@@ -113,7 +113,7 @@ class TimeSlice:
     """
 
     # SLICE is the length of a slice in seconds.  It is so short that no client notices.  Work that
-    # has waited gets at least LEAST seconds, so that the work takes more time than resuming it.
+    # has waited gets at least LEAST seconds, so that the work takes more time than its resumption.
     SLICE, LEAST = 0.004, 0.0005
 
     # For each clock: the work that waits for its next slice.

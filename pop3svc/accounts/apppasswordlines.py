@@ -185,7 +185,7 @@ def addAppPassword(
 def _ownerOf(path: str) -> tuple[int, int] | None:
     """
     @return: the user and the group that own the password file, so that a new file gets the same
-        ones; L{None} if this process may not set them.
+        user and group; L{None} if this process may not set them.
     """
     if os.geteuid() != 0:
         return None
@@ -211,7 +211,7 @@ def revokeAppPasswords(path: str, user: str, which: str | None = None) -> int:
         if which is not None:
             labels = {index: f" {fields[index][-1]}".partition(" label=")[2] for index in own}
             # Look for a label first, because the label of one password may be equal to the selector
-            # of another one.
+            # of another password.
             own = {index for index in own if labels[index] == which} or {
                 index for index in own if fields[index][1] == which
             }

@@ -168,7 +168,8 @@ class AccountsProvider:
 
     async def sharedSecret(self, info: IPOP3ConnectionInfo, username: str) -> SharedSecret | None:
         """
-        See L{ISharedSecrets.sharedSecret}.  Return the secret from the first checker that has one.
+        See L{ISharedSecrets.sharedSecret}.  Return the secret from the first checker that has a
+        secret.
         """
         for index, checker in self._secrets:
             secret: SharedSecret | None = await maybeAwait(checker.sharedSecret, info, username)

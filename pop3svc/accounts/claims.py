@@ -145,8 +145,9 @@ class ClaimRules:
         if self.clients and not (isinstance(client, str) and client in self.clients):
             raise BadToken("it was issued to another client")
         if "cnf" in claims:
-            # A token with the claim "cnf" is not a bearer token (RFC 7800).  The client would have
-            # to prove that it has a key, so that a thief cannot use the token.
+            # A token with the claim "cnf" is not a bearer token (RFC 7800).  Refuse the token,
+            # because the client would have to prove that it has a key, and the service cannot check
+            # this proof.
             raise BadToken("it is bound to a key of its client")
         return self._nameIn(claims)
 

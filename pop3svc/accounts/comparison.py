@@ -179,7 +179,7 @@ class PasswordComparison:
         @param credentials: credentials of twisted.cred, with C{username} and C{password}.
         @param stored: a stored password that can be used; L{None} if the user does not exist.
         @param standIn: another stored password that can be used.  If the user does not exist, the
-            password is compared with this one, so that the answer takes the same time.
+            password is compared with this stored password, so that the answer takes the same time.
         @param mayLogIn: whether the user may log in with the right password.  If not, a remembered
             comparison is not used, because a quick refusal would reveal that the password is right.
         @param secret: the text to compare instead of the password that the client has sent.

@@ -40,7 +40,7 @@ _ROUNDS_PER_MILLISECOND = 2500
 
 class DigestScheme(NamedTuple):
     """
-    A scheme whose digest is made of the password and then a salt.  The salt may be missing.
+    A scheme whose digest is made of the password followed by a salt.  The salt may be missing.
 
     @ivar algorithm: the name of the digest in C{hashlib}.
     @ivar size: the size of the digest in octets.
@@ -61,7 +61,7 @@ class DigestScheme(NamedTuple):
 
     def verify(self, data: bytes, password: bytes) -> bool:
         """
-        @return: whether the digest of the password is the one in C{data}.
+        @return: whether C{data} contains the digest of the password.
         """
         known, salt = data[: self.size], data[self.size :]
         made = hashlib.new(self.algorithm, password + salt, usedforsecurity=False).digest()
@@ -191,7 +191,7 @@ def scram(algorithm: str) -> _Rounds:
 def plainMD4(data: bytes, password: bytes) -> bool:
     """
     Compare a password with an MD4 digest.  The computation does not use OpenSSL, because newer
-    versions have no MD4.
+    versions of OpenSSL have no MD4.
     """
     from passlib.crypto.digest import lookup_hash
 

@@ -58,8 +58,9 @@ class HTTPAccounts:
       - C{tls}: whether the client's connection uses TLS.
 
     If the password is right, the server answers with the status 200 and the object C{{"user":
-    NAME}}, where NAME is the name of the mailbox.  If not, it answers with the status 401 or 403.
-    If there is another answer or none, the login gets C{SYS/TEMP}.
+    NAME}}, where NAME is the name of the mailbox.  If the password is wrong, the server answers
+    with the status 401 or 403.  If there is another answer or no answer, the login gets
+    C{SYS/TEMP}.
     """
 
     credentialInterfaces = (IUsernamePassword, IPasswordAttempt)

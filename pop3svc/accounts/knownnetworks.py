@@ -171,8 +171,8 @@ class KnownNetworks:
         seen = users.get(username)
         if seen is not None:
             return now - seen >= self.NEWS
-        # If there are SHARED users already, a new user replaces one who was not seen for a day.  An
-        # address therefore stays shared while its users change.
+        # If there are SHARED users already, a new user replaces a user who was not seen for a day.
+        # An address therefore stays shared while its users change.
         return len(users) < self.SHARED or now - min(users.values()) >= self.NEWS
 
     def _setSharer(self, address: str, username: str, seen: float) -> None:
@@ -261,8 +261,8 @@ class KnownNetworks:
             )
         finally:
             if not isWritten:
-                # The error was logged, and the next call tries again.  It must not delete the row
-                # of a user who has logged in again meanwhile.
+                # The error was logged, and the next call tries again.  The next call must not
+                # delete the row of a user who has logged in again meanwhile.
                 self._gone |= gone - self._changed.keys()
                 self._changed = self._writing | self._changed
             self._writing = {}

@@ -116,7 +116,7 @@ class _Account(NamedTuple):
 
     @ivar mailbox: the name of the mailbox.
     @ivar marks: values that change if the password changes, or if another account takes the place
-        of this one.
+        of this account.
     """
 
     dn: str
@@ -231,7 +231,7 @@ class Search:
         _checkFilter(self._template.fill("x@x", ldap.filter.escape_filter_chars) or "")
         self._attribute = _attributeFor(attribute, self._template, "filter")
         self._binder = binder
-        # The DN of no entry.  It is below the base, so that the same server refuses a bind with
+        # A DN that no entry has.  It is below the base, so that the same server refuses a bind with
         # this DN.
         self._nobody = f"cn={secrets.token_hex(8)},{base}"
 
@@ -349,7 +349,7 @@ class LDAPAccounts:
     async def _checked(self, credentials: Any) -> bytes:
         credentials = asAttempt(credentials)
         name = _textOf(credentials.username, _LONGEST_NAME)
-        # Refuse an empty password, because the server would accept the bind as an anonymous one
+        # Refuse an empty password, because the server would accept the bind as an anonymous bind
         # (RFC 4513 section 5.1.2).
         password = _textOf(credentials.password, LONGEST_PASSWORD)
         wanted = self._way.nameOf(name) if name and password else None

@@ -40,8 +40,8 @@ _PROBES = {
     ldap.OPT_X_KEEPALIVE_INTERVAL: 10,
     ldap.OPT_X_KEEPALIVE_PROBES: 3,
 }
-# Errors of a bind whose cause is the user and not the server.  The password is wrong, or the entry
-# of the user is locked or has no password.
+# If a bind fails with one of these errors, the cause is the user and not the server.  The password
+# is wrong, or the entry of the user is locked or has no password.
 _REFUSALS = (
     ldap.CONSTRAINT_VIOLATION,
     ldap.INAPPROPRIATE_AUTH,
@@ -54,7 +54,7 @@ _REFUSALS = (
 
 class TooManyEntries(Exception):
     """
-    A search for one entry has found several.
+    A search for one entry has found several entries.
     """
 
 

@@ -45,7 +45,7 @@ _BETWEEN = re.compile(rf":(?=(?:{'|'.join(_OPTIONS)})=)")
 
 class _Tokens(Protocol):
     """
-    A way to check tokens.  L{SignedTokens} and L{IntrospectedTokens} are such ways.
+    A way to check tokens.  L{SignedTokens} and L{IntrospectedTokens} have these methods.
     """
 
     async def nameOf(
@@ -94,8 +94,8 @@ class SignedTokens:
         try:
             return self._rules.nameOf(token, key, now())
         except BadSignature:
-            # The issuer may have replaced the key by one with the same name.  Or neither of the two
-            # keys has a name.
+            # The issuer may have replaced the key by another key with the same name, or by another
+            # key without a name.
             other = await self._keys.findAgain(keyName)
             if other is None or other is key:
                 raise

@@ -41,7 +41,7 @@ PLAIN_SALT = 16
 ROUNDS = 65_536
 # The most passwords in clear text whose keys are remembered.
 _REMEMBERED = 10_000
-# A verifier for each algorithm.  No password matches it.
+# For each algorithm: a verifier that no password matches.
 _STAND_INS = {
     "sha1": "{SCRAM-SHA-1}65536," + "A" * 22 + "==" + ("," + "A" * 27 + "=") * 2,
     "sha256": "{SCRAM-SHA-256}65536," + "A" * 22 + "==" + ("," + "A" * 43 + "=") * 2,

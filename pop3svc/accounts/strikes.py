@@ -131,8 +131,8 @@ class _Full:
     attack.  The class therefore finds the number without a loop over all keys.
 
     A heap has an entry for each key.  The entry contains the time at which the strikes of the key
-    end.  Later strikes may move this end.  In this case a new entry replaces the old entry when the
-    time of the old entry has come.
+    end.  Later strikes may move this time.  In this case a new entry replaces the old entry when
+    the time of the old entry has come.
     """
 
     # If the heap has more entries than this number, it is made again, because entries of removed

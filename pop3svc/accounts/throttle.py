@@ -387,7 +387,7 @@ class SharedThrottle:
     def countBans(self) -> int:
         """
         @return: the number of networks that are banned now.  The call takes the same time for any
-            number.
+            number of networks.
         """
         return sum(limit.countBans() for limit in self._limits if isinstance(limit, BanEngine))
 
@@ -518,7 +518,7 @@ class LoginGuard:
     LONGEST = 5.0
     # No refusal is delayed longer than this, even if many other refusals come before it.
     PATIENCE = 60.0
-    # If an address has got no refusal for this time, its interval is the shortest one again.
+    # If an address has got no refusal for this time, its interval is the shortest interval again.
     FORGOTTEN = 600
     # The most addresses that are remembered.  If there are more, the oldest one is removed.  An
     # address takes about 300 octets.

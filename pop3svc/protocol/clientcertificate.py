@@ -92,7 +92,8 @@ class ClientCertificates:
         @param certificate: a C{cryptography.x509.Certificate}.
         @param end: the time at which the chain of the certificate expires, in seconds since the
             epoch.
-        @return: the names of users in the certificate; empty if its chain has expired.
+        @return: the names of users in the certificate; empty if the chain of the certificate has
+            expired.
         """
         return _namesIn(certificate, self._field) if self._now() < end else ()
 

@@ -447,7 +447,7 @@ class POP3Connection(LineReceiver):
             transport.resumeProducing()
         if self._reason:
             return
-        # Check both here as well, because _sent() is not called after a flush.
+        # Check these attributes here as well, because _sent() is not called after a flush.
         if self._isLate:
             self._sayTooLate()
         elif self._stopping:

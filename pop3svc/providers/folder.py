@@ -32,8 +32,8 @@ __all__ = ["FolderStore"]
 
 class _FolderFormat:
     """
-    The format of a folder: each file whose name ends with C{.eml} is a message.  The order is that
-    of the names.
+    The format of a folder: each file whose name ends with C{.eml} is a message.  The messages are
+    in the order of the names of their files.
     """
 
     folders = (".",)

@@ -197,7 +197,7 @@ class Owners:
 def _faultOf(user: FileUser | None, firstUID: int) -> str:
     """
     @return: the reason why the service does not use files with the rights of this user, as a text
-        for the log; empty if it does.
+        for the log; empty if the service uses the files.
     """
     if user is None:
         return "neither the accounts nor the system know a uid and a gid"

@@ -131,7 +131,7 @@ class PathTemplate:
     def requireUsers(self) -> None:
         """
         Check that the name of a user can be found from the path of the user's mailbox.
-        L{mailboxes} needs this.
+        L{mailboxes} needs such a path.
 
         @raise ValueError: the path is not enough to find the name.  The text is a sentence for the
             operator.
@@ -347,7 +347,7 @@ def openBelow(name: str, directory: int) -> int:
 
 def _walk(directory: int, parts: Sequence[str]) -> int:
     """
-    Open a directory of a path, then the next one inside it, and so on.
+    Open the directories of a path one after the other, from the outermost to the innermost.
 
     @param directory: a descriptor of the directory that contains the first part.  This function
         closes the descriptor.

@@ -106,7 +106,7 @@ def unpacked(descriptor: int, kind: bytes) -> Iterator[bytes]:
     @param kind: the result of L{packedAs}.
     @return: the unpacked octets, in pieces of bounded size.
     @raise CannotUnpack: the message is damaged, or a library is missing.  The iterator raises this
-        error, not the function.
+        error, and not the function itself.
     @raise OSError: the file cannot be read, or the work was cancelled.  The iterator raises this
         error as well.
     """

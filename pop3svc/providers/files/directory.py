@@ -175,8 +175,8 @@ class Directory:
 
     def _isWhole(self, root: int) -> bool:
         """
-        @return: whether all directories for messages exist.  A directory without them may be a
-            mount point.
+        @return: whether all directories for messages exist.  A mailbox without these directories
+            may be a mount point.
         """
         try:
             for folder in self.folders:

@@ -80,8 +80,8 @@ class Finder:
         self, uniqueIDs: Sequence[str], look: Callable[[str, Place], T | None]
     ) -> tuple[dict[str, T], bool]:
         """
-        Call C{look} with each message.  If another program has renamed its file, search for the
-        file.  Blocks.
+        Call C{look} with each message.  If another program has renamed the file of a message,
+        search for the file.  Blocks.
 
         @param look: takes a unique-id and a place, and returns L{None} if the file of the message
             is not at this place.

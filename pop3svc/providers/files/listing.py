@@ -127,8 +127,8 @@ class _Watching:
 
 class Listing:
     """
-    The messages that one session has listed.  The object also knows to which places they have moved
-    since the listing.
+    The messages that one session has listed.  The object also knows to which places the messages
+    have moved since the listing.
 
     @ivar current: the latest listing.
     @ivar sizes: the sizes of the messages in the listed directory; L{None} if nothing was listed.

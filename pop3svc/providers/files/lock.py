@@ -176,7 +176,7 @@ class ExclusiveDirectory(Directory):
         """
         super().__init__(place, folders, executor, longExecutor, presence)
         # The number of calls that still run in threads, and the lock that has to be released after
-        # the last of them.
+        # the last of these calls.
         self._working = 0
         self._releasing: LockedDirectory | None = None
         self._registry = registry

@@ -33,8 +33,8 @@ class Presence:
 
     def __init__(self, state: State | None = None, runner: Executor | None = None) -> None:
         """
-        @param state: the database of facts that survive a restart.  Without it, the record is in
-            memory and does not survive.
+        @param state: the database of facts that survive a restart.  Without a database, the record
+            is in memory and does not survive.
         """
         self._state = State() if state is None else state
         self._runner = disk() if runner is None else runner

@@ -131,8 +131,8 @@ class MessageInfo(NamedTuple):
     @ivar size: the size of the file in octets.
     @ivar modified: the time of modification of the file in nanoseconds.
     @ivar kind: the difference between the file and the octets that are sent.  C{=} means that there
-        is none.  C{.} means that line ends or dots have to be changed.  C{z} means that the file is
-        compressed.  C{g} means that the file does not exist any more.
+        is no difference.  C{.} means that line ends or dots have to be changed.  C{z} means that
+        the file is compressed.  C{g} means that the file does not exist any more.
     @ivar head: a checksum of the first octets; 0 if they were not read.
     @ivar surrogate: the size of the surrogate for clients that have not sent UTF8; 0 if the message
         needs no surrogate.
@@ -215,12 +215,12 @@ def _guarded(method: Callable[Concatenate[MailboxSizes, P], T]) -> Callable[...,
 class MailboxSizes:
     """
     The L{MessageInfo} of each message of a mailbox, by unique-id.  While the mailbox is locked, no
-    other session than that with the lock uses this object.
+    session uses this object except the session that has the lock.
 
     @ivar known: the messages whose sizes were counted.
     @ivar seen: the messages that were listed but not counted.  They are not written to the file.
     @ivar claims: further unique-ids.  They belong to removed messages, and to messages whose files
-        have the same name as that of another message.
+        have the same name as the file of another message.
     @ivar isCounting: whether a session is counting messages.
     @ivar waiters: Deferreds that fire when the counting ends.
     """
@@ -442,7 +442,7 @@ class MailboxSizes:
 
     def progressed(self) -> None:
         """
-        Tell the sessions that wait for the counting that it goes on.
+        Tell the waiting sessions that the counting of messages goes on.
         """
         for waiter in self.waiters:
             waiter.progressed()

@@ -100,7 +100,7 @@ class MailboxMaker:
         """
         @param place: the directory of a mailbox.  It need not exist.
         @param format: the format of this mailbox, if it differs from the format of the other
-            mailboxes.  It must have the same folders.
+            mailboxes.  Both formats must have the same folders.
         @param user: the user with whose rights the files are opened; L{None} for the rights of the
             service.
         @return: the mailbox for one session.

@@ -108,8 +108,9 @@ class Expiry:
     # The most messages that are deleted at a time.  With this limit a login need not wait long for
     # the lock.
     BATCH = 500
-    # If the latest round was more than this number of seconds ago, or is as far in the future, the
-    # clock may be wrong.  If the clock is far ahead, all messages look old and would be deleted.
+    # If the latest round was more than this number of seconds ago, or more than this number of
+    # seconds in the future, the clock may be wrong.  If the clock is far ahead, all messages look
+    # old and would be deleted.
     DOUBT = 604_800.0
     # The time limit of a step in seconds.  A large mailbox on a slow disk needs less time.
     TIMEOUT = 300.0

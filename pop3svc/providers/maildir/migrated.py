@@ -63,8 +63,8 @@ _READS = 5
 # The most messages in the cache, of all Maildirs together.  A message takes some 400 octets.  The
 # Maildir that was added last stays in the cache even if it has more messages.
 _BOUND = 300_000
-# A value that is less than all times of delivery.  Messages that have an old number get it, because
-# they come first.
+# A value that is less than all times of delivery.  Messages that have an old number get this value,
+# because they come first.
 _FIRST = -(1 << 63)
 
 # A L{MessageRef<pop3svc.providers.files.folders.MessageRef>} without the place.  Messages are

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 # The separators that may come before the flags in a file's name.  The Maildir specification
-# requires ":".  The others are for file systems that do not allow ":".
+# requires ":".  The other separators are for file systems that do not allow ":".
 SEPARATORS = ":;!-_+"
 _FLAGS = re.compile(rf"([{re.escape(SEPARATORS)}])2,[A-Za-z]*")
 # Finds the size with CRLF line ends.  Dovecot and maildrop write it after the size of the file.

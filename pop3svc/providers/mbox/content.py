@@ -22,7 +22,7 @@ __all__ = ["MboxContent"]
 class MboxContent:
     """
     The content of a message.  It is read from the mbox while other programs may change the file.
-    After the last octet, the digest of all octets shows whether they were those of the listed
+    After the last octet, the digest of all octets shows whether they are the octets of the listed
     message.
     """
 

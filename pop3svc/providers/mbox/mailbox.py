@@ -139,8 +139,7 @@ class _Changed(Exception):
 class MboxMailbox:
     """
     The mailbox of one session.  Its messages are in an mbox.  The session keeps its listing while
-    other programs add and remove messages.  Each access finds the message in the file as it is
-    then.
+    other programs add and remove messages.  Each access finds the message in the present file.
     """
 
     hasSurrogates = True

@@ -61,8 +61,8 @@ class MboxPlace:
 
     def isKnown(self) -> bool:
         """
-        @return: whether the mbox exists, or the directory that the service keeps beside it.
-            Blocks.
+        @return: whether the mbox exists, or the directory exists that the service keeps beside the
+            mbox.  Blocks.
         """
         return self._isThere(self.name, self.own.parts[-1])
 

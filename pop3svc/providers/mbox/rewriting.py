@@ -96,8 +96,8 @@ def checkOwner(mbox: LockedMbox) -> None:
     """
     Check whether the service may give a file to the owner of the mbox.  Blocks.
 
-    @raise OSError: the service may not give files to this owner.  It could therefore not delete
-        messages.
+    @raise OSError: the service may not give files to this owner.  The service could therefore not
+        delete messages.
     """
     status = mbox.status()
     if not fileUID():

@@ -138,7 +138,8 @@ class Delivery:
                 known[header] = len(header) + ofContent if ofContent else 0
             else:
                 # Convert the message together with the header fields of this copy.  These fields
-                # are not ASCII, or the first line of the content continues the last of them.
+                # are not ASCII, or the first line of the content continues the last of these
+                # fields.
                 known[header] = surrogateSize(chain([header], piecesOf(file)))
         return [known[each.header] for each in self._copies]
 

@@ -227,8 +227,8 @@ class Node:
     def fence(self, transaction: Transaction, lease: Lease) -> None:
         """
         Lock the row of a lease before the mailbox is changed.  Check that the row still contains
-        the token of the lease.  If it does, no other node has taken the lease, even if the row of
-        this node has expired.
+        the token of the lease.  If the row contains the token, no other node has taken the lease,
+        even if the row of this node has expired.
 
         @raise POP3ResponseError: another node has taken the lease.
         """
@@ -262,8 +262,9 @@ class Node:
     ) -> tuple[list[int], dict[int, int] | None]:
         """
         @param isDue: whether the row of the node has to be renewed.
-        @return: two values.  The first one is the mailboxes that other nodes want.  The second one
-            is the token of each lease that the node holds; L{None} if the row was not renewed.
+        @return: two values.  The first value contains the mailboxes that other nodes want.  The
+            second value contains the token of each lease that the node holds; L{None} if the row
+            was not renewed.
         """
         tokens = None
         if isDue:
@@ -377,7 +378,7 @@ class Node:
             self.ask(mailbox)
 
     def _failed(self, failure: Any) -> None:
-        # If the database is unavailable, the class Database has already logged it.
+        # If the database is unavailable, the class Database has already logged the failure.
         if failure.check(DatabaseUnavailable) is None:
             log.failure("cannot renew the node", failure)
 

@@ -27,7 +27,7 @@ class MailboxListing:
     @ivar changes: the counter of changes of the mailbox at the time of the listing.
     @ivar sizes: the octets of each message.
     @ivar surrogates: the size of each surrogate in octets, by the index of the message.  Messages
-        that need no surrogate are missing.
+        that need no surrogate are left out.
     """
 
     changes: int

@@ -15,9 +15,9 @@ __all__ = ["Found", "ReadAhead", "findMessage"]
 # these limits a session keeps at most 256 KiB in memory.
 _MESSAGES, _OCTETS = 16, 16_384
 
-# The columns of a row.  The first ones are the size and the header fields of a message.  Then come
-# the number, the size, the number of pieces, the form and the first piece of its content.  The last
-# ones are its position, its unique-id and the size of its surrogate.
+# The columns of a row.  The first columns are the size and the header fields of a message.  Then
+# come the number, the size, the number of pieces, the form and the first piece of its content.  The
+# last columns are the position of the message, its unique-id and the size of its surrogate.
 Found = tuple[Any, ...]
 
 _COLUMNS = (
@@ -70,8 +70,8 @@ class ReadAhead:
 
     def find(self, transaction: Transaction, mailbox: int, uniqueID: str) -> Found | None:
         """
-        Find a message.  If the message follows the one that was found last, also read the messages
-        that come next.  Blocks.
+        Find a message.  If the message follows the message that was found last, also read the
+        messages that come next.  Blocks.
 
         @return: the row of the message; L{None} if the message does not exist.
         """

@@ -43,7 +43,7 @@ class Connection(Protocol):
 
     @ivar isLost: whether the connection has ended, or must not be used.
     @ivar seesNewMessages: whether a further listing on the same connection contains messages that
-        have arrived since the previous one.
+        have arrived since the previous listing.
     """
 
     isLost: bool
