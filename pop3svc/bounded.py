@@ -16,7 +16,7 @@ V = TypeVar("V")
 class BoundedDict(OrderedDict[K, V]):
     """
     A dictionary that removes its oldest entry if it has too many entries.  L{put} and
-    C{move_to_end} make an entry the newest one.
+    C{move_to_end} make an entry the newest entry.
     """
 
     def __init__(self, bound: int) -> None:
@@ -28,7 +28,7 @@ class BoundedDict(OrderedDict[K, V]):
 
     def put(self, key: K, value: V) -> K | None:
         """
-        Set an entry, and make it the newest one.
+        Set an entry, and make it the newest entry.
 
         @return: the key of the entry that was removed; L{None} if none was removed.
         """

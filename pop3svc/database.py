@@ -2,9 +2,9 @@
 Run transactions in threads, with a bounded queue and a limit on every wait.
 
 Each thread of L{twisted.enterprise.adbapi} has a connection to the database.  A thread replaces a
-lost connection.  If a transaction conflicts with another one, the transaction runs again.  If a
-server does not answer, the service shuts the socket of the connection down, because no setting of
-the driver limits the wait for a frozen server.
+lost connection.  If a transaction conflicts with another transaction, it runs again.  If a server
+does not answer, the service shuts the socket of the connection down, because no setting of the
+driver limits the wait for a frozen server.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def _sentence(error: BaseException) -> str:
 
 class _Again(Exception):
     """
-    The transaction conflicts with another one.  It will run again after a pause.
+    The transaction conflicts with another transaction.  It will run again after a pause.
     """
 
 
@@ -364,9 +364,9 @@ class Database:
     ) -> Deferred[T]:
         """
         Run C{work} in a transaction in a thread, and commit the transaction.  C{work} runs again
-        from its beginning if the transaction conflicts with another one.  It also runs again if the
-        connection is lost before COMMIT.  C{work} must therefore have no effects outside the
-        transaction.
+        from its beginning if the transaction conflicts with another transaction.  It also runs
+        again if the connection is lost before COMMIT.  C{work} must therefore have no effects
+        outside the transaction.
 
         @param work: gets a L{Transaction} and C{arguments}.
         @param isReading: whether the transaction is read-only.  The database then refuses changes.

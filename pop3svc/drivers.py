@@ -114,8 +114,8 @@ def _isFromPostgreSQL(error: BaseException) -> bool:
 
 def isRetryable(error: BaseException) -> bool:
     """
-    @return: whether the error means that the transaction conflicts with another one.  Such a
-        transaction may succeed if it is repeated from its beginning after a pause.
+    @return: whether the error means that the transaction conflicts with another transaction.  Such
+        a transaction may succeed if it is repeated from its beginning after a pause.
     """
     if isinstance(error, sqlite3.Error):
         return _codeOf(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

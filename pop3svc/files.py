@@ -557,8 +557,8 @@ class FileRegion:
 @implementer(IChunkedContent)
 class FileBlocks:
     """
-    The content of a file, read block by block: directly if a block is in the page cache,
-    otherwise in a thread.
+    The content of a file, read block by block.  If a block is not in the page cache, a thread reads
+    it.
 
     @ivar region: the octets that have not been read yet.
     @ivar form: see L{WireForm}.

@@ -27,7 +27,7 @@ def addressOf(clientIP: str) -> IPv4Address | IPv6Address:
 def isLoopback(clientIP: str | None) -> bool:
     """
     @param clientIP: the address of the client; L{None} for a UNIX socket, which has no address.
-    @return: whether the address is one of this machine's loopback interface, or the client uses a
+    @return: whether the address belongs to this machine's loopback interface, or the client uses a
         UNIX socket.
     """
     return clientIP is None or addressOf(clientIP).is_loopback

@@ -15,7 +15,7 @@ from twisted.logger import LogEvent, Logger, LogLevel, formatEvent
 
 __all__ = ["informOf", "textOf"]
 
-# The format of these events.  Observers of other packages use it to make the text.
+# The format of these events.  Observers of other packages use this format to make the text.
 _FORMAT = "{summary}"
 
 

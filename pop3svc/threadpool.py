@@ -279,7 +279,7 @@ class BoundedThreadPool:
         self._threads = 0
         self._hasTrigger = False
         # The first dictionary has the jobs that run in threads, and the threads change it.  The
-        # second one has the cancelled jobs that still run, with the time of the cancellation
+        # second dictionary has the cancelled jobs that still run, with the time of the cancellation
         # (seconds).
         self._begun: dict[_Job, None] = {}
         self._cancelled: dict[_Job, float] = {}

@@ -25,7 +25,7 @@ _GROUP = 4
 # The number of groups after the selector.  Their 28 characters have 140 bits.
 _SECRET_GROUPS = 7
 _LENGTH = _GROUP * (1 + _SECRET_GROUPS)
-# Users may type small or capital letters.  Between the groups they may type a hyphen, a space or
+# Users may type small or capital letters.  Between the groups users may type a hyphen, a space or
 # nothing.
 _FORM = re.compile(rb"[A-Za-z2-7]{4}(?:[ -]?[A-Za-z2-7]{4}){7}")
 _SEPARATORS = bytes.maketrans(b" ", b"-")

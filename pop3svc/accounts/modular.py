@@ -63,10 +63,10 @@ def hashPassword(password: str) -> str:
 
 def hashOfNobody() -> str:
     """
-    Make a hash of which nobody knows the password, without the work of L{hashPassword}.
+    Make a hash whose password nobody knows, without the work of L{hashPassword}.
 
-    @return: random octets in the form of a hash.  A comparison with it takes as long as one with a
-        hash of L{hashPassword}.
+    @return: random octets in the form of a hash.  A comparison with this text takes as long as a
+        comparison with a hash of L{hashPassword}.
     """
     parameters = f"m={_hasher.memory_cost},t={_hasher.time_cost},p={_hasher.parallelism}"
     salt, key = (

@@ -516,7 +516,7 @@ class LoginGuard:
     # LONGEST.
     STEP = 0.5
     LONGEST = 5.0
-    # No refusal is delayed longer than this, even if many other refusals come before it.
+    # No refusal is delayed longer than this time, even if many other refusals come before it.
     PATIENCE = 60.0
     # If an address has got no refusal for this time, its interval is the shortest interval again.
     FORGOTTEN = 600

@@ -69,7 +69,7 @@ class _BinaryFile:
 @implementer(IChunkedContent)
 class _IterableOfLines:
     """
-    A content that the provider returns as lines.  The lines may have line ends or not.
+    A content that the provider returns as lines.  Each line may have a line end or no line end.
     """
 
     def __init__(self, lines: Iterable[bytes]) -> None:

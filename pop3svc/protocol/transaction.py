@@ -132,7 +132,7 @@ class Transaction:
 
     def _setWatch(self, endWatch: Callable[[], object]) -> None:
         if self._calls.isOver:
-            # The mailbox has returned although the call was cancelled.
+            # End the watch, because the mailbox has returned although the call was cancelled.
             self._calls.release(endWatch)
             raise CancelledError()
         self._endWatch = endWatch

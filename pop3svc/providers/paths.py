@@ -168,7 +168,7 @@ class PathTemplate:
         if len(above.parts) == len(self._parts):
             user = values.get("user")
             username = f"{values['local']}@{values['domain']}" if user is None else user
-            # Skip the directory if a session of this user would use another one.
+            # Skip the directory if a session of this user would use another directory.
             if self.placeFor(username) == above:
                 yield username, above
             return
@@ -300,8 +300,8 @@ class Root:
 
 def openOrMake(name: str, directory: int) -> int:
     """
-    Open a directory inside another one under the conditions of L{openBelow}.  If it does not exist,
-    create it as L{Root.make} does.  Blocks.
+    Open a directory inside another directory under the conditions of L{openBelow}.  If it does not
+    exist, create it as L{Root.make} does.  Blocks.
 
     @return: a descriptor.
     @raise OSError: the directory cannot be opened or created.
@@ -330,7 +330,7 @@ def openOrMake(name: str, directory: int) -> int:
 
 def openBelow(name: str, directory: int) -> int:
     """
-    Open a directory inside another one in which users may create directories.  A link is followed
+    Open a directory inside a directory in which users may create directories.  A link is followed
     only if nobody but the operator could have created the link.
 
     @return: a descriptor.

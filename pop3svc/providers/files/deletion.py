@@ -213,7 +213,8 @@ class CleanCache:
         if staged is None:
             return False
         if known is None or known[0] != own or known[2] != staged:
-            # Compare the times with the clock first, and read the directories afterwards.
+            # Compare the times with the clock before the directories are read, because a change
+            # during the reading must count as recent.
             isOld = areStampsTrustworthy((own, *staged))
             if not isClean(root, folders):
                 return False

@@ -86,8 +86,8 @@ class Finder:
         @param look: takes a unique-id and a place, and returns L{None} if the file of the message
             is not at this place.
         @return: the results of C{look} by unique-id, and a bool.  The bool is true if all other
-            messages certainly do not exist any more.  It is false if they were renamed during the
-            whole search.
+            messages certainly do not exist any more.  The bool is false if these messages were
+            renamed during the whole search.
         """
         found: dict[str, T] = {}
         listing = self._listing

@@ -414,7 +414,7 @@ class Listing:
 
     def isUntouched(self, uniqueID: str, place: Place, status: os.stat_result) -> bool:
         """
-        Check with little work whether a file is the listed one.
+        Check with little work whether a file is the listed file.
 
         @return: L{True} if the file is certainly the listed one; L{False} if L{isSame} has to find
             out.

@@ -119,8 +119,8 @@ class MailboxMaker:
 
 def _directories(isSlow: bool) -> tuple[type[Directory], type[Directory]]:
     """
-    @return: two classes of directories.  The first one is used with the rights of the service, and
-        the second one with the rights of a user.
+    @return: two classes of directories.  The first class works with the rights of the service, and
+        the second class works with the rights of a user.
     """
     return (SlowDirectory, SlowDirectory) if isSlow else (Directory, UserDirectory)
 

@@ -132,8 +132,8 @@ def writeMessage(
 
 def publish(source: int, name: str, target: int, newName: str, mayExist: bool = False) -> bool:
     """
-    Move a message that was written to the directory where sessions find it.  The move is durable
-    after the call.  Blocks.
+    Move a written message to the directory where sessions find it.  The move is durable after the
+    call.  Blocks.
 
     @param source: a descriptor of the directory that contains the file C{name}.
     @param target: a descriptor of the directory to which the message is moved.

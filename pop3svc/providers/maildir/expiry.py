@@ -98,9 +98,9 @@ class Expiry:
     deletes files that deliveries have left in C{tmp}.
     """
 
-    # Times in seconds.  INTERVAL is the time from the beginning of a round to the next one, even if
-    # another process does it.  CHECK is the time between two checks of whether a round is due.
-    # FIRST is the time from the start to the first check.
+    # Times in seconds.  INTERVAL is the time from the beginning of a round to the beginning of the
+    # next round, even if another process does that round.  CHECK is the time between two checks of
+    # whether a round is due.  FIRST is the time from the start to the first check.
     INTERVAL, CHECK, FIRST = 21_600.0, 600.0, 2.0
     # A thread visits at most VISITED Maildirs, then pauses for PAUSE seconds.  In the pauses
     # sessions can use the disk and the thread.
@@ -189,7 +189,7 @@ class Expiry:
 
     async def run(self) -> None:
         """
-        Do a round, unless another process is doing a round or has begun one recently.
+        Do a round, unless another process is doing a round or has begun a round recently.
         """
         try:
             mark = await self._call(lambda: self._inThread(self._take, abandoned=_close))

@@ -114,8 +114,8 @@ class MaildirFormat:
         else:
             found = _withKept(kept, named, several)
         idOf = uniqueIDFor if kept is None else kept.uniqueIDFor
-        # The places of messages that were renamed before their stat().  The listing is unsure if
-        # there are any.
+        # The places of messages that were renamed before their stat().  The listing is unsure if at
+        # least one message was renamed in this way.
         doubts: list[Place] = []
         links: dict[str, list[Place]] = {}
         if len(found) < len(named):

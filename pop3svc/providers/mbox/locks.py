@@ -76,8 +76,8 @@ def isUnopened(descriptor: int) -> bool:
     Ask the kernel for a lease.  The kernel grants the lease only if no other descriptor of the file
     is open.
 
-    @return: L{True} if no other descriptor of the file is open; L{False} if another one is open, or
-        if the file system has no leases.
+    @return: L{True} if no other descriptor of the file is open; L{False} if another descriptor is
+        open, or if the file system has no leases.
     """
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, _SIGURG)
@@ -176,7 +176,7 @@ class DotLock:
         isRight = os.stat(aside, dir_fd=own, follow_symlinks=False).st_ino == stale
         if not isRight:
             # Put the file back, because another program has just replaced the stale dot-lock by a
-            # new one.
+            # new dot-lock.
             with suppress(OSError):
                 os.link(aside, self._name, src_dir_fd=own, dst_dir_fd=self._directory)
         os.unlink(aside, dir_fd=own)

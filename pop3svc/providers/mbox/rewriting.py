@@ -128,7 +128,7 @@ def _create(own: int, name: str) -> int:
 
 def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneOf | None) -> None:
     """
-    Replace the mbox by a new file that lacks some parts of the old one.  Blocks.
+    Replace the mbox by a new file that lacks some parts of the old mbox.  Blocks.
 
     The old and the new file exchange their names in one atomic step.  The old file is kept as long
     as a program has it open.  A program that waits for the lock of the old file will add its
