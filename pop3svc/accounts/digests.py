@@ -158,7 +158,7 @@ def readScram(text: str, algorithm: str) -> ScramKeys:
 def _prepared(password: bytes) -> bytes:
     """
     @return: the password after the preparation for SCRAM (RFC 5802 section 2.2).  If SASLprep (RFC
-        4013) does not allow the password, it is returned unchanged.
+        4013) does not allow the password, the password is returned unchanged.
     """
     if password.isascii():
         return password

@@ -60,7 +60,7 @@ class LazyWriter(Generic[K, V]):
     @property
     def isFull(self) -> bool:
         """
-        Whether so many facts wait that a further one would be lost.
+        Whether so many facts wait that a further fact would be lost.
         """
         return len(self._waiting) >= self._most
 

@@ -64,8 +64,8 @@ log = Logger(namespace="pop3svc")
 # A separate thread reads password files, because other threads may hang on a disk with mail.
 _reading = BoundedThreadPool("pop3svc-accounts", threads=1, waiting=100)
 
-# The most lines that the log lists one by one because they cannot be used.  A file with more such
-# lines probably has another format.
+# The most lines that the log lists one by one because they cannot be used.  A file with more
+# unusable lines probably has another format.
 _MOST_NAMED = 1000
 
 

@@ -522,7 +522,7 @@ class BanEngine:
 
     def keys(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
-        @return: the tables that may have counted the attempt by L{Strikes.begin}, each with the key
+        @return: the tables whose L{Strikes.begin} may have counted the attempt, each with the key
             in this table.
         """
         return [(self._strikes, attempt.place)]
@@ -624,7 +624,7 @@ class UserThrottle:
 
     def keys(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
-        @return: the tables that may have counted the attempt by L{Strikes.begin}, each with the key
+        @return: the tables whose L{Strikes.begin} may have counted the attempt, each with the key
             in this table.
         """
         return [(self._each, attempt.pair), (self._unknownNetworks, (attempt.user,))]

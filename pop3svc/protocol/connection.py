@@ -354,7 +354,8 @@ class POP3Connection(LineReceiver):
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:
         """
-        Run a coroutine.  If it has to wait, no line is answered until it has ended.
+        Run a coroutine.  If the coroutine has to wait, no line is answered until the coroutine has
+        ended.
         """
         try:
             running = startNow(work)

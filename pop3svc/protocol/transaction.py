@@ -292,7 +292,7 @@ class Transaction:
 
     async def _delete(self, uniqueIDs: list[str]) -> None:
         """
-        Delete either all of these messages or none.  A deletion that has begun goes on even if the
+        Delete either all given messages or none.  A deletion that has begun goes on even if the
         client disconnects.  L{end} waits until the deletion has ended.
         """
         mailbox = self.mailbox

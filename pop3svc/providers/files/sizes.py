@@ -370,7 +370,7 @@ class MailboxSizes:
     @_guarded
     def claimSeen(self, head: Callable[[str], int]) -> None:
         """
-        Prepare that the next write also includes the messages that were listed but not counted.
+        Make the next write also include the messages that were listed but not counted.
 
         @param head: reads the first octets of a message; see L{MessageInfo.isFile}.
         """
