@@ -155,12 +155,13 @@ def _beNicer(niceness: int) -> None:
     Lower the priority of the present thread.
     """
     if sys.platform != "linux":
-        # There this would lower the priority of the whole process.
+        # Do nothing, because the call would lower the priority of the whole process on other
+        # systems.
         return
     try:
         os.nice(niceness)
     except OSError:
-        # A filter of system calls forbids it.
+        # Ignore the error, because a filter of system calls may forbid the call.
         pass
 
 
@@ -266,7 +267,7 @@ class BoundedThreadPool:
         """
         @param threads: the number of threads that may run work, without lost threads.
         @param waiting: the most jobs that may wait for a thread.
-        @param niceness: by how much the threads are nicer than the process (L{os.nice}).  Only
+        @param niceness: a number that is added to the niceness of the threads (C{os.nice}).  Only
             Linux has a niceness for each thread.
         """
         self._name = name

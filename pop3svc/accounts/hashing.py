@@ -196,8 +196,8 @@ class CheckQueue:
 
 
 # Threads that compute hashes yield to the reactor's thread.  While 30 clients guessed passwords on
-# two cores, the slowest NOOP of other sessions took 51 to 128 ms without this, and 7 to 46 ms with
-# it.
+# two cores, the slowest NOOP of other sessions took 51 to 128 ms without this niceness, and 7 to 46
+# ms with the niceness.
 NICENESS = 10
 
 _workers = BoundedThreadPool(
