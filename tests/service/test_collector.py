@@ -9,24 +9,26 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
 
 from pop3svc.service.collector import relieveCollector
 
 
-class _Reactor:
+class _Reactor(Clock):
     """
     A reactor that begins to run when the test says so.
     """
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
+        super().__init__()
+        self.begins: list[tuple[Any, ...]] = []
         self.ends: list[tuple[Any, ...]] = []
 
     def callWhenRunning(self, *call: Any) -> None:
         """
         See L{twisted.internet.interfaces.IReactorCore.callWhenRunning}.
         """
-        self.calls.append(call)
+        self.begins.append(call)
 
     def addSystemEventTrigger(self, phase: str, event: str, *call: Any) -> None:
         """
@@ -46,7 +48,7 @@ class _Reactor:
         """
         Begin to run.
         """
-        for call, *arguments in self.calls:
+        for call, *arguments in self.begins:
             call(*arguments)
 
 
@@ -56,7 +58,9 @@ def reactor() -> Iterator[_Reactor]:
     A reactor, and the collector as it was afterwards.
     """
     before = gc.get_threshold()
-    yield _Reactor()
+    made = _Reactor()
+    yield made
+    made.stop()
     gc.set_threshold(*before)
     gc.unfreeze()
 
@@ -72,6 +76,46 @@ def test_relieved(reactor: _Reactor) -> None:
     assert gc.get_freeze_count() > 10_000
     reactor.stop()
     assert gc.get_freeze_count() == 0
+
+
+class _Slow:
+    """
+    An object whose end takes time on a clock.
+    """
+
+    def __init__(self, reactor: _Reactor, seconds: float) -> None:
+        self.reactor = reactor
+        self.seconds = seconds
+        self.itself = self
+
+    def __del__(self) -> None:
+        self.reactor.advance(self.seconds)
+
+
+@pytest.mark.parametrize("seconds", [0.019, 0.021])
+def test_longCollection(reactor: _Reactor, seconds: float) -> None:
+    """
+    After a full collection that takes long, what remains is exempt, for a day.
+    """
+    gc.disable()
+    relieveCollector(reactor, 20_000)
+    reactor.run()
+    before = gc.get_freeze_count()
+    kept = [[each] for each in range(100)]
+    _Slow(reactor, seconds)
+    # A collection of young objects exempts nothing.
+    gc.collect(1)
+    assert gc.get_freeze_count() <= before
+    _Slow(reactor, seconds)
+    gc.collect()
+    isExempt = seconds > 0.02
+    assert (gc.get_freeze_count() >= before + len(kept)) is isExempt
+    reactor.advance(86_400)
+    assert gc.get_freeze_count() == 0
+    _Slow(reactor, seconds)
+    gc.collect()
+    assert (gc.get_freeze_count() > 0) is isExempt
+    gc.enable()
 
 
 def test_left(reactor: _Reactor) -> None:
