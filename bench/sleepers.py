@@ -267,7 +267,8 @@ def main() -> None:
                 *("--endpoint", f"ssl:{port}:interface=127.0.0.1"),
                 *("--provider", f"maildir:{path / 'mail'}", "--auth", f"passwd:{path / 'users'}"),
                 *("--certificate", str(path / "cert.pem"), "--private-key", str(path / "key.pem")),
-                *("--set", f"maxConnections={count + 200}"),
+                # Each worker has its share of this limit, and some workers get more clients.
+                *("--set", f"maxConnections={2 * count + 200}"),
                 *(("--workers", str(workers)) if workers else ()),
             ],
             env=environment(directory),
