@@ -47,8 +47,8 @@ log = Logger(namespace="pop3svc")
 
 class Transaction:
     """
-    The mailbox of a session between login and logout.  The object has the lock, the watch and the
-    listing of the mailbox.  A session that is asleep has no lock and no listing.
+    The mailbox of a session between login and logout, with its lock, its watch and its listing.  A
+    session that is asleep has no lock and no listing.
 
     @ivar mailbox: an L{pop3svc.interfaces.IPOP3Mailbox}.
     @ivar maildrop: the listing; L{None} while the session is asleep.
@@ -89,8 +89,7 @@ class Transaction:
         @param user: the name of the user, for the log.
         @param record: counts deleted messages.
         @param requestRelease: see L{IExclusiveMailbox.lock}.
-        @param takesUniqueIDs: whether a command may name a message by C{UID:} and its unique-id
-            (docs/extensions, UID-PARAM).
+        @param takesUniqueIDs: see docs/extensions, UID-PARAM.
         @param utf8Headers: see L{Messages}.
         """
         self._calls = calls
@@ -246,8 +245,7 @@ class Transaction:
 
     def total(self) -> ValueOrDeferred[tuple[int, int]]:
         """
-        @return: the number of messages that are not deleted, and their total size in octets (RFC
-            1939, STAT).
+        @return: the number and the octets of the messages that are not deleted (RFC 1939, STAT).
         """
         return self._messages.totalIn(self._drop())
 

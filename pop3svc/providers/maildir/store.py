@@ -96,22 +96,18 @@ class MaildirStore:
             L{PathTemplate}.
         @param readOnly: whether the store deletes, locks and writes nothing.
         @param manners: the behaviour of a session if another session has locked the mailbox.
-        @param isSlow: whether opening a file may block for a long time.  All work is then done in
-            threads.
-        @param believesNames: whether C{,W=} in the name of a file is used as the size of the
-            message.  The octets of the message are then not counted.
+        @param isSlow: whether opening a file may block for long.  Threads then do all work.
+        @param believesNames: whether C{,W=} in the name of a file is the size of the message.
         @param separator: the separator before the flags in the names of files, one of
             L{SEPARATORS}; empty if it has to be found from the names.
         @param uidl: the way in which the previous server has stored its unique-ids; see
             L{parseScheme<pop3svc.migration.schemes.parseScheme>}.  It is empty if there was no
             previous server.
-        @param control: the path of the directory that contains the previous server's file, with
-            placeholders; empty if the Maildir contains the file.
+        @param control: the directory with the previous server's file; empty for the Maildir.
         @param duplicates: see C{parseScheme}.
         @param usesHeaders: whether the previous server used the field C{X-UIDL} of messages.
         @param isOwnedByUsers: whether each user's files are opened with the rights of this user.
-        @param firstUID: the lowest uid of a user whose mail is served.  It matters if
-            C{isOwnedByUsers} is true.
+        @param firstUID: the lowest uid of a user whose mail is served.
         @param owners: finds the mail of users.  By default it is made from the other arguments.
         @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
         """
