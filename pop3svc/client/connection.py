@@ -169,7 +169,7 @@ class ClientConnection(Protocol):
             self.abort("sends a malformed reply")
 
     def _isAborted(self) -> bool:
-        # A connection after leave() is lost but not aborted, because the reply to QUIT is still
+        # leave() sets isLost, but does not abort the connection.  The reply to QUIT must still be
         # read.
         return self.isLost and bool(self.why)
 
