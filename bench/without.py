@@ -26,9 +26,18 @@ from twisted.internet.defer import Deferred
 from twisted.logger import globalLogBeginner, textFileLogObserver
 
 from bench.parts import DONE, USERS, Parts, reactor, site
-from pop3svc import awaiting, preparation, summaries
+from pop3svc import awaiting, preparation
 from pop3svc.files import FileRegion
-from pop3svc.protocol import authentication, connection, dispatch, messages, outlets, session, wire
+from pop3svc.protocol import (
+    authentication,
+    connection,
+    dispatch,
+    messages,
+    outlets,
+    record,
+    session,
+    wire,
+)
 from pop3svc.protocol.framing import LineBuffer
 from pop3svc.protocol.sender import ReplySender
 from pop3svc.providers.files import deletion, lock
@@ -70,9 +79,7 @@ def _informOf() -> list[Change]:
     def informOf(logger: Any, summary: str, **fields: Any) -> None:
         logger.info("{summary}", summary=summary, **fields)
 
-    from pop3svc.protocol import record
-
-    return [(record, "informOf", informOf), (summaries, "informOf", informOf)]
+    return [(record, "informOf", informOf)]
 
 
 def _lines() -> list[Change]:

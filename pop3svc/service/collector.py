@@ -5,12 +5,16 @@ Relieve Python's garbage collector in a process that serves.
 from __future__ import annotations
 
 import gc
+import time
+from collections.abc import Callable
 from typing import Any
 
 __all__ = ["relieveCollector"]
 
 
-def relieveCollector(reactor: Any, threshold: int) -> None:
+def relieveCollector(
+    reactor: Any, threshold: int, seconds: Callable[[], float] = time.thread_time
+) -> None:
     """
     Make the collector examine fewer objects.  Sessions make few cycles, and reference counts free
     all other objects.
@@ -22,9 +26,10 @@ def relieveCollector(reactor: Any, threshold: int) -> None:
     @param reactor: the reactor of the process.
     @param threshold: the number of new objects after which the collector looks for cycles
         among them; see C{gc.set_threshold}.  0 leaves the collector as Python sets it.
+    @param seconds: returns the processor time of the present thread in seconds.
     """
     if threshold:
-        exemption = _Exemption(reactor)
+        exemption = _Exemption(reactor, seconds)
         reactor.callWhenRunning(exemption.begin, threshold)
         reactor.addSystemEventTrigger("after", "shutdown", exemption.end)
 
@@ -40,14 +45,19 @@ class _Exemption:
     objects.
     """
 
-    # Seconds.  Shorter delays harm no client.
+    # Seconds of processor time.  Shorter delays harm no client.  The time that the thread waits for
+    # a processor does not count, because an exemption would not make that time shorter.
     PAUSE = 0.02
     # Seconds after which exempt objects are examined once more, because some of them may belong to
     # cycles by then.
     AGAIN = 86_400
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, seconds: Callable[[], float]) -> None:
+        """
+        @param seconds: see L{relieveCollector}.
+        """
         self._reactor = reactor
+        self._seconds = seconds
         self._began = 0.0
 
     def begin(self, threshold: int) -> None:
@@ -76,7 +86,7 @@ class _Exemption:
         """
         if info["generation"] < 2:
             return
-        now = self._reactor.seconds()
+        now = self._seconds()
         if phase == "start":
             self._began = now
         elif now - self._began > self.PAUSE:

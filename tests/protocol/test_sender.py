@@ -22,10 +22,10 @@ from tests.support.bodies import Body, InFile, Plain
 from tests.support.coroutines import start
 
 
-def setUp() -> tuple[Clock, MemoryTransport, ReplySender]:
+def setUp(isTLS: bool = False) -> tuple[Clock, MemoryTransport, ReplySender]:
     clock = Clock()
     transport = MemoryTransport(IPv4Address("TCP", "127.0.0.1", 1), False)
-    return clock, transport, ReplySender(outletTo(transport, TimeSlice(clock), clock, 60))
+    return clock, transport, ReplySender(outletTo(transport, TimeSlice(clock), clock, 60, isTLS))
 
 
 async def whole(sender: ReplySender, reply: Reply) -> bool:
@@ -403,9 +403,7 @@ def test_lastRecordOfTLS() -> None:
     """
     One write becomes records of 16,384 octets; the last one contains more than the end.
     """
-    clock = Clock()
-    transport = MemoryTransport(IPv4Address("TCP", "127.0.0.1", 1), False)
-    sender = ReplySender(outletTo(transport, TimeSlice(clock), clock, 60, isTLS=True))
+    _, transport, sender = setUp(isTLS=True)
     for more in range(-8, 8):
         pieces: list[bytes] = []
         transport.write = pieces.append  # type: ignore[method-assign,assignment]
@@ -527,9 +525,7 @@ def test_lastRecordOfShortBodies() -> None:
     """
     Over TLS the last record of gathered messages contains more than the end.
     """
-    clock = Clock()
-    transport = MemoryTransport(IPv4Address("TCP", "127.0.0.1", 1), False)
-    sender = ReplySender(outletTo(transport, TimeSlice(clock), clock, 60, isTLS=True))
+    _, transport, sender = setUp(isTLS=True)
     for more in range(-8, 8):
         pieces: list[bytes] = []
         transport.write = pieces.append  # type: ignore[method-assign,assignment]

@@ -98,7 +98,7 @@ def test_longCollection(reactor: _Reactor, seconds: float) -> None:
     After a full collection that takes long, what remains is exempt, for a day.
     """
     gc.disable()
-    relieveCollector(reactor, 20_000)
+    relieveCollector(reactor, 20_000, reactor.seconds)
     reactor.run()
     before = gc.get_freeze_count()
     kept = [[each] for each in range(100)]
