@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 import subprocess
 import sys
@@ -28,7 +29,8 @@ from pop3svc.interfaces import (
     IReadOnlyMailbox,
 )
 from pop3svc.providers.files import counting
-from pop3svc.providers.files.sizes import SizeCache
+from pop3svc.providers.files.folders import OpenFolders
+from pop3svc.providers.files.sizes import GONE, MessageInfo, SizeCache
 from pop3svc.providers.files.snapshot import ListingCache, stampOf
 from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir import MaildirStore
@@ -594,9 +596,11 @@ def test_deletingWhatIsRenamed(maildir: Path) -> None:
     Another program flags messages as fast as it can.  After +OK all marked messages are
     deleted, after -ERR all exist, and no other message is ever lost.
     """
-    names = [f"{number}.x" for number in range(40)]
     outcomes = []
-    for _ in range(6):
+    for turn in range(1, 7):
+        # The names are new, because a message with a name that was used before is not listed until
+        # it can be identified.
+        names = [f"{turn}{number:02}.x" for number in range(40)]
         for name in names:
             deliver(maildir, name)
         renamer = subprocess.Popen(
@@ -615,6 +619,58 @@ def test_deletingWhatIsRenamed(maildir: Path) -> None:
         assert left == sorted(names[1::2] if outcomes[-1] else names)
         for each in maildir.glob("*/*.x*"):
             each.unlink()
+
+
+def keepRenaming(monkeypatch: pytest.MonkeyPatch, maildir: Path, name: str) -> None:
+    """
+    Rename a message each time before its status is read.
+    """
+    status = OpenFolders.status
+    turns = itertools.count()
+
+    def renaming(opened: OpenFolders, place: Any) -> Any:
+        if place[1].startswith(name):
+            [path] = maildir.glob(f"*/{name}*")
+            path.rename(maildir / "cur" / f"{name}:2,{'FRST'[: next(turns) % 4]}")
+        return status(opened, place)
+
+    monkeypatch.setattr(OpenFolders, "status", renaming)
+
+
+def test_nameUsedAgainAndRenamed(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A new message has the name of a deleted one, and cannot be identified.  It does not get the
+    unique-id of the deleted message.
+    """
+    for name in ("1.x", "2.x"):
+        deliver(maildir, name)
+    served(maildir, "C: DELE 1\nS: +OK…\nC: QUIT\nS: +OK Bye, 1 deleted.\nS: (closed)")
+    deliver(maildir, "1.x", b"other\n")
+    with monkeypatch.context() as patch:
+        keepRenaming(patch, maildir, "1.x")
+        assert uidl(served(maildir)) == ["2.x"]
+    first, second = uidl(served(maildir))
+    assert (first != "1.x", second) == (True, "2.x")
+
+
+def test_deletingWhatWasNotIdentified(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A listing contains a message that could not be identified, and later the message turns out to
+    have another unique-id.  The message does not count as deleted.
+    """
+    for name in ("1.x", "2.x"):
+        deliver(maildir, name)
+    store = MaildirStore(str(maildir.parent), runner=Inline())
+    with monkeypatch.context() as patch:
+        keepRenaming(patch, maildir, "1.x")
+        client = conversation(Anybody(store), ALICE)
+    status = maildir.stat()
+    sizes = store.caches.sizes.of((status.st_dev, status.st_ino))
+    sizes.claim("1.x", MessageInfo(-1, 1, kind=GONE))
+    assert client.say(b"DELE 1").startswith(b"+OK")
+    assert client.say(b"DELE 2").startswith(b"+OK")
+    assert client.say(b"QUIT").startswith(b"-ERR [SYS/TEMP]")
+    assert len(list(maildir.glob("*/*.x*"))) == 2
 
 
 def test_takenOver(maildir: Path) -> None:

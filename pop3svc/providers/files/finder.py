@@ -144,21 +144,29 @@ class Finder:
             Further calls return the place in a new scan.
         """
         now: MailboxSnapshot | None = None
+        # If the session's listing is not sure, it may have a message with the unique-id of another
+        # file.  These are the inodes of the files in the new scan.
+        inodes: set[int] = set()
 
         def locate(message: tuple[str, Place | None], looks: int) -> Place | None:
             nonlocal now
             uniqueID, link = message
             if link is not None:
                 return None if looks else link
+            listed = self._listing.placeOf(uniqueID)
             if not looks:
-                return self._listing.placeOf(uniqueID)
+                return listed
             if looks > 1 or now is None:
                 now = self._listing.scan(root)
-            if uniqueID not in now and not now.isSure:
-                # Raise an error, because the message may exist and may have been renamed during the
-                # scan.
+                inodes.clear()
+                if not self._listing.current.isSure:
+                    inodes.update(place[2] for place in now.places)
+            place = now.get(uniqueID)
+            if place is None and not (now.isSure and (listed is None or listed[2] not in inodes)):
+                # Raise an error, because the message may exist.  It may have been renamed during
+                # the scan, or its file may have another unique-id.
                 raise OSError(errno.EBUSY, "messages are renamed all the time")
-            return now.get(uniqueID)
+            return place
 
         return locate
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from pop3svc.files import closeQuietly
 from pop3svc.providers.files.deletion import Place
-from pop3svc.providers.files.sizes import GONE, MailboxSizes, MessageInfo, headIn
+from pop3svc.providers.files.sizes import COPIED, GONE, MailboxSizes, MessageInfo, headIn
 from pop3svc.providers.files.snapshot import listFolder
 from pop3svc.providers.paths import openBelow, uniqueIDFor
 from pop3svc.threadpool import isCancelled
@@ -88,6 +88,10 @@ def identify(
     """
     Give a message another unique-id if its file has the name of an earlier file.  Blocks.
 
+    If other programs rename a message during the whole search, the message cannot be identified.
+    Then it keeps the unique-id that its name gives.  If this unique-id belongs to another file, the
+    message is not listed.
+
     @param folders: the directories below C{root} that may contain the files.
     @param found: the messages.  This list is changed in place.
     @param sizes: knows to which file each unique-id belongs.
@@ -113,6 +117,19 @@ def identify(
         _seekRenamed(root, folders, renamed, check)
     # The next scan has to identify the messages that were not found.
     doubts += [found[index][4] for index, _ in renamed.values()]
+    unnamed = {index for index, owner in renamed.values() if _isOfAnother(owner, found[index][4])}
+    if unnamed:
+        found[:] = [each for index, each in enumerate(found) if index not in unnamed]
+
+
+def _isOfAnother(owner: MessageInfo | None, place: Place) -> bool:
+    """
+    @param owner: the file to which a unique-id belongs.
+    @return: whether the file at C{place} is another file, according to the inodes.
+    """
+    if owner is None:
+        return False
+    return owner.kind == GONE or (COPIED != owner.inode != place[2] != 0)
 
 
 def areIdentified(uniqueIDs: list[str], inodes: list[int], sizes: MailboxSizes) -> bool:
