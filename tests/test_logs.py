@@ -291,7 +291,7 @@ def test_fifo(tmp_path: Path) -> None:
 
 class Disk:
     """
-    A file on a disk with little room.
+    Stands in for the log file.  C{room} more octets fit on its disk.
 
     @ivar writes: the octets of each write.
     """

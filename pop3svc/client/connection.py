@@ -76,7 +76,8 @@ class ClientConnection(Protocol):
         End the connection at once, for example because the server has broken the protocol or a
         limit.
 
-        @param why: the reason, in words that follow the server's address in a sentence.
+        @param why: the reason, as a predicate whose subject is the server's address, such as
+            C{sends too slowly}.
         """
         self.why = self.why or why
         self.isLost = True

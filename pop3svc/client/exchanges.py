@@ -129,8 +129,8 @@ class Patience:
         """
         @param seconds: the seconds until a reply must begin, and between two pieces of a long
             reply.
-        @param late: called with the reason, in words that follow the server's address in a
-            sentence.
+        @param late: called if the server is too slow.  The argument is the reason, as a predicate
+            whose subject is the server's address, such as C{sends too slowly}.
         """
         self._clock = clock
         self._seconds = seconds

@@ -485,8 +485,9 @@ class Meter:
 
     def timer(self, clock: IReactorTime) -> TimerService:
         """
-        @return: a service that sets a timer for each second.  The service measures how late the
-            timer is, and chooses how many runs of each command to measure.
+        @return: a service that runs each second.  It records how late it runs.  For each command,
+            it also decides whether the meter measures each run or only one of several; see
+            L{CommandHistogram}.
         """
         last: list[float] = []
 

@@ -93,7 +93,8 @@ class ProcessNumbers:
 
 class _Sums:
     """
-    Sums over the work of the present sessions.
+    Adds up how much the present sessions have sent and deleted, and counts the sessions in each
+    state.
     """
 
     def __init__(self) -> None:

@@ -185,7 +185,7 @@ class Outlet:
 
     def release(self) -> None:
         """
-        End the registration at the transport, because the connection will be closed.
+        Unregister this outlet as the producer of the transport, if it is registered.
         """
         if self._isRegistered:
             self._isRegistered = False

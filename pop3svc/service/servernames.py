@@ -67,7 +67,7 @@ class ServerNames(Generic[Item]):
     def __init__(self, items: Iterable[tuple[Item, Iterable[str]]]) -> None:
         """
         @param items: pairs of an item and its names in lower case.  If several items have the same
-            name, the first of them is used for it.
+            name, L{find} returns the first of these items for that name.
         """
         self._items: dict[str, Item] = {}
         for item, names in items:

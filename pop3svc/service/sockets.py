@@ -1,5 +1,5 @@
 """
-Get and set the options and the addresses of the socket of a connection.
+Tell the addresses of a connection's socket, and get and set its options.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ __all__ = ["SocketFacts", "addressOf"]
 
 class SocketFacts:
     """
-    The part of a transport that gets and sets the options and the addresses of its socket.
+    The part of a transport that tells the addresses of its socket, and gets and sets the options of
+    the socket.
     """
 
     def __init__(self, connected: socket.socket, peer: Any) -> None:

@@ -291,8 +291,8 @@ class RenewableCertificate:
     @property
     def end(self) -> datetime:
         """
-        The time when the certificate expires, or an intermediate certificate of its chain if that
-        is earlier.
+        The time when the first certificate expires.  This is the certificate itself or an
+        intermediate certificate of its chain.
         """
         return self._end
 

@@ -360,7 +360,7 @@ def _environment() -> dict[str, str]:
 class Supervisor(Operated):
     """
     The work of the parent: it keeps a number of workers running, forwards lines among them, and
-    stops them.  The class is long because all of its methods use the same table of workers.
+    stops them.  The class is long because most of its methods use the same table of workers.
 
     @ivar kept: an object that must exist as long as the workers, such as their temporary directory.
     @ivar throttle: counts the login attempts of all workers.

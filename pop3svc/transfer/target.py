@@ -94,7 +94,8 @@ def lockOwn(descriptor: int, path: str) -> None:
             raise TryAgain(f"another export writes {path}")
         raise
     if not os.fstat(descriptor).st_nlink:
-        # The other export has ended after this export has opened the file.
+        # Another export has removed the file after this export opened it, and before this export
+        # locked it.
         raise TryAgain(f"another export has just written {path}")
 
 

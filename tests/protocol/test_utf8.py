@@ -99,7 +99,8 @@ def test_switchedOff() -> None:
 
 def test_refused() -> None:
     """
-    With C{refuse}, LIST with an argument, RETR and TOP answer C{[UTF8]} (RFC 6856 section 5).
+    If C{utf8Headers} is C{refuse}, and the client has not sent UTF8, then RETR, TOP, and LIST with
+    an argument refuse a message whose header fields need UTF-8 (RFC 6856 section 5).
     """
     script = """
         C: RETR 2

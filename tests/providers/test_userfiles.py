@@ -102,7 +102,8 @@ def home() -> Iterator[Path]:
 def give(path: Path) -> None:
     for each in [path, *path.rglob("*")]:
         os.chown(each, ALICE, ALICE)
-    # The preparation of the test has used files, too.
+    # Until here the test itself has used the files as root.  Forget these uses, so that only the
+    # uses by the service count.
     audit.wrong.clear()
 
 
