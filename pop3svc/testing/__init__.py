@@ -1,5 +1,5 @@
 """
-Tools for tests of mailbox providers and of POP3 clients.  They are a client in memory, a real
+Tools for tests of mailbox providers and of POP3 clients.  They include a client in memory, a real
 server with faults on demand, and tests that check a mailbox against its contract.
 """
 

@@ -136,11 +136,10 @@ class MemoryTransport:
 
 class Client:
     """
-    A client that is connected to a factory in memory.  The client uses the factory's clock.
+    A client that is connected to a factory in memory.
 
     @ivar isOpen: whether the connection is open.
-    @ivar wasAborted: whether the service aborted the connection instead of closing it in
-        order.
+    @ivar wasAborted: whether the service aborted the connection instead of closing it normally.
     """
 
     def __init__(
@@ -163,7 +162,7 @@ class Client:
     def pump(self) -> None:
         """
         Pass on the octets that both sides have written, and the end of the connection.  C{send},
-        C{received} and the other methods call this method themselves.
+        C{received} and most other methods call this method themselves.
         """
         while True:
             if self._coming and not self.transport.isPaused and self.isOpen:
@@ -266,8 +265,8 @@ def conversation(
 
     The script has a line C{C: ...} for each line of the client, and a line C{S: ...} for each line
     of the server.  It begins with the greeting.  A server line that ends in C{…} matches any line
-    that begins in the same way.  Spaces at the end of a line are significant.  C{S: (closed)} is
-    the end of the connection.  Other lines are comments.
+    that begins in the same way.  Spaces at the end of a line are significant.  C{S: (closed)}
+    means that the service has closed the connection.  Other lines are comments.
 
     @param options: further arguments for L{POP3Factory}.
     @return: the client, for use after the conversation.

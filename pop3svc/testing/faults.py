@@ -1,5 +1,5 @@
 """
-The faults of a server that a test can request.
+The faults that a test can request from a server.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ class Fault:
     """
     Base class of faults.
 
-    @ivar command: the verb of the command at which the fault happens, or C{"greeting"}.  L{None}
-        means every command to which this class of fault applies, but not the greeting.  The lines
-        that follow AUTH count as AUTH.
+    @ivar command: the verb of the command at which the fault happens.  Some classes also accept
+        C{"greeting"} or C{"handshake"}.  L{None} means every command to which this class of fault
+        applies; for a fault of the certificate it means every TLS handshake.  The lines that follow
+        AUTH count as AUTH.
     @ivar nth: the fault happens only at the nth of these commands, where the first is 1.  L{None}
         means each of these commands.  The server counts the commands of all connections after the
         fault was set.
-    @raise ValueError: the fault can never happen; the text is a sentence with the reason.
+    @raise ValueError: an argument is invalid; the text is a sentence with the reason.
     """
 
     command: str | None = None
@@ -100,8 +101,8 @@ class Slow(Fault):
 @dataclass(frozen=True)
 class CutOff(Fault):
     """
-    The server carries out the command, and closes the connection in the middle of the reply.  If
-    the reply has no more than C{after} octets, the server sends the whole reply, and the connection
+    The server carries out the command, and closes the connection after C{after} octets of the
+    reply.  If the reply has fewer octets, the server sends the whole reply, and the connection
     stays open.
 
     @ivar after: the number of octets of the reply that the server sends.
@@ -120,7 +121,7 @@ class CutOff(Fault):
 @dataclass(frozen=True)
 class WrongSize(Fault):
     """
-    LIST and STAT give sizes that differ from the octets that RETR sends.
+    LIST and STAT give sizes that differ from the number of octets that RETR sends.
 
     @ivar by: the number of octets that the server adds to the size of each message.  It may be
         negative, but a size is never less than 0.
@@ -152,7 +153,7 @@ class NoAnswer(Fault):
     """
     The server does not carry out the command.  It sends nothing more on this connection, which
     stays open.  C{command} may also be C{"greeting"} or C{"handshake"}.  With C{"handshake"} the
-    server does not answer the TLS handshake, on the TLS port and after STLS.
+    server answers no TLS handshake, neither on the TLS port nor after STLS.
     """
 
     moments = frozenset([GREETING, HANDSHAKE])

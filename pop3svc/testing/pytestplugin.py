@@ -32,7 +32,7 @@ def pop3_server(request: pytest.FixtureRequest) -> Iterator[POP3Server]:
     A running pop3svc.testing.POP3Server.  Each test gets a new server, with the arguments of the
     marker pop3_server.
     """
-    # Import it here, so that tests without the fixture do not need time for the import.
+    # Import POP3Server here, so that tests without the fixture do not need time for the import.
     from pop3svc.testing.server import POP3Server
 
     marker = request.node.get_closest_marker("pop3_server")

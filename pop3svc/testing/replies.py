@@ -88,7 +88,7 @@ class FaultyReply:
     @ivar seconds: how long the reply is delayed.
     @ivar rate: octets a second; L{None} if the rate has no limit.
     @ivar isSilent: whether the server drops the reply and all later replies.
-    @ivar isCut: whether the connection ends after the octets that the last call returned.
+    @ivar isCut: whether the connection ends after the octets that L{feed} returned last.
     """
 
     def __init__(self, verb: str, faults: list[Fault], codes: re.Pattern[bytes] | None) -> None:
@@ -117,7 +117,7 @@ class FaultyReply:
 
     def feed(self, data: bytes) -> bytes:
         """
-        @param data: octets of the engine.  The first call passes the whole first line.
+        @param data: octets of the engine.  In the first call these are the whole first line.
         @return: octets to send.
         """
         if self._atFirstLine:

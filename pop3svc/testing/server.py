@@ -118,9 +118,9 @@ def _commands(without: frozenset[str]) -> dict[str, Command]:
 
 class POP3Server:
     """
-    A POP3 server for tests.  Use it with C{with}.  It runs this package's protocol engine on two
-    free ports of the loopback interface, with mailboxes in memory.  It needs neither pytest nor a
-    running reactor, and its methods may be called from any thread.
+    A POP3 server for tests.  Use it in a C{with} statement.  It runs this package's protocol engine
+    on two free ports of the loopback interface, with mailboxes in memory.  It needs neither pytest
+    nor a running reactor, and its methods may be called from any thread but the reactor's.
 
     Twisted's reactor runs in its own thread while any of these servers runs.  A program that runs
     the reactor itself cannot use this class, but can serve a L{pop3svc.POP3Factory}.
@@ -149,11 +149,11 @@ class POP3Server:
             (C{"TOP"}, C{"STLS"}, C{"CAPA"}), capabilities of CAPA (C{"PIPELINING"}, C{"SASL"},
             C{"RESP-CODES"}) and extensions (C{"SLEE-WAKE"}, C{"UID-PARAM"}).
         @param faults: the first faults; L{fault} adds further faults.
-        @param policy: the limits of the service.
+        @param policy: the limits of the service; the server sets C{shutdownTimeout} to 0.
         @raise ValueError: C{without} contains an unknown name.
         """
         self._without = frozenset(without)
-        # The server never offers APOP, because its provider has no secrets to share.
+        # The server never offers APOP, because its provider has no shared secrets.
         known = {*COMMANDS, *EXTENSIONS, *_OWN, *_COMMANDS_OF} - {"APOP"}
         unknown = sorted(self._without - known)
         if unknown:
@@ -326,8 +326,8 @@ class POP3Server:
         """
         The lines of each connection so far: C{("C", line)} and C{("S", line)}, without line ends
         and unencrypted.  The connections are in the order in which they were made.  The server adds
-        a line to the transcript before the client can read the line.  B{The transcript contains the
-        passwords of the test.}  It ends after 16 MiB.
+        its own line to the transcript before the client can read the line.  B{The transcript
+        contains the passwords of the test.}  It ends after 16 MiB.
         """
         talks: list[list[tuple[str, str]]] = self._call(
             lambda: [each.lines for each in self._transcript.talks]

@@ -99,7 +99,7 @@ class StubProvider:
     returns.  If the value is an exception, the method raises it.
 
     The provider provides L{IPOP3MailboxProvider}, its mailboxes provide L{IPOP3Mailbox}, and both
-    provide the interfaces of the given methods, but no others.  All other methods are those of a
+    provide the interfaces of the given methods.  All other methods of a mailbox are those of a
     L{MemoryMailbox}.  If the test does not pass C{authenticate}, the provider accepts every name
     with the password "secret".
 

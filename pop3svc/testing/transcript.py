@@ -36,7 +36,9 @@ class Transcript:
 
     def room(self, octets: int) -> bool:
         """
-        @return: whether the transcript has room for this number of octets.
+        Reserve room for this number of octets.
+
+        @return: whether the transcript had enough room.
         """
         self._left -= octets
         return self._left >= 0

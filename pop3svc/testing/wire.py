@@ -34,7 +34,7 @@ from pop3svc.testing.transcript import Transcript
 
 __all__ = ["Wire", "WireFactory"]
 
-# While more octets than this number wait for the transport, the layer pauses the engine.
+# If this number of octets waits for the transport, the layer pauses the engine's producer.
 _BUFFER_LIMIT = 65536
 # If the engine must not carry out a line, it gets one of these harmless lines instead, and answers
 # it with one reply. The first is for lines inside AUTH, the second for lines before login, and the
@@ -202,7 +202,8 @@ class Wire(ProtocolWrapper):
 
     def _holdInput(self) -> None:
         """
-        Pause input if lines wait here, or if the engine has paused it; otherwise resume input.
+        Pause input if lines wait here, if the engine has paused input, or if TLS is about to begin;
+        otherwise resume input.
         """
         isHeld = bool(self._coming) or self._pausesInput or self._isTLSWaiting
         if isHeld != self._isInputHeld:
@@ -323,8 +324,7 @@ class Wire(ProtocolWrapper):
             self.abortConnection()
             return
         if self._outbox.isBusy:
-            # Input that arrives before the handshake belongs to TLS, so leave the input in the
-            # kernel.
+            # Input that arrives now belongs to TLS, so leave it in the kernel until TLS begins.
             self._isTLSWaiting = True
             self._holdInput()
 
@@ -436,7 +436,8 @@ class Wire(ProtocolWrapper):
 
     def _balance(self) -> None:
         """
-        Pause the engine's producer if many octets wait for the transport; otherwise resume it.
+        Pause the engine's producer if output is paused or many octets wait for the transport.
+        Resume the producer when no octets wait.
         """
         producer = self._producer
         if producer is None:

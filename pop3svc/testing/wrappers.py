@@ -1,6 +1,6 @@
 """
-Mailboxes that wrap another mailbox.  One of them records the calls, and the other two return
-results later.
+Mailboxes that wrap another mailbox.  One class records the calls, one returns coroutines, and one
+returns results later.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ class MailboxContract(
 
     Inherit from this class and C{unittest.TestCase}, and implement C{makeMailbox} and C{again},
     which make the mailboxes.  The other hooks, C{deliver}, C{remove}, C{failDeletion} and C{goOn},
-    are optional.  If a hook is missing, the tests that need this hook are skipped.
+    are optional.  If C{deliver}, C{remove} or C{failDeletion} is missing, the tests that need this
+    hook are skipped.
 
     The tests run without a reactor.  If a store uses threads, give it a L{pop3svc.testing.Inline}
     instead of the threads.  If the mailbox returns results later, implement C{goOn}, which has to

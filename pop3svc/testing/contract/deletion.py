@@ -117,8 +117,8 @@ class DeletionContract(ContractCase):
 
     def test_deletionIsFinished(self) -> None:
         """
-        If a client disconnects during its deletion, the deletion goes on, and the mailbox is
-        unlocked after the deletion.
+        If a client disconnects during a deletion, the deletion goes on, and the mailbox is unlocked
+        after the deletion.
         """
         session = self._session(kind=Delayed)
         self._deletable()

@@ -15,13 +15,13 @@ from pop3svc.testing.wrappers import Wrapper
 
 __all__ = ["MAX_TURNS", "Bridged", "Loop"]
 
-# How often goOn() is called before a test fails.
+# The most calls of goOn() before a test fails.
 MAX_TURNS = 1000
 
 
 class _DeferredBridge:
     """
-    A coroutine for a task of asyncio that may also await Deferreds.
+    Lets a coroutine that runs in a task of asyncio also await Deferreds.
     """
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:

@@ -28,7 +28,7 @@ def openFiles() -> int | None:
 
 class MessageContract(ContractCase):
     """
-    Messages are bytes, are unchanged, and are closed once.
+    Messages are bytes and unchanged, and their contents are closed once.
     """
 
     def test_content(self) -> None:
@@ -117,9 +117,9 @@ class MessageContract(ContractCase):
 
     def test_closings(self) -> None:
         """
-        The service closes a message once, and the message then releases its resources.  The test
-        reads a message to its end, cuts it short by TOP, disconnects during it, and opens it
-        without reading it.
+        The service closes the content of a message once, and the content then releases its
+        resources.  The test reads a message to its end, cuts it short by TOP, disconnects while the
+        service sends it, and opens it without reading it.
         """
         session = self._session()
         session.logIn()

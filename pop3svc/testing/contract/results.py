@@ -12,7 +12,7 @@ from pop3svc.testing.wrappers import Async, Delayed
 
 __all__ = ["ResultContract"]
 
-# All commands that read a mailbox, release it, or lock it again.
+# A script of commands that read a mailbox, release it, and lock it again.
 READING = (
     b"USER alice",
     b"PASS secret",
@@ -42,8 +42,8 @@ class ResultContract(ContractCase):
 
     def test_logout(self) -> None:
         """
-        The service calls C{logout} of a mailbox with L{IMailboxLogout} once when the session has
-        ended: after QUIT, after QAUT, and after a lost connection.
+        The service calls C{logout} of a mailbox with L{IMailboxLogout} exactly once: after QUIT,
+        after QAUT, or after a lost connection.
         """
         session = self._session()
         session.logIn()
@@ -60,8 +60,8 @@ class ResultContract(ContractCase):
 
     def test_lateAnswers(self) -> None:
         """
-        The session is the same whether the mailbox returns its results at once, by coroutines, or
-        later.
+        The replies are the same whether the mailbox returns its results at once, returns
+        coroutines, or returns Deferreds that fire later.
         """
         session = self._session()
         said = [session.say(line) for line in READING]

@@ -1,5 +1,6 @@
 """
-The sessions that the contract runs.  Each has a client in memory, which records the calls.
+The sessions that the contract runs.  Each has a client in memory, and records the calls to the
+mailboxes.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ def _isClosedOnce(content: Any) -> bool:
 @implementer(ILogObserver)
 class ContractSession:
     """
-    A client in memory, with a record of the calls that its session makes.
+    A client in memory, with a record of the calls to the mailboxes of its session.
 
     @ivar calls: the names of the calls, in order.
     """
@@ -132,8 +133,7 @@ class ContractSession:
         @param mailboxes: makes a mailbox for each login.
         @param loop: runs the coroutines of the mailboxes.
         @param advance: makes available the results for which the mailboxes wait.
-        @param kind: the wrapper that makes results late, L{Async} or L{Delayed}; L{None} if no
-            wrapper is used.
+        @param kind: a further wrapper for each mailbox, L{Async} or L{Delayed}; L{None} for none.
         @param steps: the number of awaited results after which the client disconnects.
         """
         self._mailboxes = mailboxes
@@ -241,8 +241,7 @@ class ContractSession:
 
     def stallIn(self, line: bytes) -> None:
         """
-        Send commands whose replies are larger than the buffers of the transport, and read none of
-        the replies.
+        Send a command, wait for the beginning of its reply, and read nothing of the reply.
         """
         self._client.stall()
         self.send(line)
@@ -268,7 +267,8 @@ class ContractSession:
 
     def over(self) -> None:
         """
-        Wait until the session has ended, and check that each content was closed once.
+        Wait until the session has ended.  Check that the service logged no failure, and that each
+        content was closed once.
         """
         for _ in range(MAX_TURNS):
             if not self._factory.connections:

@@ -23,7 +23,7 @@ class SizeContract(ContractCase):
 
     def _size(self, mailbox: Any, uniqueID: str) -> int | None:
         """
-        @return: the size that the mailbox returns; L{None} if the service has to count it.
+        @return: the size that the mailbox returns; L{None} if the service has to count the octets.
         """
         try:
             size: int | None = self._now(mailbox.messageSize, self._info(), uniqueID)
@@ -137,8 +137,8 @@ class SizeContract(ContractCase):
 
     def test_goneInASession(self) -> None:
         """
-        LIST, RETR and TOP refuse a message that was removed during the session.  STAT, LIST and the
-        other messages still work.
+        RETR and TOP refuse a message that was removed during the session.  STAT and LIST still
+        work, and so do LIST and RETR of the other messages.
         """
         session = self._session()
         session.logIn()

@@ -14,7 +14,7 @@ __all__ = ["SleepContract"]
 
 class SleepContract(ContractCase):
     """
-    A sleeping session changes nothing in the mailbox.  After WAKE the mailbox reports new mail.
+    A sleeping session changes nothing in the mailbox.  The reply to WAKE announces new mail.
     """
 
     def test_sleep(self) -> None:

@@ -67,8 +67,8 @@ class SurrogateContract(ContractCase):
 
     def test_surrogatesInASession(self) -> None:
         """
-        Before and after UTF8, LIST gives the sizes that RETR sends.  Only a client that has sent
-        UTF8 gets UTF-8 in header fields.
+        With and without UTF8, LIST gives the number of octets that RETR sends.  Only a client that
+        has sent UTF8 gets UTF-8 in header fields.
         """
         mailbox, _ = self._convertible()
         self._closed(mailbox)
