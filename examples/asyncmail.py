@@ -32,7 +32,7 @@ from pop3svc.interfaces import (
     IPOP3MailboxProvider,
 )
 
-# The most octets of a message, and the most messages, because they are in memory.
+# The most octets of a message, and the most messages.  The messages are in memory.
 LARGEST, MOST = 1_000_000, 1_000
 PASSWORDS = {"alice": "secret"}
 
@@ -144,7 +144,7 @@ async def take(maildrop: Maildrop, reader: StreamReader, writer: StreamWriter) -
 async def main(takingPort: str = "1025", mailPort: str = "1110") -> None:
     loop = asyncio.get_running_loop()
     asyncioreactor.install(loop)
-    # Import this module after the asyncio reactor is installed, because the import would install
+    # Import this module after the asyncio reactor is installed, because an earlier import installs
     # another reactor.
     from twisted.internet import reactor
 

@@ -33,7 +33,7 @@ from pop3svc.threads import InThreads
 
 log = Logger()
 
-# The most octets of a feed, the most messages, and the most seconds to fetch it.
+# The most octets of a feed, the most messages, and the most seconds to fetch the feed.
 LARGEST, MOST, LONGEST = 5_000_000, 1_000, 30.0
 # Seconds after which the program fetches a feed again.
 INTERVAL = 300

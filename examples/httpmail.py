@@ -31,7 +31,7 @@ from pop3svc.listings import isUniqueID
 
 log = Logger()
 
-# The most seconds of a request, and the most octets of its answer.
+# The most seconds that a request may take, and the most octets of its answer.
 TIMEOUT = 30
 LARGEST = 50_000_000
 
@@ -157,7 +157,8 @@ class HTTPMail:
         self, info: IPOP3ConnectionInfo, username: str, password: str
     ) -> HTTPMailbox | None:
         if ":" in username:
-            # Refuse a name with a colon, because in HTTP the password begins after the first colon.
+            # Refuse a name with a colon, because HTTP takes the text after the first colon as the
+            # password.
             return None
         account = Account(self._url, self._http, username, password)
         status, _ = await account.request("GET", "/messages")

@@ -4,8 +4,8 @@ password is secret.
 
 Run it with C{python httpmailapi.py 8080}.
 
-    - C{GET /messages} returns a list in JSON, with the oldest message first.  For each message it
-      has a pair: the name, and the size with CRLF as line ends.
+    - C{GET /messages} returns a list in JSON, with the oldest message first.  For each message the
+      list has a pair: the name, and the size with CRLF as line ends.
     - C{GET /messages/NAME} returns a message.
     - C{POST /delete} with a list of names in JSON deletes all these messages or none.
 """

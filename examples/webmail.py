@@ -24,7 +24,7 @@ from twisted.web.server import Request, Site
 from pop3svc import POP3Factory
 from pop3svc.providers.memory import MemoryMaildrop, MemoryProvider
 
-# The most octets of a message, and the most messages, because they are in memory.
+# The most octets of a message, and the most messages.  The messages are in memory.
 LARGEST, MOST = 100_000, 1_000
 
 PAGE = """<!DOCTYPE html>
@@ -91,7 +91,7 @@ async def main(reactor: Any, webPort: str = "8080", mailPort: str = "1110") -> N
     for factory, port in ((web, webPort), (pop3, mailPort)):
         endpoint = endpoints.serverFromString(reactor, f"tcp:{port}:interface=127.0.0.1")
         await endpoint.listen(factory)
-    # At Ctrl-C the reactor first waits until the sessions have ended in order.
+    # At Ctrl-C the reactor first waits until the sessions have ended.
     reactor.addSystemEventTrigger(
         "before", "shutdown", lambda: Deferred.fromCoroutine(pop3.shutdown())
     )
