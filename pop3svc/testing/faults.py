@@ -193,7 +193,8 @@ class _ActiveFault:
 
 class Faults:
     """
-    The faults of one server.  For each fault it counts the moments to which the fault applied.
+    The faults of one server.  For each fault this object counts the moments to which the fault
+    applied.
     """
 
     def __init__(self, faults: Iterable[Fault]) -> None:

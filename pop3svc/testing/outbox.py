@@ -24,7 +24,7 @@ class Outbox:
     Carries out actions in their order.
 
     @ivar octets: the number of octets that wait to be written.
-    @ivar isPaused: whether actions must wait.  Call L{flush} after setting it to false.
+    @ivar isPaused: whether actions must wait.  Call L{flush} after C{isPaused} was set to false.
     """
 
     def __init__(
