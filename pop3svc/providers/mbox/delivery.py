@@ -32,9 +32,10 @@ _OWN_FIELD = re.compile(rb"Content-Length:", re.I)
 
 def addCopy(mbox: LockedMbox, format: MboxFormat, copy: DeliveryCopy, content: BinaryIO) -> None:
     """
-    Add a message for one user.  The message is durable after the call.  Blocks.
+    Add a message for one user.  The message is durable after the call.  If the mbox has or had a
+    message with the unique-id of the copy, add nothing.  Blocks.
 
-    @param content: the message.  It is read twice.
+    @param content: the message.  It is read several times.
     @raise DeliveryError: the message has a unique-id that the mbox cannot store.
     @raise OSError: nothing was added.
     """

@@ -102,11 +102,12 @@ class MboxDirectory(SlowExclusiveDirectory):
         @param work: a function that gets the locked mbox, or L{None} if the mbox does not exist.
         @param action: describes the work in the log; it follows the word "cannot".
         @param isLong: whether the work may take minutes.
-        @raise POP3ResponseError: C{IN-USE} if another program did not release its lock.
+        @raise POP3ResponseError: C{IN-USE} if another program did not release its lock within
+            L{LOCK_WAIT}.
         """
 
         def perform() -> T:
-            # The session has no lock if the mbox did not exist at the login.
+            # The session has no lock, because the mbox did not exist at the login or at WAKE.
             if self._held is None:
                 return work(None)
             try:

@@ -16,13 +16,15 @@ from pop3svc.providers.mbox.scan import readExactly
 
 __all__ = ["NEW", "Gone", "loadGone", "writeGone"]
 
-# The first characters in the name of a file that will replace the mbox; see L{rewriting}.
+# The first characters in the name of a file that will replace the mbox.  After the replacement, the
+# old file has this name; see L{rewriting}.
 NEW = "new-"
 _FILE = "gone"
 _MAGIC = "pop3svc-mbox-1"
-# The most unique-ids that are remembered.  Older unique-ids are forgotten.  This does no harm,
-# because a unique-id is a digest of a message.  A new message could get a forgotten unique-id only
-# if it had the same octets and the same envelope line.
+# The number of unique-ids to remember.  Older unique-ids are forgotten, except those of messages
+# with the same digest as a message in the mbox.  This does little harm, because a new message could
+# get a forgotten unique-id only if it had the same octets and the same envelope line, or the same
+# X-UIDL.
 BOUND = 20_000
 # The most octets of the file with the unique-ids.  A larger file is considered damaged.
 _LARGEST = 8_388_608
@@ -46,8 +48,8 @@ class Gone:
         """
         @param uniqueIDs: the unique-ids of the messages to delete.
         @param inode: the inode of the new file.
-        @param keep: the digests of the messages that stay in the mbox.  Unique-ids that begin with
-            one of these digests are never forgotten.
+        @param keep: the digests of the messages in the mbox.  Unique-ids that begin with one of
+            these digests are not forgotten.
         @return: the unique-ids to remember after the deletion.
         """
         before = list(self.uniqueIDs)
@@ -122,7 +124,7 @@ def writeGone(own: int, gone: Gone) -> None:
     """
     Replace the file with the unique-ids.  The replacement is atomic and durable.  Blocks.
 
-    @raise OSError: nothing was written.
+    @raise OSError: the file was not replaced, or the replacement may not be durable.
     """
     head = f"{_MAGIC} {len(gone.uniqueIDs)} {gone.latest} {gone.inode}"
     data = "\n".join([head, *gone.uniqueIDs, ""]).encode("ascii")

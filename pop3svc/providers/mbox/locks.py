@@ -159,7 +159,7 @@ class DotLock:
 
     def _removeStale(self, own: int) -> bool:
         """
-        Remove the dot-lock that exists if it is stale.
+        Remove the existing dot-lock if it is stale.
 
         @return: whether the dot-lock does not exist any more.
         """
@@ -184,7 +184,7 @@ class DotLock:
 
     def _findStale(self) -> int | None:
         """
-        @return: the inode of the dot-lock that exists if it is stale; 0 if there is no dot-lock;
+        @return: the inode of the existing dot-lock if it is stale; 0 if there is no dot-lock;
             L{None} if the dot-lock is valid.
         """
         try:

@@ -75,7 +75,7 @@ class ScanCache:
     def put(self, status: os.stat_result, scan: Scan) -> None:
         """
         Add a scan to the cache.  Do not add it if the file changed so recently that a further
-        change might leave the times of the file as they are.
+        change might not change the times of the file.
         """
         key = status.st_dev, status.st_ino
         with self._lock:
@@ -108,7 +108,8 @@ class MboxFormat:
 
     def known(self, status: os.stat_result) -> Scan | None:
         """
-        @return: the messages of an mbox; L{None} if the mbox has changed since it was scanned.
+        @return: the messages of an mbox; L{None} if the mbox has changed since it was scanned, or
+            if the cache has no scan of it.
         """
         return self._cache.get(status)
 
@@ -359,8 +360,8 @@ class ExclusiveMboxMailbox(MboxMailbox):
         if mbox is not None:
             status = mbox.status()
             if status.st_size > _LARGE:
-                # The result is None if the mbox has changed.  The caller then reads the mbox in a
-                # thread for long work.
+                # The result is None if the cache has no scan of the present file.  The caller then
+                # reads the mbox in a thread for long work.
                 return self._format.known(status)
         return self._scanLocked(mbox)
 

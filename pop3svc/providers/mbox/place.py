@@ -28,8 +28,8 @@ _OPEN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 class MboxPlace:
     """
     The path of one mbox.  Beside the mbox C{NAME}, the service keeps the directory
-    C{.NAME.pop3svc}.  It contains the unique-ids of deleted messages, the lock of the session, and
-    temporary files while the mbox is rewritten.
+    C{.NAME.pop3svc}.  A session locks this directory.  The directory contains the unique-ids of
+    deleted messages, and temporary files while the mbox is locked or changed.
 
     @ivar path: the path of the mbox, for messages to the operator.
     @ivar own: the path of the directory that the service keeps beside the mbox.

@@ -21,8 +21,8 @@ __all__ = ["recover"]
 _NEW = re.compile(re.escape(NEW) + r"([0-9]{1,20})-([0-9]{1,19})")
 _APPEND = re.compile(re.escape(APPEND) + r"([0-9]{1,20})-([0-9]{1,19})-([0-9]{1,19})-([0-2])")
 _LEFT = re.compile(r"(?:lock|stale|gone)-([0-9]{1,10}).*")
-# Seconds for which a replaced file is kept if the kernel cannot say whether a program has the file
-# open.  No delivery agent waits that long for a lock.
+# Seconds after which a replaced file is removed even if a program may have the file open.  No
+# delivery agent waits that long for a lock.  Temporary files are removed at this age as well.
 _KEPT = 3600
 _BLOCK = 1_048_576
 
@@ -57,7 +57,8 @@ def _removeLeft(own: int, name: str) -> None:
         return
     with suppress(FileNotFoundError):
         made = os.stat(name, dir_fd=own, follow_symlinks=False).st_mtime
-        # Also look at the age of the file, because the process may run in another container.
+        # Also look at the age of the file.  If the process ran in another container, a process with
+        # the same id may run here.
         if not isRunning(int(left[1])) or time.time() - made > _KEPT:
             os.unlink(name, dir_fd=own)
 
@@ -86,7 +87,8 @@ def _recoverAppend(mbox: LockedMbox, inode: int, size: int, total: int, pad: byt
 def _recoverNew(mbox: LockedMbox, name: str, inode: int, size: int) -> None:
     """
     Remove the file that a rewriting has left.  It is either a new file that did not replace the
-    mbox, or the old file.
+    mbox, or the old file that was replaced.  Keep an old file that a program may have open, for at
+    most L{_KEPT} seconds.
     """
     try:
         descriptor = os.open(

@@ -130,14 +130,14 @@ def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneO
     """
     Replace the mbox by a new file that lacks some parts of the old mbox.  Blocks.
 
-    The old and the new file exchange their names in one atomic step.  The old file is kept as long
-    as a program has it open.  A program that waits for the lock of the old file will add its
-    message to the old file.  The module L{recovery} then moves the message.
+    The old and the new file exchange their names in one atomic step.  The old file is kept while a
+    program has it open, but not much longer than an hour.  A program that waits for the lock of the
+    old file will add its message to the old file.  The module L{recovery} then moves the message.
 
     @param removed: the parts to remove, in ascending order.
-    @param before: the unique-ids that were deleted before this call.
-    @param after: takes the inode of the new file and returns the deleted unique-ids, including
-        those of the removed messages.
+    @param before: the unique-ids of the messages that were deleted before this call.
+    @param after: takes the inode of the new file and returns the unique-ids of all deleted
+        messages, including the removed ones; L{None} if no listed message is removed.
     @raise OSError: nothing was removed.
     """
     status = mbox.status()

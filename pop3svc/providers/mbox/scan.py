@@ -30,7 +30,7 @@ __all__ = ["NotMbox", "Scan", "Stored", "nameMessages", "readExactly", "scanMess
 # examined in one piece.
 _BLOCK = 1_048_576
 _SMALL = 262_144
-# The number of octets of a header that are searched for Content-Length.
+# The number of octets of a header that are searched for Content-Length, X-UIDL and Subject.
 _HEADER = 65_536
 _CONTENT_LENGTH = re.compile(rb"^Content-Length:[ \t]*([0-9]{1,15})[ \t]*\r?$", re.I | re.M)
 _X_UIDL = re.compile(rb"^X-UIDL:[ \t]*([!-~]{1,70})[ \t]*\r?$", re.I | re.M)
@@ -80,7 +80,7 @@ class Scan:
     """
     The messages that a file contains at one time.  A scan never changes, because sessions share it.
 
-    @ivar stamp: the size and the times of the file; see L{pop3svc.files.stampFrom}.
+    @ivar stamp: the inode, the size and the times of the file; see L{pop3svc.files.stampFrom}.
     @ivar messages: the messages by their unique-ids, in the order of the file.
     """
 

@@ -68,7 +68,7 @@ class MboxStore:
         """
         @param path: a directory with an mbox for each user, or a path with placeholders; see
             L{PathTemplate}.
-        @param readOnly: whether the store deletes, locks and writes nothing.
+        @param readOnly: whether the store deletes and writes nothing.
         @param manners: the behaviour of a session if another session has locked the mailbox.
         @param variant: one of L{VARIANTS}.
         @param usesXUIDL: whether the field X-UIDL of a message is its unique-id.
@@ -110,8 +110,8 @@ class MboxStore:
 
     def looksUnmounted(self) -> str | None:
         """
-        @return: a sentence for the operator if no mailbox exists, because its file system may not
-            be mounted; otherwise L{None}.
+        @return: a sentence for the operator if the directory of the mailboxes is empty or missing,
+            because a file system may not be mounted; otherwise L{None}.
         """
         if self._template.needsHome:
             # The store cannot check, because it does not know the home directories of all users.
@@ -130,7 +130,7 @@ class MboxStore:
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Eventual[MboxMailbox | None]:
         """
         See L{IMailboxStore.openMailbox}.  A user without an mbox has an empty maildrop.  If the
-        name of the user is not allowed in a path, the login is refused.
+        name of the user is not allowed in a path, or ends with C{.lock}, the login is refused.
         """
         if _isLockName(username):
             return None
@@ -203,7 +203,8 @@ class MboxStore:
 
         directory = self._directory(place, found.user)
         try:
-            # Lock the file only, so that a session of the user can go on during the delivery.
+            # Lock the mbox, but not the directory that a session locks.  A session of the user can
+            # therefore go on during the delivery.
             await retryWhileBusy(self._registry.clock, lambda: directory.run(add))
         except MboxBusy:
             return StoreUnavailable("The mailbox is locked by another program.")

@@ -20,8 +20,8 @@ __all__ = [
 ]
 
 # The variants of the mbox format.  In mboxo and mboxrd, lines of a message that begin with "From "
-# are quoted by ">".  In mboxcl2 no line is quoted, and Content-Length has the number of octets of
-# the body.
+# are quoted by ">".  In mboxrd, lines with one or more ">" before "From " are quoted as well.  In
+# mboxcl2 no line is quoted, and Content-Length has the number of octets of the body.
 VARIANTS = ("mboxo", "mboxrd", "mboxcl2")
 
 # The most octets of an envelope line.  It contains an address of at most 320 octets and a date of
@@ -64,8 +64,8 @@ def makeEnvelope(sender: bytes, arrival: float) -> bytes:
     """
     Make an envelope line.
 
-    @param sender: the address of the sender.  It is left out if it is too long, or is not printable
-        ASCII.
+    @param sender: the address of the sender.  Octets other than C{!} to C{~}, and octets after the
+        first 320, are left out.  If no octet is left, the line has C{MAILER-DAEMON}.
     @param arrival: the time of arrival in seconds since the epoch.
     @return: the line with its end.
     """
