@@ -30,8 +30,8 @@ class Damaged(Exception):
 
 def piecesOf(content: BinaryIO) -> Iterator[bytes]:
     """
-    Read a message, and yield its octets in pieces of L{PIECE} octets.  Each line, including the
-    last one, ends with CRLF.  The lines are not dot-stuffed.  Blocks.
+    Read a message, and yield its octets in pieces of at most L{PIECE} octets.  Each line, including
+    the last one, ends with CRLF.  The lines are not dot-stuffed.  Blocks.
     """
     normalizer = CRLFNormalizer()
     waiting = bytearray()
@@ -84,9 +84,9 @@ class FormFinder:
 class StoredContent:
     """
     The content of a message.  It consists of header fields that belong to the copy of this mailbox,
-    and of pieces that the copies of several mailboxes may share.  If a piece is missing or has a
-    wrong length, the methods raise L{Damaged}.  The reply then has no final dot, so that the client
-    does not consider the message complete.
+    and of pieces that the copies of several mailboxes may share.  If a piece is missing, or all
+    pieces together have a wrong length, L{nextChunk} fails with L{Damaged}.  The reply then has no
+    final dot, so that the client does not consider the message complete.
 
     @ivar form: see L{WireForm}.
     """

@@ -264,7 +264,8 @@ class Delivery:
         self, transaction: Transaction, mailbox: int, uniqueID: str, isForeign: bool
     ) -> bool:
         """
-        @return: whether the mailbox has or had a message with a unique-id.
+        @return: whether the mailbox has a message with a unique-id.  If C{isForeign} is true, also
+            whether the mailbox had such a message.
         """
         tables = ("message", "formerid") if isForeign else ("message",)
         return any(

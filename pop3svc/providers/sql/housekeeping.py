@@ -1,6 +1,6 @@
 """
-Delete old messages, unused contents and the rows of dead nodes.  No two nodes do this work at the
-same time.  A node is a process of the service.
+Delete old messages, unused contents and the rows of dead nodes.  One of the nodes does this work
+about once an hour.  A node is a process of the service.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ log = Logger(namespace="pop3svc")
 
 # A day in milliseconds.
 _DAY = 86_400_000
-# A week.  If the latest round of housekeeping was more than a week ago, or seems to be in the
-# future, the clock of the database may be wrong.  If the clock is far ahead, all messages look old
-# and would be deleted.
+# A week.  If the latest round of housekeeping was more than a week ago, or seems to be more than a
+# week in the future, the clock of the database may be wrong.  If the clock is far ahead, all
+# messages look old and would be deleted.
 _DOUBT = 7 * _DAY
 # The most messages or contents that one transaction deletes, so that the transaction is short.
 _BATCH = 500

@@ -2,13 +2,13 @@
 Leases of mailboxes.  A session that has the lease of a mailbox has the mailbox for itself, on all
 nodes that use the database.
 
-A node is a process of the service.  Each node has a row in a table, which says when the row
-expires.  The node renews its row at regular intervals.  This one write is enough for all sessions
-of the node.  The lease of a mailbox is a row as well.  This row contains the name of the node that
-holds the lease, and a token.  The token grows each time a session takes the lease.  A transaction
-that deletes messages locks the row of the lease, and checks the node and the token.  A node may be
-disconnected from the database while another node takes the mailbox.  Because of the check, the
-first node then deletes nothing from the mailbox.
+A node is a process of the service.  Each node has a row in the table "node".  The row contains the
+time when it expires, and the node renews the row at regular intervals.  This one write is enough
+for all sessions of the node.  The lease of a mailbox is a row as well.  This row contains the name
+of the node that holds the lease, and a token.  The token grows each time a session takes the lease.
+If a session deletes messages, the transaction locks the row of the lease, and checks the node and
+the token.  A node may be disconnected from the database while another node takes the mailbox.
+Because of the check, the first node then deletes nothing from the mailbox.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Node:
     # Seconds between two checks.  In a check the node finds out which of its leases other nodes
     # want.
     INTERVAL = 0.5
-    # The number of mailboxes whose latest token is remembered until the session is registered.
+    # The most mailboxes whose latest token is remembered for L{hold}.
     LATEST = 10_000
 
     def __init__(self, database: Database, renewals: Database, duration: float, clock: Any) -> None:
@@ -108,8 +108,9 @@ class Node:
         self._renewals = renewals
         self._duration = int(duration * 1000)
         self._clock = clock
-        # Both dictionaries have the numbers of mailboxes as keys.  The values are the lease of the
-        # registered session, and the token of the lease that a thread has taken last.
+        # The keys of these dictionaries are the numbers of mailboxes.  The values are the lease of
+        # the registered session, the token of the lease that a thread has taken last, and a lease
+        # that was not released because the database was unavailable.
         self._held: dict[int, Lease] = {}
         self._latest: BoundedDict[int, int] = BoundedDict(self.LATEST)
         self._unreleased: dict[int, Lease] = {}
@@ -168,8 +169,9 @@ class Node:
         if own is None:
             own = self.ensure(transaction)
         if holder == self.name:
-            # This node has the lease.  If no session is registered, the session that took the lease
-            # has ended without a release.
+            # This node has the lease.  If no session is registered with this token, the session
+            # that took the lease has ended without a release, or is not registered yet.  In the
+            # second case, L{hold} will not register it, because this call takes the lease.
             held = self._held.get(mailbox)
             if held is not None and held.token == token:
                 return LeaseHeld(mailbox)
@@ -280,8 +282,8 @@ class Node:
             name=self.name,
         )
         if wanted:
-            # Clear the requests, so that no session ends for a node that has stopped waiting.  A
-            # node that still waits will ask again.
+            # Clear the requests, so that no session releases its mailbox because of a node that has
+            # stopped waiting.  A node that still waits will ask again.
             execute(
                 transaction,
                 "UPDATE lease SET wantedby = NULL WHERE node = :name AND wantedby IS NOT NULL",

@@ -65,9 +65,9 @@ class SQLMailbox:
         # The number of the mailbox; 0 if the mailbox does not exist.
         self._number = 0
         self._listing: MailboxListing | None = None
-        # The dictionary has the size and the size of the surrogate of each message that arrived
-        # after the listing.  The set contains the messages that the session has deleted since the
-        # listing.
+        # The dictionary has the size of each message that messageExists has found since the
+        # listing, and the size of its surrogate.  The set contains the messages that the session
+        # has deleted since the listing.
         self._later: dict[str, tuple[int, int]] = {}
         self._gone: set[str] = set()
         self._ahead = ReadAhead()
@@ -351,7 +351,7 @@ class ExclusiveSQLMailbox(SQLMailbox):
 
     def _abandon(self, taken: Lease | LeaseHeld) -> None:
         """
-        Release a lease that a thread has taken after the session had ended.
+        Release a lease that was taken after the session had stopped waiting for it.
         """
         if isinstance(taken, Lease):
             Deferred.fromCoroutine(self._node.release(taken))

@@ -11,8 +11,8 @@ from pop3svc.database import Transaction
 
 __all__ = ["Found", "ReadAhead", "findMessage"]
 
-# The most messages that are read ahead, and the most octets of a message that is read ahead.  With
-# these limits a session keeps at most 256 KiB in memory.
+# The most messages that are read ahead, and the most octets of the content of such a message.  With
+# these limits a session keeps at most 256 KiB of contents in memory.
 _MESSAGES, _OCTETS = 16, 16_384
 
 # The columns of a row.  The first columns are the size and the header fields of a message.  Then

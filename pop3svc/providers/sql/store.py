@@ -75,7 +75,7 @@ class SQLStore(Service):
         @param expireDays: the age in days at which messages are deleted; 0 if they are never
             deleted.
         @param pool: see L{Database}.
-        @param executor: runs the reading of new messages.
+        @param executor: runs the reading of new messages in threads.
         """
         if clock is None:
             from twisted.internet import reactor as clock
@@ -134,9 +134,9 @@ class SQLStore(Service):
 
     async def prepare(self) -> None:
         """
-        Check the tables of the database.  If the database is SQLite, make or migrate the tables
-        first.  The other methods call this method before they use the database, until a call has
-        succeeded.
+        Check the tables of the database.  If the database is SQLite and the store is not read-only,
+        make or migrate the tables instead.  L{openMailbox}, L{hasMailbox} and L{deliver} call this
+        method first, until a call has succeeded.
 
         @raise POP3ResponseError: the tables cannot be used now.
         """
