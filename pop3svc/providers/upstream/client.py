@@ -64,8 +64,8 @@ class Connection(Protocol):
         Delete messages.  A message that does not exist is considered deleted.
 
         @raise CommandRefused: nothing was deleted.
-        @raise ServerUnavailable: the connection was lost.  Any of the messages may have been
-            deleted.
+        @raise ServerUnavailable: the deletion failed, for example because the connection was lost.
+            Any of the messages may have been deleted.
         """
 
     async def restore(self, uniqueIDs: Sequence[str]) -> None:
@@ -123,7 +123,8 @@ class BoundedClient:
 
     def abort(self, why: str) -> None:
         """
-        End the connection at once, because the server has violated the protocol or a limit.
+        End the connection at once, for example because the server has violated the protocol or a
+        limit.
 
         @param why: the reason as the end of a sentence.  In the log it follows the address of the
             server.

@@ -25,7 +25,7 @@ __all__ = ["IMAPUpstream", "uidSets"]
 # client has read these octets.
 _PIECE = 131_072
 # Limits for the input from the server: the most octets of a line, and the most lines and octets of
-# a reply.  The lines of a listing do not count.
+# a reply.  FETCH responses, such as the lines of a listing, do not count.
 _LONGEST_LINE = 65_536
 _MOST_LINES, _MOST_OCTETS = 2000, 1_048_576
 # The most octets that a set of messages may have in one command.  Servers accept 8,000 octets (RFC
@@ -90,7 +90,7 @@ class _Pieces:
 
 class IMAPUpstream(BoundedClient, IMAP4Client):
     """
-    A session with one mailbox of an IMAP server (RFC 3501).  The base class sends commands and
+    A session with one mailbox of an IMAP server (RFC 3501).  L{IMAP4Client} sends commands and
     finds the ends of replies.
     """
 
@@ -406,7 +406,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
 
     async def _undo(self, uids: list[int], others: list[int]) -> None:
         """
-        Remove the deletion marks again.  Ignore a refusal of the server.
+        Remove the deletion marks of C{uids} again, and mark C{others} again.  Ignore a refusal of
+        the server, and the loss of the connection.
         """
         try:
             await self._change(uids, b"-FLAGS.SILENT")

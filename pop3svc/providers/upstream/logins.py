@@ -32,9 +32,9 @@ _TEXTS = {
     "SYS/TEMP": "Mail server is not available now.",
     "SYS/PERM": "Mail server refuses this account.",
 }
-# How often a session tries to log in again, and the seconds between two tries.  A first try may
-# find the mailbox locked, because the server has not noticed yet that the previous connection has
-# ended.
+# The number of tries for each login of a session after its first login, and the seconds between two
+# tries.  A try may find the mailbox locked, because the server has not noticed yet that the
+# previous connection has ended.
 _AGAIN, _PAUSE = 4, 0.5
 
 
@@ -113,7 +113,8 @@ class UpstreamProvider:
         """
         @param attempts: how often to try while the mailbox is in use: once for the first login, and
             more often for a later login.
-        @raise LoginRefused: the password is wrong.
+        @raise LoginRefused: the password is wrong at the first login.
+        @raise POP3ResponseError: the login failed for another reason, or a later login failed.
         """
         for attempt in range(1, attempts + 1):
             try:

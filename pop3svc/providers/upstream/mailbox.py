@@ -66,9 +66,9 @@ class _Counted:
 @implementer(IPOP3Mailbox, IBulkMessageSizes, IMailboxLogout, ISleepingMailbox)
 class UpstreamMailbox:
     """
-    The mailbox of one session on another server.  It never has two connections at the same time.
-    It makes a new connection when the server has closed the previous one, or when this is necessary
-    to see new messages.
+    The mailbox of one session on another server.  It never uses two connections at the same time.
+    It makes a new connection when the previous one has ended, or when this is necessary to see new
+    messages.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class UpstreamMailbox:
         """
         await self._ready()
         if not self._believesSizes:
-            # Return no sizes, so that the service asks for each message.
+            # Raise this error, so that the service asks for the size of each message.
             raise NotImplementedError
         present, known = self._present, self._known
         return [known.get(each, present[each]) if each in present else None for each in uniqueIDs]

@@ -49,8 +49,8 @@ class POP3Upstream(POP3Client):
 
     async def passLogin(self, username: bytes, password: bytes) -> None:
         """
-        Log in with USER and PASS.  Every server has these commands, and the service knows the
-        password of the client.
+        Log in with USER and PASS.  Nearly every server has these commands, and the service knows
+        the password of the client.
 
         @raise LoginRefused: the server refused the login.
         """
@@ -116,9 +116,9 @@ class POP3Upstream(POP3Client):
 
 def _named(names: dict[int, str]) -> dict[str, int]:
     """
-    @return: the message numbers by unique-id, in ascending order.  Messages are missing if their
-        unique-id is malformed or occurs twice.  RFC 1939 section 7 allows a server to give equal
-        messages the same unique-id.
+    @return: the message numbers by unique-id, in ascending order.  A message gets another unique-id
+        if its own is malformed, or if an earlier message has the same.  RFC 1939 section 7 allows a
+        server to give equal messages the same unique-id.
     """
     named: dict[str, int] = {}
     times: dict[str, int] = {}
