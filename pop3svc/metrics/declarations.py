@@ -41,7 +41,7 @@ class Metric:
 
 
 # Upper bounds in seconds.  The least is the time of a command that needs no disk.  The greatest is
-# the time limit of a call.
+# a quarter of the default of answerTimeout, which limits the time of a call.
 CALL_BUCKETS = (0.0001, 0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 # Upper bounds in seconds.  The least is 5 ms, because timers are a millisecond late even without
 # any load.

@@ -46,8 +46,8 @@ _QUICK = 0.001
 # If a command runs more often than this in a second, only one of L{_SAMPLED} runs is measured.  A
 # measurement takes some two microseconds.
 _OFTEN = 200
-# A prime number, because clients send commands in repeated patterns.  With other numbers a pattern
-# could hide a command from the measurement.
+# A prime number, because clients send commands in repeated patterns.  With another number, each
+# measured run of a command could have the same place in the pattern.
 _SAMPLED = 11
 
 # The methods of providers, of mailboxes and of their optional interfaces.  Only the names of these
@@ -137,8 +137,8 @@ class _CallHistogram(Histogram):
 
 class _Record(SessionRecord):
     """
-    The counters of a session.  At the end of the session, its counters are added to the counters of
-    the process.
+    The counters of a session.  At the end of the session, and at each QAUT, its counters are added
+    to the counters of the process.
     """
 
     __slots__ = ()
@@ -315,8 +315,8 @@ class Meter:
     @ivar hear: a function that is called for each event of a session; L{None} if nobody listens.
         The arguments of the function are a word, the L{pop3svc.interfaces.IPOP3ConnectionInfo}, the
         user, and a detail.  The words C{login} and C{refused} report a login, and the detail is its
-        mechanism.  After C{refused} the user is L{None}.  The other words are C{sleep}, C{wake}
-        (the detail is the code of the reply) and C{end} (the detail is the reason).
+        mechanism.  For C{refused} the user is L{None}.  The other words are C{sleep}, C{wake} (the
+        detail is the code of the reply) and C{end} (the detail is the reason).
     """
 
     def __init__(self, clock: IReactorTime) -> None:
@@ -324,7 +324,7 @@ class Meter:
         self.hear: Callable[[str, Any, str | None, str], object] | None = None
         self._seconds = clock.seconds
         self.accepted = self.refused = self.foreign = 0
-        # Sums over the sessions that have ended.
+        # The sums of the counters that L{_Record} has added.
         self.messages = self.messageOctets = self.deleted = self.octets = 0
         self.histograms: dict[str, CommandHistogram] = {}
         self.calls = {name: _CallHistogram() for name in _CALLS}
