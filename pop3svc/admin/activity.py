@@ -1,5 +1,5 @@
 """
-Report logins, sleepers and wakes to the operator as they happen.
+Report events of sessions, such as logins and wakes, to the operator as they happen.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from pop3svc.admin.operations import OperationError
 
 __all__ = ["NotRunning", "ask", "follow"]
 
-# The seconds within which a service must answer, and the most octets of an answer.  These octets
-# are enough for the descriptions of 100,000 sessions.
+# The seconds within which a service must send the next part of its answer, and the most octets of
+# an answer.  These octets are enough for the descriptions of 100,000 sessions.
 _PATIENCE, _LARGEST = 60, 64_000_000
 
 

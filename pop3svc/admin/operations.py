@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 
-# The number of sessions that one step describes.  A step takes less than a millisecond.
+# The number of sessions or bans that one step describes.  A step takes less than a millisecond.
 AT_ONCE = 50
 
 
@@ -148,7 +148,7 @@ def secondsIn(text: str | None, default: int, most: int) -> int:
 
 def isAddress(text: str) -> bool:
     """
-    @return: whether C{text} is an IP address, or a banned network.
+    @return: whether C{text} is an IP address, or names a network as the list of bans does.
     """
     try:
         addressIn(text)

@@ -149,8 +149,8 @@ class AdminProtocol(LineReceiver):
 
     def _last(self) -> None:
         """
-        Send items until the operation ends.  A lasting operation has its own time limit, so the
-        time limit of a request does not apply.
+        Prepare the connection for a lasting operation, which sends items until it ends.  The
+        operation has its own time limit, so the time limit of a request does not apply.
         """
         transport: Any = self.transport
         self._timer.cancel()

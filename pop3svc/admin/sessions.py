@@ -53,8 +53,8 @@ def describe(connection: Any, now: float, worker: int = 0) -> dict[str, Any]:
     @return: a dictionary of facts.  C{session} is the name for the operator (see L{idOf}).  C{user}
         is L{None} before the login, and C{address} is L{None} for a UNIX socket.  C{tls} is the
         version of TLS, or L{None}.  C{state} is C{login}, C{awake}, C{asleep} or C{closing}.
-        C{method} is the mechanism of the login.  C{seconds} is the time since the connection, or
-        since the last logout.  C{messages} and C{messageOctets} count the messages sent so far, and
+        C{method} is the mechanism of the login.  C{seconds} is the time since the client connected
+        or last logged out.  C{messages} and C{messageOctets} count the messages sent so far, and
         their octets.  C{octets} counts the octets of all replies, and C{deleted} counts the deleted
         messages.  L{pop3svc.protocol.connection.POP3Connection.waitsFor} explains C{waitsFor}.
     """
@@ -78,7 +78,7 @@ def describe(connection: Any, now: float, worker: int = 0) -> dict[str, Any]:
 
 def countStates(connections: Iterable[Any]) -> dict[str, int]:
     """
-    @return: the number of sessions in each state; see L{describe}.
+    @return: the number of sessions in each state except C{closing}; see L{describe}.
     """
     counts = Counter(_STATES[each.session.state.name] for each in connections)
     return {name: counts[name] for name in ("login", "awake", "asleep")}

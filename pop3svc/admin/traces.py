@@ -78,8 +78,8 @@ class Trace:
         self._target = target
         self._send = send
         self._worker = worker
-        # For each connection whose user is not known yet: its last lines, and the names that it has
-        # sent.
+        # For each connection whose user is not known yet: its last lines, and the last name that it
+        # has sent.
         self._kept: dict[Any, deque[dict[str, Any]]] = {}
         self._names: dict[Any, str] = {}
         self._count = 0
@@ -196,8 +196,8 @@ class Traces:
 
     async def begin(self, listener: Listener) -> None:
         """
-        Pass lines to a listener: the lines of all connections that the listener needs, also of the
-        connections that exist already.
+        Begin to pass lines to a listener.  It gets the lines of all connections that it needs,
+        including connections that exist already.
         """
         if listener not in self._traces:
             self._traces.append(listener)
@@ -228,7 +228,7 @@ class Traces:
 
     def _detach(self) -> None:
         """
-        Remove the taps that no trace needs.
+        Remove all taps if no listener is left.
         """
         if self._traces:
             return

@@ -185,8 +185,8 @@ class WorkersOperations:
             if over.called:
                 return
             if not isinstance(answer, Failure):
-                # The operation has lasted for its full time in this worker.  The other workers have
-                # begun at the same time, or later, and are cancelled.
+                # The operation has lasted for its full time in this worker.  In the other workers
+                # it has begun at the same time, or later, and is cancelled.
                 over.callback(None)
             elif worker in self._supervisor.serving:
                 over.errback(OperationError(f"{worker}: {answer.getErrorMessage()}"))
