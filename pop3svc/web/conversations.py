@@ -68,7 +68,8 @@ class Conversations:
     """
     Listens to all sessions while somebody looks at the playground.
 
-    @ivar hasChanged: whether lines have come since the last call of L{show}.
+    @ivar hasChanged: whether lines have come or connections have ended since the last call of
+        L{show}.
     """
 
     # Seconds from the last request until this object stops listening.

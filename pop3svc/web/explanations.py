@@ -1,5 +1,5 @@
 """
-Explain each extension of POP3 in one sentence where it occurs in a conversation.
+Explain the extensions of POP3 briefly where they occur in a conversation.
 """
 
 from __future__ import annotations

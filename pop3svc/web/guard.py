@@ -51,8 +51,8 @@ class Guard:
 
     async def isAllowed(self, request: Any) -> bool:
         """
-        @return: whether the request has the right password.  A negative answer is delayed; see
-        L{Passwords}.
+        @return: whether the request has the right password.  The answer to a wrong password is
+            delayed; see L{Passwords}.  The answer to a request without a password is not.
         """
         if self._passwords is None:
             return True

@@ -108,7 +108,7 @@ class OperatorPage:
         self._clock = clock
         self._links = links
         self.history = History(collect, clock)
-        # All pages share one update, because each update reads all sessions and all bans.
+        # All pages share one update, because each update counts all sessions.
         self._looks = Recent(self._look, clock, _EVERY / 2)
         self._bans = Recent(self._askBans, clock, _BANS_EVERY)
         self._streams = Streams(clock)

@@ -188,7 +188,7 @@ class PlayClients:
     # Seconds without a command after which a connection may be closed to make room for another
     # visitor.
     UNUSED = 120.0
-    # The most visitors whose conversations are kept after the end of their connections.
+    # The most visitors whose conversations are kept, also after the end of their connections.
     KEPT = 16
 
     def __init__(self, reactor: Any, factory: Any) -> None:
@@ -210,7 +210,7 @@ class PlayClients:
 
     def of(self, visitor: str) -> PlayClient | None:
         """
-        @return: the latest connection of a visitor; L{None} if the visitor had none.
+        @return: the latest connection of a visitor; L{None} if no connection is kept.
         """
         return self._clients.get(visitor)
 

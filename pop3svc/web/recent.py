@@ -15,7 +15,8 @@ __all__ = ["Recent"]
 
 class Recent:
     """
-    Collects facts once for all requests within a second.  Therefore many requests cost little.
+    Collects facts, and uses them for all requests within some time.  Therefore many requests cost
+    little.
     """
 
     # The time for which facts are used is at least SHARE times as long as their collection took.

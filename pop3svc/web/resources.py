@@ -69,8 +69,8 @@ class Answer(Resource):
     async def _answer(self, request: Any) -> None:
         guard = self._guard
         if guard is not None and not guard.isHostAllowed(request):
-            # Only a request from a page of an attacker names another host; see the argument "hosts"
-            # of Guard.
+            # A request that names another host may come from a page of an attacker; see the
+            # argument "hosts" of Guard.
             content: Content = (421, _TEXT, b"This address does not belong to the service.\n")
         elif guard is not None and not await guard.isAllowed(request):
             if not request.requestHeaders.hasHeader(b"authorization"):

@@ -178,8 +178,9 @@ class _Channel(HTTPChannel):
 
 class BoundedSite(Site):
     """
-    Makes the connections, at most L{MOST} at the same time.  At this limit, a new connection takes
-    the place of an old one.  Clients that hang therefore cannot keep other clients away.
+    Makes the connections.  At most L{MOST} of them are open at the same time, without those that
+    last.  At this limit, a new connection takes the place of an old one.  Clients that hang
+    therefore cannot keep other clients away.
 
     @ivar channels: the connections, the oldest first.
     @ivar lasting: the connections that stay open for a long time.  L{channels} does not contain
@@ -245,7 +246,7 @@ class BoundedSite(Site):
     def _dispensable(self) -> _Channel:
         """
         @return: the oldest connection of the network that has the most connections.  A client that
-            opens many connections therefore takes room only from itself.
+            opens many connections therefore takes room only from its own network.
         """
         counts = Counter(each.network for each in self.channels)
         most = max(counts.values())

@@ -117,7 +117,8 @@ class Streams:
         """
         Begin to send events to the sender of a request.
 
-        @return: the new reader, or a refusal if there are too many readers.
+        @return: the new reader, an empty answer to HEAD, or a refusal if there are too many
+            readers.
         """
         if request.method == b"HEAD":
             return Response(200, "text/event-stream", b"")
