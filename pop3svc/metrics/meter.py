@@ -92,7 +92,7 @@ class Histogram:
 
     def numbers(self) -> list[float]:
         """
-        @return: the value in L{Numbers}.
+        @return: the value of this histogram in L{Numbers}.
         """
         return [*self.counts, self.total]
 

@@ -105,8 +105,8 @@ class Guard:
         [origin] = headers.getRawHeaders(b"origin", [b""])[:1]
         if site not in (b"", b"same-origin", b"none"):
             return False
-        # Without TLS, browsers do not send the header Sec-Fetch-Site, so compare the origin with
-        # the host.
+        # Without TLS, browsers send the header Sec-Fetch-Site only to localhost, so compare the
+        # origin with the host.
         [host] = headers.getRawHeaders(b"host", [b""])[:1]
         if not site and origin and origin.partition(b"://")[2].lower() != host.lower():
             return False

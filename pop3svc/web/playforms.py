@@ -114,7 +114,7 @@ def suggestions(
     """
     @param login: see L{pop3svc.web.playground.Visited}.
     @param client: the connection of the visitor, which may have received a unique-id.
-    @return: buttons, each of which sends a command.
+    @return: buttons that send commands, log in, or deliver a random mail.
     """
     uid = _lastUniqueID(client)
     rows: list[tuple[str, list[Child]]] = [

@@ -178,8 +178,8 @@ class _Channel(HTTPChannel):
 
 class BoundedSite(Site):
     """
-    Makes the connections.  At most L{MOST} of them are open at the same time, without those that
-    last.  At this limit, a new connection takes the place of an old one.  Clients that hang
+    Makes the connections.  At most L{MOST} of them are open at the same time, not counting those in
+    L{lasting}.  At this limit, a new connection takes the place of an old one.  Clients that hang
     therefore cannot keep other clients away.
 
     @ivar channels: the connections, the oldest first.
@@ -190,8 +190,8 @@ class BoundedSite(Site):
     """
 
     noisy = False
-    # The most connections at the same time.  The number is enough for a few monitoring systems and
-    # pages.
+    # The most connections at the same time, not counting those in "lasting".  The number is enough
+    # for a few monitoring systems and pages.
     MOST = 64
     # The most connections that stay open for a long time, and the seconds until they are closed.
     # The browser then connects again.

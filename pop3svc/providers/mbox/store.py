@@ -47,7 +47,8 @@ __all__ = ["MboxStore"]
 @implementer(IMailboxStore, IDelivery)
 class MboxStore:
     """
-    A store with an mbox for each user.  The name of the user determines the path of the mbox.
+    A store with an mbox for each user.  The name or the home directory of the user determines the
+    path of the mbox.
     """
 
     name = "pop3svc"

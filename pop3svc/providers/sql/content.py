@@ -24,7 +24,7 @@ PIECE = 262_144
 
 class Damaged(Exception):
     """
-    The content of a message in the database is incomplete.
+    The content of a message in the database is incomplete, or has a wrong size.
     """
 
 

@@ -81,7 +81,7 @@ class Delivery:
         content: BinaryIO,
     ) -> None:
         """
-        @param executor: runs the reading of the message.
+        @param executor: reads and converts the message in threads.
         @param quota: the limits of each mailbox.
         """
         self._database = database

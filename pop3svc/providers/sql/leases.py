@@ -3,8 +3,8 @@ Leases of mailboxes.  A session that has the lease of a mailbox has the mailbox 
 nodes that use the database.
 
 A node is a process of the service.  Each node has a row in the table "node".  The row contains the
-time when it expires, and the node renews the row at regular intervals.  This one write is enough
-for all sessions of the node.  The lease of a mailbox is a row as well.  This row contains the name
+time when it expires, and the node renews the row at regular intervals.  One renewal is enough for
+all sessions of the node.  The lease of a mailbox is a row as well.  This row contains the name
 of the node that holds the lease, and a token.  The token grows each time a session takes the lease.
 If a session deletes messages, the transaction locks the row of the lease, and checks the node and
 the token.  A node may be disconnected from the database while another node takes the mailbox.

@@ -40,8 +40,8 @@ def listIn(transaction: Transaction, mailbox: int) -> MailboxListing:
     """
     List a mailbox.  Blocks.
     """
-    # Read the counter of changes first.  If a message arrives between two of these queries, the
-    # counter no longer matches the listing, and the next session lists again.
+    # Read the counter of changes first.  If a message arrives between two queries, the listing has
+    # an older counter than the mailbox, and the next session lists again.
     row = one(transaction, "SELECT changes FROM mailbox WHERE id = :id", id=mailbox)
     changes = -1 if row is None else int(row[0])
     uniqueIDs: list[str] = []

@@ -75,7 +75,7 @@ class SQLStore(Service):
         @param expireDays: the age in days at which messages are deleted; 0 if they are never
             deleted.
         @param pool: see L{Database}.
-        @param executor: runs the reading of new messages in threads.
+        @param executor: reads and converts new messages in threads.
         """
         if clock is None:
             from twisted.internet import reactor as clock

@@ -233,7 +233,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         """
         Begin TLS with the command STARTTLS (RFC 3501 section 6.2.1).
 
-        @raise ServerUnavailable: the server does not offer TLS.
+        @raise ServerUnavailable: the server does not offer TLS, or refuses it.
         """
         if b"STARTTLS" not in await self._capabilities():
             raise ServerUnavailable("offers no TLS: use imaps://, or insecure=yes")
