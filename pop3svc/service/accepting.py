@@ -27,7 +27,7 @@ __all__ = ["AcceptLimiter", "SocketPort", "raiseLimit"]
 log = Logger(namespace="pop3svc")
 
 
-# This number of descriptors is enough for any configured number of connections.
+# By default, Linux allows a process no more descriptors than this number (fs.nr_open).
 _MOST = 1_048_576
 # The errors of accept() if descriptors or memory run out.
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
@@ -74,8 +74,8 @@ def raiseLimit() -> None:
 @implementer(IListeningPort)
 class SocketPort:
     """
-    Accepts the connections of a port of Twisted in the place of Twisted, and gives each connection
-    a L{PlainTransport}.
+    Accepts the connections of a Twisted port itself, and gives each connection the service's own
+    transport, a L{SocketTransport}.
 
     @ivar limiter: says how many connections to accept.
     @ivar socket: the listening socket.
@@ -160,7 +160,7 @@ class SocketPort:
 
     def accept(self) -> None:
         """
-        Accept the connections that wait, as many as the limiter admits.
+        Accept connections that wait, but no more than the limiter admits.
         """
         most = min(self._expected, self.limiter.mayAccept())
         accepted = 0
@@ -191,8 +191,8 @@ class SocketPort:
             if self._connectionCreator is None:
                 transport: SocketTransport = PlainTransport(self._loop, connected, address)
             else:
-                # Make a SecureTransport at once.  A transport that startTLS() turns into one takes
-                # more memory, because its class changes.
+                # Make a SecureTransport at once.  A PlainTransport that startTLS() turns into a
+                # SecureTransport takes more memory, because its class changes.
                 transport = SecureTransport(self._loop, connected, address)
                 transport.beginTLS(self._connectionCreator.connectionOn(connected.fileno()))
             transport.begin(protocol)
@@ -254,8 +254,8 @@ class AcceptLimiter:
         self._spare = min(self.SPARE, limit // 8)
         self._stopAt, self._goOnAt = limit - kept, limit - kept - kept // 4
         self._unseen, self._mayBeUnseen = 0, kept // self.UNSEEN
-        # A port accepts several connections in one turn of the reactor, and nothing can stop it
-        # during the turn.
+        # The most connections that a port accepts in one turn of the reactor.  Nothing can stop a
+        # port of Twisted during the turn.
         self._burst = 1 if takesTurns else max(kept // 2, 1)
         self._timer: IDelayedCall | None = None
 
@@ -289,7 +289,8 @@ class AcceptLimiter:
 
     def _needed(self) -> int:
         """
-        @return: the descriptors that all present sessions may need at the same time.
+        @return: the number of descriptors that the service needs if each present session opens as
+            many as it may.
         """
         connections, awake = self._inUse()
         if self._atFirst < 0:
@@ -371,7 +372,7 @@ class AcceptLimiter:
 
     def stop(self) -> None:
         """
-        Stop checking the descriptors, because the ports are closed.
+        Stop checking the descriptors, because the ports are about to be closed.
         """
         timer, self._timer = self._timer, None
         if timer is not None and timer.active():

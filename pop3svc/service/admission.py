@@ -26,8 +26,8 @@ class Admission:
     @ivar policy: the limits.
     @ivar unauthenticated: the connections on which nobody is logged in.
     @ivar accepted: a function that is called when a port has accepted a connection.
-    @ivar mayServe: a function that is called at each login, and returns whether the process has
-        resources for another session.
+    @ivar mayServe: a function that is called at each login and each WAKE, and returns whether the
+        process has resources for another session.
     @ivar loginDelayed: a function that is called with a user's name and True when a login delays
         the next login of this user.  If the login has failed, the function is called again with
         False, because a failed login delays no other login.
@@ -40,8 +40,8 @@ class Admission:
         self.mayServe: Callable[[], bool] = lambda: True
         self.loginDelayed: Callable[[str, bool], object] = lambda name, isDelayed: None
         self._clock = clock
-        # When the service stops, it admits no new connections and sessions.  When it drains, it
-        # admits no new sessions.
+        # When the service stops, it admits no new connections.  When it drains, it admits no
+        # logins, and lets no sleeping session wake up.
         self._stopping = self._isDraining = False
         self._connections = 0
         # The connections whose PROXY header has not come yet.
@@ -56,7 +56,7 @@ class Admission:
 
     def stop(self) -> None:
         """
-        Admit no more connections and sessions.
+        Admit no more connections.
         """
         self._stopping = True
 
@@ -98,6 +98,8 @@ class Admission:
         At a limit, make room for a new connection by closing another one on which nobody has logged
         in.  The closed connection is the oldest one of the network that has the most such
         connections.  A client that opens many connections therefore loses only its own connections.
+
+        @return: whether there is room for a new connection.
         """
         policy = self.policy
         total = self._connections + len(self._expected)
@@ -162,9 +164,9 @@ class Admission:
         Count a session when its user logs in, or when the session wakes up.
 
         @return: a function that must be called once, when the session is no longer awake.  The
-            argument of the function is a bool, which says whether the session had begun.
-        @raise POP3ResponseError: the user or the service has too many sessions, or the user logs in
-            again too soon.
+            argument of the function is a bool, which says whether the login has succeeded.
+        @raise POP3ResponseError: the user or the service has too many sessions, the user logs in
+            again too soon, or the service drains.
         """
         if self._isDraining:
             # If a session tries to wake up, end its connection after the error, so that the client
@@ -212,7 +214,8 @@ class Admission:
 
     def heardLogin(self, name: str, isDelayed: bool) -> None:
         """
-        Record a login that another worker has reported by C{loginDelayed}.
+        Record a login, or the failure of a login, that another worker has reported by
+        C{loginDelayed}.
         """
         self._forgetLogins()
         self._logins.pop(name, None)

@@ -90,7 +90,7 @@ def makeEndpoint(
     @param wrap: makes a factory that reads PROXY headers; L{None} without trusted proxies.
     @param loop: see L{serverEndpoint}.
     @return: L{twisted.internet.interfaces.IStreamServerEndpoint}
-    @raise SettingError: the endpoint cannot be made, or cannot be used with other settings.
+    @raise SettingError: the endpoint cannot be made, or cannot be combined with another setting.
     """
     make = tlsEndpoint if listener.tls else serverEndpoint
     try:
@@ -113,9 +113,10 @@ class Configured:
         self._options = options
         self.settings = settings
         self.text = text
-        # Whether the service has workers.  New workers can use changed settings.
+        # Whether the service has workers.  If so, fewer settings need a restart, because a reload
+        # starts new workers.
         self.hasWorkers = False
-        # A function that changes the limits of the factory.
+        # A function that applies a changed policy.
         self.apply: Callable[[Policy], object] = lambda policy: None
 
     def reload(self) -> None:
@@ -188,8 +189,8 @@ class Assembly:
         # Counts the work of this process, if the service has a port for metrics and this process
         # serves clients.
         self._meter: Meter | None = None
-        # The object that opens the ports: the reactor, or in a worker one that takes the parent's
-        # ports.
+        # The object that opens the ports.  It is the reactor, or in a worker an object that takes
+        # the parent's ports.
         self._on: Any = reactor
         if shared is not None:
             self._on = InheritedPortReactor(reactor, shared.ports)
@@ -507,7 +508,7 @@ class Assembly:
         throttle: SharedThrottle,
         visited: Any = None,
     ) -> None:
-        # twisted.web is not imported here, because few services need it.
+        # This module is imported here, because it imports twisted.web, which few services need.
         from pop3svc.service.webport import WebPort
 
         creator = self._certificates.of()
@@ -546,8 +547,8 @@ class Assembly:
             observer,
             opener,
         )
-        # Keep the object of the temporary directory as long as the supervisor exists, because its
-        # end removes the directory.
+        # Keep the storage as long as the supervisor exists.  When Python frees the storage, it
+        # removes the workers' temporary directory.
         supervisor.kept = self._storage
         service.throttle.tell = supervisor.tellStrike
         self._configured.apply = supervisor.usePolicy
@@ -636,7 +637,7 @@ def _ownerOf(twistd: Mapping[str, Any] | None) -> tuple[int, int] | None:
 
 def _howToRead(data: DataDirectory, certificate: str, opened: list[tuple[Any, bool]]) -> list[str]:
     """
-    @return: instructions to read the first user's message with curl.
+    @return: instructions to read the message of the user C{demo} with curl.
     """
     if not os.path.exists(data.demoLogin):
         return []

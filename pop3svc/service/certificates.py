@@ -56,8 +56,9 @@ class Certificates:
 
     def of(self, listener: Listener | None = None) -> Creator:
         """
-        Load the certificate of a listener, or the service's own certificates, which STLS uses.  If
-        the settings name no certificate, make a self-signed one.
+        Load the certificate of a listener.  Without a listener, or if the listener names no
+        certificate, load the service's own certificates.  If the settings name none of these, make
+        a self-signed certificate.
 
         @raise SettingError: a certificate cannot be used.
         """

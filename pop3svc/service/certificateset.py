@@ -34,10 +34,10 @@ _MOST = 1000
 # The most certificates that a running service loads in one step.  The number is small, because the
 # service serves nobody during the step.
 _AT_ONCE = 10
-# Seconds between two checks of a directory while it has incomplete certificates.
+# The least seconds between two checks of a directory, unless the operator asks for a check.
 _LOOK_EVERY = 1.0
-# The number of certificates whose files are checked before each handshake.  The next handshake
-# checks the next certificates.
+# Before each handshake, the files of this number of certificates are checked, in turn.  The files
+# of the default certificate are checked before every handshake.
 _IN_TURN = 4
 
 Make = Callable[[str, str], RenewableCertificate]
@@ -153,7 +153,7 @@ class CertificateDirectory:
         # Leave out the README that certbot keeps in the directory.
         names = [each for each in names if not each.startswith(".") and each != "README"]
         if len(names) > _MOST:
-            self._report(f"{self.path} has more than {_MOST} subdirectories; others are not used")
+            self._report(f"{self.path} has more than {_MOST} subdirectories; the rest is not used")
         else:
             self._fault = ""
         return names[:_MOST]
@@ -247,11 +247,11 @@ class CertificateSet:
         certificate, the first one is the default.
 
         @param certificates: the certificates that the settings name.  If several have the same host
-            name, the first is used for it.
+            name, clients that ask for this name get the first of these certificates.
         @param directory: the directory with further certificates.  If several have the same host
-            name, the one that expires last is used for it.
-        @raise ValueError: no certificate has the name of the default certificate.  The text is the
-            end of a sentence.
+            name, clients that ask for this name get the certificate that expires last.
+        @raise ValueError: no certificate has the default host name.  The text is the end of a
+            sentence.
         """
         self._given = list(certificates)
         self.directory = directory

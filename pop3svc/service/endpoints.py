@@ -101,9 +101,9 @@ class InheritedPortReactor:
 
 class _InheritedUNIXPort(UNIXPort):
     """
-    A port on a UNIX socket.  Another process has made the socket's file, and will remove it.
-    Twisted's class would set the mode of the file, shut the socket down for all processes, and
-    remove the file.
+    A port on a UNIX socket.  Another process has made the socket's file, and remains responsible
+    for it.  Twisted's class would set the mode of the file, shut the socket down for all processes,
+    and remove the file.
     """
 
     @classmethod
@@ -144,7 +144,7 @@ def _systemdEndpoint(reactor: Any, text: str) -> Any:
     """
     @param text: an endpoint string that begins with C{systemd:}.
     @return: an endpoint on a socket that systemd has opened.
-    @raise ValueError: systemd has opened no such socket.
+    @raise ValueError: systemd has opened no such socket, or several of this name.
     """
     _, named = parseArguments(text)
     name = named.get("name")
@@ -226,8 +226,8 @@ class _ServiceEndpoint:
         """
         @param chain: the factory with all its wrappers.
         @return: a port whose connections have the service's own transport.  If the given port is
-            not a TCP or UNIX port of Twisted, or if the endpoint itself has wrapped the factory, it
-            is returned unchanged.
+            not a TCP or UNIX port of Twisted, or if the endpoint itself has wrapped the factory,
+            the given port is returned.
         """
         if not isinstance(port, TCPPort) or port.factory is not chain:
             return port
@@ -322,7 +322,8 @@ def serverEndpoint(
 ) -> Any:
     """
     @param text: any endpoint string.  If C{ssl:} has no key, the endpoint uses the service's
-        certificate.  If C{ssl:} has no interface, the endpoint listens on IPv4 and IPv6.
+        certificate.  If C{ssl:} has neither a key nor an interface, the endpoint listens on IPv4
+        and IPv6.
     @param wrap: wraps the factory in another factory, which sees the octets of a connection before
         TLS; L{None} for no wrapper.  The second argument of C{wrap} is C{connectionCreator} if the
         wrapper has to begin TLS itself, and otherwise L{None}.
@@ -351,7 +352,9 @@ def _plainEndpoint(reactor: Any, text: str, isWrapped: bool) -> Any:
         # TCP endpoint gets the next inherited port, so a TCP endpoint will do.
         text = "tcp:0"
     if isWrapped and text.startswith(("ssl:", "tls:", "haproxy:")):
-        raise ValueError("an endpoint with its own TLS cannot be combined with --proxy-from")
+        raise ValueError(
+            "an endpoint with its own TLS or PROXY header cannot be combined with --proxy-from"
+        )
     try:
         if text.startswith("systemd:"):
             return _systemdEndpoint(reactor, text)

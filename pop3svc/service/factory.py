@@ -99,8 +99,8 @@ class POP3Factory(ServerFactory):
     """
     Serves POP3 from a provider on any stream endpoint.
 
-    A connection of an C{ssl:} endpoint uses TLS from the start.  On other connections the service
-    offers STLS if there is a C{connectionCreator}.
+    If an endpoint has implicit TLS, such as C{ssl:}, its connections use TLS from the start.  On
+    other connections the service offers STLS if there is a C{connectionCreator}.
     """
 
     noisy = False
@@ -311,8 +311,8 @@ class POP3Factory(ServerFactory):
 
 class ListenerFactory(ServerFactory):
     """
-    Makes the connections of a listener that has its own certificate, or its own rule for
-    logins without TLS.  The main factory does everything else, such as counting connections.
+    Makes the connections of a listener that has settings of its own, such as a certificate.  The
+    main factory does everything else, such as counting connections.
     """
 
     noisy = False

@@ -29,11 +29,12 @@ def socketOf(transport: Any) -> socket.socket | None:
 
 def keepAlive(found: socket.socket, policy: Policy) -> bool:
     """
-    Turn on TCP keepalive, and limit the time that the client may take to acknowledge sent data.
+    Turn on TCP keepalive, and limit the time that the client may take to acknowledge sent data.  If
+    C{policy.keepaliveIdle} is 0, change nothing.
 
     @param found: the socket of a connection, or a listening socket.
-    @return: whether accepted connections inherit the options from a listening socket, as on Linux.
-        If so, the service need not set the options for each connection.
+    @return: whether the service need not set the options for each connection.  On Linux, accepted
+        connections inherit the options from the listening socket.
     """
     if not policy.keepaliveIdle:
         return True
