@@ -23,7 +23,7 @@ __all__ = ["main", "makeParser", "socketOf"]
 
 def main(argv: Sequence[str]) -> None:
     """
-    The commands that ask a running service.
+    Run a command that asks a running service.
 
     @param argv: the arguments, with the name of the command first.
     @raise SystemExit: with one sentence, if the service does not run or refuses.

@@ -27,7 +27,7 @@ from pop3svc.logs import escaped
 
 __all__ = ["addParser", "run"]
 
-# The most days for which an application password is valid: ten years.
+# The most days that C{--expires} accepts: ten years.  A date may be later.
 _MOST_DAYS = 3650
 
 
@@ -55,17 +55,19 @@ def addParser(actions: Any) -> None:
         "--expires", metavar="DATE|DAYS", help="the last day, in UTC, or the number of days"
     )
     show = commands.add_parser("list", help="list the application passwords")
-    show.add_argument("name", metavar="NAME", nargs="?", help="of this user only")
+    show.add_argument("name", metavar="NAME", nargs="?", help="only the passwords of this user")
     revoke = commands.add_parser("revoke", help="remove an application password")
     revoke.add_argument("name", metavar="NAME")
     which = revoke.add_mutually_exclusive_group(required=True)
     which.add_argument(
         "label", metavar="LABEL", nargs="?", help="the label or the selector of the password"
     )
-    which.add_argument("--all", action="store_true", help="all of this user")
+    which.add_argument("--all", action="store_true", help="all passwords of this user")
     for each in (add, show, revoke):
         each.add_argument(
-            "--file", metavar="FILE", help="the password file (default: the embedded default's)"
+            "--file",
+            metavar="FILE",
+            help="the password file (default: the file of the embedded default)",
         )
     commands.add_parser("make", help="print a new secret, its selector and its hash, for SQL")
 

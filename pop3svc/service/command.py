@@ -1,6 +1,5 @@
 """
-The command C{pop3svc}.  The commands of C{pop3svc} serve in the foreground, deliver mail, move
-mailboxes, fetch mail, manage accounts, and check a configuration or a server.
+The command C{pop3svc}; see L{pop3svc.service.commandtable} for its commands.
 """
 
 from __future__ import annotations

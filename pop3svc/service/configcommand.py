@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
     """
     Run the command C{pop3svc config}.
 
-    @raise SystemExit: 1 if the configuration has a fault.
+    @raise SystemExit: with status 1, if the configuration has a fault.
     """
     parser = makeParser()
     arguments, rest = parser.parse_known_args(argv)

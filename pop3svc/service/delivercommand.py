@@ -58,8 +58,8 @@ def main(argv: Sequence[str]) -> NoReturn:
     Run the command C{pop3svc deliver}.  The command ends the process with an exit status of
     sysexits.h.  The status is 0 if the message is stored durably, and 67 if no user has the name.
     The status 77 or 65 means that the service will never accept the message.  In all other cases
-    the status is 75, and the mail server tries again later.  With other numbers, mail servers
-    return a message to its sender.
+    the status is 75, and the mail server tries again later.  If the status is neither 0 nor 75,
+    mail servers return the message to its sender.
     """
     status = _TEMPORARY
     try:
@@ -95,10 +95,10 @@ def _report(detail: str, text: str) -> None:
     """
     Report the reason why the message was not stored.
 
-    @param detail: a text for the operator.  This text goes to the system's log, and to the standard
-        error only if that is a terminal.  The reason is that mail servers put the output of a
-        command into the mail that they return to the sender.
-    @param text: a text for the sender.
+    @param detail: a text for the operator.  This text goes to the standard error if that is a
+        terminal, and otherwise to the system's log.
+    @param text: a text for the sender.  If the standard error is no terminal, this text goes there,
+        because mail servers put the output of a command into the mail that they return.
     """
     try:
         if sys.stderr.isatty():
@@ -221,8 +221,8 @@ def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
         # Ignore the error: the reader of the output has gone away, as with "| head".
         pass
     if not source.isatty() and _hasMessage(source):
-        # A message has come, so "--help" is an address of the message.  The exit status 0 of a help
-        # would lose the message.
+        # A message has come, so "--help" is the recipient of this message.  With the exit status 0,
+        # the message would be lost.
         raise SettingError("deliver --help takes no message")
     return None
 
@@ -237,7 +237,9 @@ def _hasMessage(source: BinaryIO) -> bool:
 
 def _recipient(user: str | None, environment: Mapping[str, str]) -> str:
     """
-    @raise NoSuchUser: neither an argument nor the environment has a name.
+    @return: the name or the address of the user.
+    @raise NoSuchUser: neither the argument nor the environment has a name, or the name is not
+        printable.
     """
     found = user
     if found is None:
@@ -272,7 +274,7 @@ def _read(source: BinaryIO, spool: Any, most: int) -> Trace:
     Read the message without its envelope line.
 
     @param most: the most octets that a message may have.
-    @return: the header of the message.
+    @return: an object that finds out whether the message loops.
     @raise MessageTooLarge: the message has more octets.
     """
     trace = Trace()
@@ -290,7 +292,8 @@ def _read(source: BinaryIO, spool: Any, most: int) -> Trace:
             spool.write(block)
         elif size > 2 * most:
             break
-        # Read the message to its end, because some callers treat a broken pipe as their own error.
+        # Go on reading a message that is too large, because some callers treat a broken pipe as
+        # their own error.  At twice the limit, stop.
         block = source.read(_SPOOLED)
     if size > most:
         raise MessageTooLarge("The message is too large.")

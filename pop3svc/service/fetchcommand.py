@@ -104,7 +104,7 @@ def makeParser() -> Parser:
         metavar="FILE",
         help="record of fetched messages (default: fetch.db in the data directory)",
     )
-    parser.add_argument("--watch", action="store_true", help="fetch until it is interrupted")
+    parser.add_argument("--watch", action="store_true", help="fetch regularly, until interrupted")
     parser.add_argument("--password-file", metavar="FILE", help="file with the password")
     for setting in FETCH:
         if not setting.isOption:
@@ -150,7 +150,7 @@ def _settings(arguments: Any) -> tuple[Settings, list[Fetch]]:
 
 def _given(arguments: Any) -> dict[str, Any]:
     """
-    @return: the setting of one mailbox, as the command line describes it.
+    @return: the settings of the command line for the mailboxes, by the attributes of L{Fetch}.
     """
     given: dict[str, Any] = {}
     for setting in FETCH:
@@ -190,8 +190,8 @@ class _Account:
     A mailbox whose mail the command fetches.
 
     @ivar name: the name of the account, in messages and in the record.
-    @ivar login: the credentials; L{None} for a login with a token, because the token is read again
-        at each login.
+    @ivar login: the credentials; L{None} before L{withLogin}.  For a login with a token it stays
+        L{None}, because the token is read again at each login.
     """
 
     setting: Fetch
@@ -311,7 +311,8 @@ def _split(url: str, where: str) -> tuple[str, str]:
 
 def _ofNetrc(host: str, user: str) -> str | None:
     """
-    @return: the password in C{~/.netrc}; L{None} if the file has no password for the server.
+    @return: the password in the file that C{$NETRC} names, or in C{~/.netrc}; L{None} if the file
+        has no password for the server.
     @raise SettingError: the file cannot be used.
     """
     path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")

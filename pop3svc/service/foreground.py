@@ -110,7 +110,7 @@ def _bar(total: int) -> Any:
 def complete(work: Callable[[], Any], ended: Callable[[], object] = lambda: None) -> int:
     """
     Run a coroutine in a reactor.  After the first signal the coroutine ends when the present
-    message is done.  The second signal ends it at once.
+    message is done.  The second signal ends the process at once.
 
     @param ended: called in the reactor after the first signal.
     @return: the result of the coroutine.

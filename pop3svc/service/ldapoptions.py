@@ -1,5 +1,5 @@
 """
-Make accounts in an LDAP directory from an argument of the command line.
+Make the checker for accounts in an LDAP directory from the argument of C{--auth ldap:}.
 """
 
 from __future__ import annotations
@@ -52,9 +52,11 @@ class _Binder:
 
     def __call__(self) -> tuple[str, str]:
         """
-        Read the password again in a thread, because it may have changed.  If the file cannot be
-        read, for example because the service has dropped its privileges, the previous password is
-        used.
+        Read the password again, because it may have changed.  If the file cannot be read, for
+        example because the service has dropped its privileges, use the previous password.  This
+        method blocks, so call it in a thread.
+
+        @return: the DN and the password.
         """
         try:
             self._password = self._read()

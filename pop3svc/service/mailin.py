@@ -20,8 +20,9 @@ __all__ = ["UNIXPorts", "destinationOf", "makeMailEndpoints", "makeRecipients"]
 
 def destinationOf(provider: Any, checkers: Sequence[Any]) -> Destination:
     """
-    @param provider: the store or the provider that L{makeStore} returns.  C{checkers} are the
-        checkers that L{makeStore} returns.
+    @param provider: the store or the provider of mailboxes.
+    @param checkers: the checkers of the store's accounts; empty for a provider, which checks logins
+        itself.
     @return: the destination of mail for the users of the provider.
     """
     if not checkers and IAccountNames.providedBy(provider):

@@ -21,8 +21,8 @@ from pop3svc.service.synopsis import Argument, Synopsis, readSynopsis
 
 __all__ = ["makePages"]
 
-# The octets of a line of text, without escapes. mandoc warns about lines of more than 80 octets
-# with their escapes.
+# The most characters of a line of text, without escapes. mandoc warns about lines of more than 80
+# octets with their escapes.
 _WIDTH = 68
 
 
@@ -127,8 +127,8 @@ def _ofCommands(top: Synopsis) -> str:
         *_item("2", "A rule of pop3svc check failed."),
         *_item(
             "65, 67, 75, 77",
-            "The numbers of sysexits(3), which pop3svc deliver, import, export and fetch "
-            "use.  75 means that a later attempt may succeed.",
+            "The numbers of sysexits(3), which pop3svc deliver uses.  75 means that a later "
+            "attempt may succeed; pop3svc import, export and fetch also use this number.",
         ),
         ".SH FILES",
         *_item(_italic("/etc/pop3svc/pop3svc.toml"), "The configuration of an installed service."),

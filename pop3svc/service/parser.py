@@ -1,5 +1,5 @@
 """
-The parser of the command C{pop3svc} and of its parts.
+The class of the parsers of C{pop3svc} and its commands.
 """
 
 from __future__ import annotations

@@ -86,11 +86,11 @@ def _pathAndMore(
     """
     Parse the argument of a kind of provider that has a path.
 
-    @param texts: the names of further options whose value is a text.  The provider has keyword
-        arguments with the same names.
+    @param texts: the names of further options whose value is a text.  The result has these options
+        under their names.
     @param switches: further options, by name.  Each option has the keyword for the provider, the
         word that turns the option on, and the word that turns it off.  Off is the default.
-    @return: the keyword arguments for the provider.
+    @return: the keyword arguments for the provider, and the options in C{texts}.
     @raise ValueError: the argument is not valid; the text says why.
     """
     positional, named = parseArguments(argument)
@@ -158,7 +158,10 @@ def _takeOwner(options: dict[str, Any]) -> None:
 
 def _number(options: dict[str, Any], name: str, default: int) -> int:
     """
-    Take an option whose value is a number out of the options.
+    Remove an option from the options.
+
+    @return: the value of the option, which is a number.
+    @raise ValueError: the value is not a number.
     """
     text = options.pop(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) < 16):
@@ -280,8 +283,8 @@ def makeUpstream(argument: str) -> UpstreamProvider:
     """
     Make a provider that passes logins on to another server.
 
-    @param argument: C{pop3s://HOST[:PORT]} or C{imaps://HOST[:PORT][/MAILBOX]}, or C{pop3://}
-        and C{imap://}, then C{[:ca=FILE][:insecure=yes][:sizes=counted]}
+    @param argument: C{pop3s://HOST[:PORT]} or C{imaps://HOST[:PORT][/MAILBOX]}, then
+        C{[:ca=FILE][:insecure=yes][:sizes=counted]}.  C{pop3://} and C{imap://} are also possible.
     """
     found = _UPSTREAM.fullmatch(argument)
     address, options = ("", None) if found is None else found.groups()
@@ -561,8 +564,8 @@ class OAuthMaker:
         "address where the server checks tokens.  client is the name of this service at "
         "the server, and secret is a file with the secret of this service.  "
         "secret-credential= names a systemd credential instead of the file.  Colons in "
-        "an address need no backslash.  claim= names the claim that has the user name: "
-        "email for jwks, username for introspect.  scope=, clients= and algorithms= are "
+        "an address need no backslash.  claim= names the claim that has the user name; by default "
+        "it is email for jwks, and username for introspect.  scope=, clients= and algorithms= are "
         "lists with commas.  timeout= and concurrent= limit the requests of introspect.  "
         "ca= names a file of certificates to trust instead of the system's."
     )

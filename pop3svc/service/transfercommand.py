@@ -59,9 +59,9 @@ def makeParser(command: str) -> Parser:
     parser.add_argument("user", metavar="USER", help="name or address of the user")
     if command == "import":
         parser.description = "Store the messages of files and directories in a user's mailbox."
-        parser.add_argument("--kind", choices=KINDS, help="of the paths (default: find out)")
+        parser.add_argument("--kind", choices=KINDS, help="kind of the paths (default: found out)")
         parser.add_argument(
-            "--variant", choices=VARIANTS, default="mboxo", help="of an mbox (default: mboxo)"
+            "--variant", choices=VARIANTS, default="mboxo", help="form of an mbox (default: mboxo)"
         )
         parser.add_argument(
             "--uidl",
@@ -69,16 +69,16 @@ def makeParser(command: str) -> Parser:
             help="keep the unique-ids of another server",
         )
         parser.add_argument(
-            "--folders", action="store_true", help="import the other folders of a Maildir++, too"
+            "--folders", action="store_true", help="also import the other folders of a Maildir++"
         )
-        parser.add_argument("paths", metavar="PATH", nargs="+", help="what is imported")
+        parser.add_argument("paths", metavar="PATH", nargs="+", help="file or directory to import")
     else:
         parser.description = "Write the messages of a user's mailbox to a Maildir or an mbox."
         parser.add_argument("--format", choices=("maildir", "mbox"), default="maildir")
         parser.add_argument(
             "--x-uidl", action="store_true", help="add the field X-UIDL to messages in an mbox"
         )
-        parser.add_argument("path", metavar="PATH", help="what is written; it must not exist")
+        parser.add_argument("path", metavar="PATH", help="new file or directory to write")
     return parser
 
 

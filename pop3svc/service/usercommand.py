@@ -67,7 +67,9 @@ def makeParser() -> Parser:
                 help="store a verifier for SCRAM-SHA-256 beside an argon2id hash",
             )
         action.add_argument(
-            "--file", metavar="FILE", help="the password file (default: the embedded default's)"
+            "--file",
+            metavar="FILE",
+            help="the password file (default: the file of the embedded default)",
         )
     apppasswordcommand.addParser(actions)
     return user
@@ -108,7 +110,7 @@ def main(argv: Sequence[str]) -> None:
     """
     Run the command C{pop3svc user}.
 
-    @raise SystemExit: with one sentence, if nothing was changed.
+    @raise SystemExit: with one sentence, if the command failed.
     """
     arguments = makeParser().parse_args(argv)
     try:
