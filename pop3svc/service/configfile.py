@@ -31,8 +31,7 @@ from pop3svc.service.settings import (
 __all__ = ["Configuration", "readConfiguration", "readText"]
 
 # The most octets of a configuration file.  A usual configuration is a page of text.  The parent
-# sends the text to a worker as JSON in one line, whose length is limited
-# (L{pop3svc.service.workers.Lines}).  One octet of the text takes at most six octets of JSON.
+# keeps the text in memory, and sends it to each worker.
 _LARGEST = 131_072
 
 
@@ -192,7 +191,8 @@ class Configuration:
 
 def _secretFiles(value: Any) -> Iterator[str]:
     """
-    Find the tables C{{ file = "..." }} and C{{ credential = "..." }} at any place in a value.
+    @return: the paths that the tables C{{ file = "..." }} and C{{ credential = "..." }} name.  The
+        tables may be at any place in the value.
     """
     if isinstance(value, list):
         for each in value:

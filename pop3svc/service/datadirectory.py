@@ -1,6 +1,6 @@
 """
-The data directory, which contains the accounts, the mail and the certificate of a service without
-configuration.
+The data directory, which contains the files that the service keeps for itself.  For a service
+without configuration, these files include the accounts, the mail and the certificate.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _makeDirectory(path: str, owner: Owner | None) -> None:
 class DataDirectory:
     """
     The directory of the service's own files.  The service creates each file when it first needs the
-    file, and does not change existing files.
+    file.
     """
 
     def __init__(self, path: str, owner: Owner | None = None) -> None:
@@ -124,15 +124,15 @@ class DataDirectory:
     @property
     def demoLogin(self) -> str:
         """
-        The path of a file with the name and the password of the first user.  C{curl --netrc-file}
+        The path of a file with the name and the password of the user C{demo}.  C{curl --netrc-file}
         can read the file.
         """
         return self._at("demo.netrc")
 
     def readDemoLogin(self) -> tuple[str, str] | None:
         """
-        @return: the name and the password of the first user; L{None} if the file with them does not
-            exist.
+        @return: the name and the password of the user C{demo}; L{None} if L{demoLogin} cannot be
+            read.
         """
         try:
             with open(self.demoLogin, encoding="ascii") as file:
@@ -161,7 +161,8 @@ class DataDirectory:
 
     def makeAccounts(self) -> None:
         """
-        Create the accounts and the Maildirs.  The first user gets a message.
+        Create the directory of the Maildirs.  If there is no password file, also create one with
+        the user C{demo}, whose Maildir gets a message.
 
         @raise ValueError: a file cannot be created.  The text is a sentence for the operator.
         """
@@ -210,8 +211,8 @@ class DataDirectory:
 
 
 def _selfSigned() -> tuple[bytes, bytes]:
-    # These modules are imported here, because their import takes long, and only the first start
-    # needs them.
+    # These modules are imported here, because their import takes long, and commands such as
+    # C{pop3svc deliver} do not need them.
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes
     from cryptography.hazmat.primitives.asymmetric import ec

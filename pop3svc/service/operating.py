@@ -38,8 +38,8 @@ def makeLog(
     delay: int = 0,
 ) -> Log | JournalLog | None:
     """
-    Open the log that twistd's options name.  Unlike twistd's own log, this log appends to its file
-    and can be reopened, and the service never waits for the log's reader.
+    Open the log that twistd's options name.  Unlike twistd's own log, this log never rotates its
+    file, but can be reopened, and the service never waits for the log's reader.
 
     @param twistd: twistd's options.
     @param owner: the user and the group that own a new file; L{None} for those of this process.
@@ -189,7 +189,7 @@ class Operated(MultiService):
 
     def reloads(self, what: str, call: Callable[[], Any]) -> None:
         """
-        Add a part of the configuration that is read again after SIGHUP.
+        Add a part of the configuration that is read again at each reload.
 
         @param what: the name of this part in the log.
         @param call: reads the part again.  The function may return a Deferred or a coroutine.  The

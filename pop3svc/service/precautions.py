@@ -118,7 +118,7 @@ class Precautions:
 
     def warn(self) -> None:
         """
-        Warn of settings that work but are not safe.
+        Warn of settings and files that are not safe, and of settings that have no effect.
         """
         owner = self._owner
         if os.geteuid() == 0 and (owner is None or owner[0] == 0):
@@ -162,8 +162,8 @@ class Precautions:
             *(("the configuration file", each) for each in self._configurationFiles()[:1]),
         ]:
             who = openTo(path)
-            # Do not warn if other users may read the configuration file, because secrets can be in
-            # separate files.
+            # Do not warn if other users may read the configuration file or a client CA.  Secrets
+            # can be in separate files, and the certificates of authorities are public.
             mayRead = [self._configFile, *clientCAs]
             isFine = who is None or (who.startswith("read") and path in mayRead)
             if who is not None and not isFine:

@@ -28,8 +28,8 @@ Networks = Sequence[IPv4Network | IPv6Network]
 _SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 # The most octets of a header of version 1 with its CRLF, as the specification says.
 _LONGEST_V1 = 107
-# The most octets of a header of version 2.  Such a header may have further fields after the
-# addresses, but proxies send no more than a few hundred octets.
+# The most octets of a header of version 2 after its first 16 octets.  Such a header may have
+# further fields after the addresses, but proxies send no more than a few hundred octets.
 _LONGEST_V2 = 4096
 # Seconds to wait for a header.  The time is enough, because a proxy sends its header immediately
 # after it has connected.

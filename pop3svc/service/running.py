@@ -286,8 +286,8 @@ def lookAfter(certificates: Certificates) -> TimerService:
 
 def exitInOrder(reactor: Any, signals: Sequence[int]) -> None:
     """
-    Exit with status 0 on SIGTERM and SIGINT.  The reactor's own handlers are not enough.  With
-    them, twistd would send itself the signal again after the reactor has stopped.
+    Exit with status 0 on the given signals.  The reactor's own handlers are not enough.  With them,
+    twistd would send itself the signal again after the reactor has stopped.
     """
 
     def stop(*_: object) -> None:

@@ -76,7 +76,7 @@ _LARGEST_SECRET = 65_536
 
 class Secret(str):
     """
-    A secret value from a file or a credential, which the service never shows.
+    A secret value, which the service never shows.
     """
 
 
@@ -596,7 +596,8 @@ STORE = (
     Setting(
         "kind",
         TEXT,
-        "Kind of the provider: maildir, folder, memory, or the dotted name of a class or object.",
+        "Kind of the provider, such as maildir, or the dotted name of a class or object; see "
+        "--help-providers.",
         isOption=False,
     ),
     Setting(
@@ -634,7 +635,11 @@ FETCH = (
         "File with a bearer token for OAUTHBEARER or XOAUTH2; the command reads it at each login.",
     ),
     Setting("certificate", FILE, "PEM file of a certificate for a login by EXTERNAL."),
-    Setting("private-key", FILE, "PEM file of its key, if the key is in a separate file."),
+    Setting(
+        "private-key",
+        FILE,
+        "PEM file of the certificate's key, if the key is in a separate file.",
+    ),
     Setting(
         "ca",
         FILE,
@@ -661,7 +666,7 @@ FETCH = (
     Setting(
         "mda",
         TEXT,
-        "Command that gets each message on its standard input, instead of to. The "
+        "Command that gets each message on its standard input; use either mda or to.  The "
         "command runs without a shell.",
     ),
     Setting("recipient", TEXT, "Recipient of the messages, with lmtp: (default: the user)."),
@@ -754,7 +759,7 @@ class CertificatePair:
 @dataclass(frozen=True)
 class Store:
     """
-    A store of mailboxes, and the checker of its logins.
+    A store of mailboxes, and the checkers of its logins.
 
     @ivar where: the option or the key that declares the store; error messages contain it.
     @ivar kind: the kind of the provider; L{None} for Maildirs in the data directory, which the
@@ -981,8 +986,8 @@ def readTable(
 
 def _checkCertificates(own: Mapping[str, Any], origins: Mapping[str, str], faults: Faults) -> None:
     """
-    Check that each host name has only one certificate, and that the default name belongs to a
-    certificate.
+    Check that each host name is in C{names} of one certificate at most.  Check that
+    C{tls-default-name} is given only with C{[[tls.certificate]]} or C{certificate-directory}.
     """
     seen: set[str] = set()
     for each in own["certificates"]:

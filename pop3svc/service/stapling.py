@@ -41,7 +41,7 @@ _LARGEST = 65_536
 _PATIENCE = 10.0
 # Seconds between two checks of the files and of the times of the responses.
 _LOOK_EVERY = 60.0
-# Seconds until a failed request is repeated: at the first failure, and at most.  Each further
+# Seconds until a failed request is repeated: after the first failure, and at most.  Each further
 # failure doubles the time.
 _FIRST_WAIT, _LONGEST_WAIT = 60.0, 3600.0
 # The most requests at the same time.
@@ -189,7 +189,7 @@ class Stapler:
         self._fetches = fetches
         self._now = now
         # The values are weak references.  The contexts of a certificate refer to its C{_Staple}, so
-        # it exists as long as one of them.
+        # the C{_Staple} exists as long as one of these contexts.
         self._staples: WeakValueDictionary[tuple[str | bytes | None, ...], _Staple] = (
             WeakValueDictionary()
         )

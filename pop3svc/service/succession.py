@@ -51,7 +51,7 @@ class Succession:
         Note that a pending worker has failed.
 
         @param how: the end of a sentence that begins with "the new one".
-        @return: the old worker, which goes on serving.
+        @return: the old worker, which is not replaced.
         """
         old = self._old.pop(number)
         self._faults.append(f"the old worker {old.number} goes on, because the new one {how}")

@@ -31,8 +31,8 @@ class TLSRules:
     @ivar minimum: the lowest version, which is one of L{MINIMUM_VERSIONS}.
     @ivar ciphers: OpenSSL's list of ciphers for TLS 1.2; L{None} for Twisted's list.
     @ivar ciphersuites: OpenSSL's list of ciphers for TLS 1.3; L{None} for OpenSSL's list.
-    @ivar isOld: whether to allow TLS 1.0 and 1.1 with their ciphers.  If true, the other attributes
-        do not count.
+    @ivar isOld: whether to allow TLS 1.0 and 1.1 with their ciphers.  If true, C{minimum} and
+        C{ciphers} do not count.
     """
 
     minimum: str = "1.2"

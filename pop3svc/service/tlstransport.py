@@ -119,7 +119,8 @@ class SecureTransport(SocketTransport):
 
     def _fail(self, reason: Failure) -> None:
         """
-        Close the connection, because the client has broken the rules of TLS or has gone away.
+        Close the connection, because the handshake has failed, or because OpenSSL cannot read from
+        the connection.
         """
         # Read all octets that wait.  If any were left, the kernel would close the connection by a
         # reset, which might overtake the fatal alert of OpenSSL.
@@ -238,7 +239,7 @@ class SecureTransport(SocketTransport):
 
     def loseWriteConnection(self) -> None:
         """
-        Close the connection, because TLS has no half-closed connections.
+        Close the connection, because TLS 1.2 has no half-closed connections.
         """
         self.loseConnection()
 

@@ -219,7 +219,7 @@ class SocketTransport(SocketFacts):
 
     @property
     def _mayWrite(self) -> bool:
-        # A connection that is closed, or will be closed, has a reason.
+        # Each connection that _end() has closed, or is about to close, has a reason.
         return self._reason is None and not self._isWriteClosed
 
     @property

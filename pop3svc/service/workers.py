@@ -3,8 +3,8 @@ Start, supervise and stop worker processes that share the listening ports.
 
 The parent process opens the ports, and starts workers with the same command line.  The workers
 serve these ports.  The parent sends lines to a worker's standard input, and the worker sends lines
-to the parent over another pipe.  A line consists of a letter for its kind, and JSON.  When the
-parent ends, both pipes close.
+to the parent over another pipe.  A line consists of a letter for its kind, and JSON, except the
+first line to a worker, which is only JSON.  When the parent ends, both pipes close.
 """
 
 from __future__ import annotations
@@ -60,11 +60,12 @@ __all__ = [
 log = Logger(namespace="pop3svc")
 
 # The kinds of lines.  EVENT is an event for the log whose values JSON preserves, and LOG is any
-# other event.  STRIKE is an attempt to log in that counts, and DELAY is a login that delays other
-# logins of its user.  UP says that the worker has begun to serve, and LEAVE says that another
-# worker has replaced this worker.  ASK is a question of the operator to a worker, and ANSWER is a
-# line of its answer.  DRAIN is an order to admit no more logins and to end.  BEAT is a heartbeat
-# with the number of sessions.  COUNTS has the numbers that a worker has counted until its end.
+# other event.  STRIKE is an event of a login attempt, or an order of the operator about a ban.
+# DELAY is a login that delays other logins of its user.  UP says that the worker has begun to
+# serve, and LEAVE says that another worker has replaced this worker.  ASK is a question of the
+# operator to a worker, and ANSWER is a line of the answer.  DRAIN is an order to admit no more
+# logins and to end.  BEAT is a heartbeat with the number of sessions.  COUNTS has the numbers that
+# a worker has counted until its end.
 EVENT, LOG, STRIKE, DELAY, UP, LEAVE = b"E", b"L", b"S", b"D", b"U", b"R"
 ASK, ANSWER, DRAIN, BEAT, COUNTS = b"Q", b"A", b"N", b"B", b"C"
 
@@ -141,8 +142,7 @@ class Outbox:
     the outbox has too many lines, it drops the oldest.
     """
 
-    # The most octets that are buffered.  The buffer has room for some ten thousand lines of some
-    # hundred octets.
+    # The most octets that are buffered.  The buffer has room for ten thousand lines of 400 octets.
     BOUND = 4_194_304
 
     def __init__(self, transport: Any) -> None:
@@ -267,7 +267,7 @@ class _Worker(ProcessProtocol):
         # The number of checks by the parent since the worker last sent something.
         self.silence = 0
         self.isHanging = False
-        # The number of logged-in users in the last heartbeat.
+        # The number of logged-in sessions in the last heartbeat.
         self.sessions = 0
 
     def connectionMade(self) -> None:
@@ -441,7 +441,8 @@ class Supervisor(Operated):
 
     def usePolicy(self, policy: Policy) -> None:
         """
-        Use other limits.  The parent needs them to know how long workers may take to end.
+        Use other limits.  The parent needs them to know, for example, how long workers may take to
+        start and to end.
         """
         self._policy = policy
 
@@ -600,7 +601,7 @@ class Supervisor(Operated):
 
     def ended(self, worker: _Worker, reason: Any) -> None:
         """
-        Note that a worker has ended.  Start another worker, unless the service stops.
+        Note that a worker has ended.  Start another worker if the service still needs one.
         """
         del self._workers[worker.number]
         how = "ended"
@@ -737,7 +738,8 @@ class Supervisor(Operated):
 
     def tellStrike(self, event: str, clientIP: str | None, username: str, guess: str) -> None:
         """
-        Tell all workers that the operator has ordered or lifted a ban.
+        Tell all workers about a ban that the operator has ordered or lifted, or about an attempt to
+        log in to the operator's page.
         """
         self._sendAll(STRIKE, json.dumps([event, clientIP, username, guess]))
 
