@@ -283,7 +283,7 @@ class AcceptLimiter:
         @return: the number of connections that a port may accept now.
         """
         if not self.isPaused and self._isShort():
-            # Clients have logged in since the last check, so that few descriptors are free now.
+            # For example, clients have logged in since the last check.
             self.pause()
         return 0 if self.isPaused else self._burst
 

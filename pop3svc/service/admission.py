@@ -108,7 +108,7 @@ class Admission:
         longest = self.unauthenticated.longestWaiting()
         if longest is None:
             return False
-        # Stop counting the old connection now, because it ends one turn of the reactor later.
+        # Remove the old connection now, because it ends one turn of the reactor later.
         self.unauthenticated.discard(longest)
         longest.abort("made room for others")
         return True

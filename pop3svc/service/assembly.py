@@ -205,7 +205,8 @@ class Assembly:
 
     def _log(self) -> Log | JournalLog | None:
         """
-        @return: the log that twistd's options name.  A worker uses the log of its parent.
+        @return: the log that twistd's options name; L{None} in a worker, which uses the log of its
+            parent.
         """
         if self._shared is not None or self._twistd is None:
             return None

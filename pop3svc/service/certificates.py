@@ -28,7 +28,8 @@ Creator = RenewableCertificate | CertificateSet
 
 class Certificates:
     """
-    Loads the certificates that the settings name, and each certificate only once.
+    Loads the certificates that the settings name.  Listeners with the same certificate, client CA
+    and rules of TLS share what is loaded.
 
     @ivar announcements: lines for the log.
     """

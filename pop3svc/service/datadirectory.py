@@ -1,6 +1,6 @@
 """
-The data directory, which contains the files that the service keeps for itself.  For a service
-without configuration, these files include the accounts, the mail and the certificate.
+The data directory, which contains the service's own files.  For a service without configuration,
+these files include the accounts, the mail and the certificate.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ Their mail is in a folder of that name beside this one.
 
 def defaultDataDirectory() -> str:
     """
-    @return: the directory for data of the user who runs the service, by the convention of the
-        platform.
+    @return: the default data directory.  It belongs to the user who runs the service, and is where
+        the platform keeps the data of programs.
     """
     return user_data_dir("pop3svc", appauthor=False)
 

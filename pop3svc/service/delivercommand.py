@@ -205,7 +205,7 @@ def makeParser() -> Parser:
 def _arguments(argv: Sequence[str], source: BinaryIO) -> Any:
     """
     @return: the arguments; L{None} if the command has printed its help.
-    @raise SettingError: an argument is not valid.
+    @raise SettingError: an argument is not valid, or C{--help} is the recipient of a message.
     """
     parser = makeParser()
     try:

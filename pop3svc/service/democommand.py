@@ -46,8 +46,8 @@ def makeParser() -> Parser:
 
 def main(argv: Sequence[str]) -> None:
     """
-    Serve the embedded default from a temporary directory, with the page and the playground, until
-    SIGTERM or SIGINT.
+    Serve the embedded default from a temporary directory until SIGTERM or SIGINT, with the
+    operator's page and the playground.
 
     @raise SystemExit: when the service has ended, or with one sentence if it cannot serve.
     """

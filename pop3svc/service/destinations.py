@@ -78,8 +78,7 @@ def recipientsOf(settings: Settings) -> Recipients:
 
 class _Destinations(Mapping[str | None, Destination]):
     """
-    The stores of a configuration.  Each store is made when mail for one of its users first needs
-    it.
+    The stores of a configuration.  Each store is made when one of its users is first looked up.
     """
 
     def __init__(self, settings: Settings) -> None:

@@ -1,6 +1,6 @@
 """
-Make server endpoints from endpoint strings.  An endpoint may have implicit TLS with the service's
-certificate.
+Make server endpoints from endpoint strings.  An endpoint may have implicit TLS with a certificate
+of the settings.
 """
 
 from __future__ import annotations
@@ -306,7 +306,7 @@ def tlsEndpoint(
     @param text: any endpoint string.
     @param wrap: see L{serverEndpoint}.
     @param loop: see L{serverEndpoint}.
-    @return: an endpoint with implicit TLS and the service's certificate.
+    @return: an endpoint with implicit TLS, whose connections C{connectionCreator} makes.
     @raise ValueError: C{text} is not a valid endpoint string.
     """
     endpoint = _plainEndpoint(reactor, text, wrap is not None)
@@ -321,8 +321,8 @@ def serverEndpoint(
     loop: Loop | None = None,
 ) -> Any:
     """
-    @param text: any endpoint string.  If C{ssl:} has no key, the endpoint uses the service's
-        certificate.  If C{ssl:} has neither a key nor an interface, the endpoint listens on IPv4
+    @param text: any endpoint string.  If C{ssl:} has no key, C{connectionCreator} makes its TLS
+        connections.  If C{ssl:} has neither a key nor an interface, the endpoint listens on IPv4
         and IPv6.
     @param wrap: wraps the factory in another factory, which sees the octets of a connection before
         TLS; L{None} for no wrapper.  The second argument of C{wrap} is C{connectionCreator} if the

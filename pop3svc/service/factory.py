@@ -164,7 +164,8 @@ class POP3Factory(ServerFactory):
 
     def usePolicy(self, policy: Policy) -> None:
         """
-        Use other limits for new connections.
+        Use another policy.  Present connections keep the previous policy, but the limits of
+        L{Admission} change at once.
         """
         self.policy = self.admission.policy = policy
         self.commands = {

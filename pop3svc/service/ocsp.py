@@ -33,8 +33,7 @@ class CertificateStatus:
     A response that has been checked, and that says that the certificate is good.
 
     @ivar data: the response (DER).
-    @ivar begins: the time for which the responder has confirmed the status (thisUpdate), in seconds
-        since the epoch.
+    @ivar begins: the time at which the status was correct (thisUpdate), in seconds since the epoch.
     @ivar ends: the time when clients stop accepting the response, in seconds since the epoch.
     """
 

@@ -76,8 +76,8 @@ class POP3Service(Operated):
 
     def takeMail(self, lmtp: LMTPFactory) -> None:
         """
-        @param lmtp: receives mail.  The connections of this factory count as connections of the
-            service, and end with the service.
+        @param lmtp: receives mail.  The descriptors of its connections count like those of
+            sessions, and its connections end with the service.
         """
         self._lmtp = lmtp
         lmtp.accepted = self._accepting.accepted

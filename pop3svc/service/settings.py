@@ -297,7 +297,7 @@ class Setting:
     The declaration of a setting.
 
     @ivar name: the key in the configuration file, and the option after C{--}.
-    @ivar help: the help text, one sentence.
+    @ivar help: the help text, usually one sentence.
     @ivar reason: the reason for the default, if the help does not give it.
     @ivar isLive: whether a running service accepts a new value (SIGHUP).  Existing sessions keep
         the old value.

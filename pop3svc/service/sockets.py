@@ -85,6 +85,6 @@ def addressOf(family: int, name: Any) -> Any:
         return UNIXAddress(None)
     host, port, flow, scope = name
     if scope:
-        # Only a local address has a zone (RFC 4007 section 11).
+        # Only a link-local address has a zone (RFC 4007 section 11).
         host, _ = socket.getnameinfo(name, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
     return IPv6Address("TCP", host, port, flow, scope)

@@ -150,8 +150,8 @@ class _Staple:
         if self._status is None or self._fault:
             log.info("stapling the OCSP response of {path}", path=self.place)
         self._status, self._fault, self._wait = status, "", _FIRST_WAIT
-        # Ask again after half of the time of the response, so that the other half is left for
-        # further attempts.
+        # Ask again after half of the time for which the response is valid, so that the other half
+        # is left for further attempts.
         self.due = max((status.begins + status.ends) / 2, self._now() + _FIRST_WAIT)
 
     def failed(self, fault: str) -> None:

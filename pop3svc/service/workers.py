@@ -69,7 +69,7 @@ log = Logger(namespace="pop3svc")
 EVENT, LOG, STRIKE, DELAY, UP, LEAVE = b"E", b"L", b"S", b"D", b"U", b"R"
 ASK, ANSWER, DRAIN, BEAT, COUNTS = b"Q", b"A", b"N", b"B", b"C"
 
-# The seconds that a process gets to send its last log events, after the time that its sessions get
+# How many seconds a process may take to send its last log events, after the time for its sessions
 # to end.
 PATIENCE = 5
 
@@ -369,8 +369,8 @@ class Supervisor(Operated):
     @ivar whenServing: fires when the first worker serves.
     @ivar restarts: the number of restarts of workers that had failed.
     @ivar numbers: L{pop3svc.metrics.numbers.WorkersNumbers}; L{None} if nothing is counted.
-    @ivar joined: functions that are called with each worker that begins to serve.  Operations that
-        last and that concern all workers add such functions.
+    @ivar joined: functions that are called with each worker that begins to serve.  An operation
+        that all workers carry out for some time, such as a trace, adds a function.
     """
 
     def __init__(
