@@ -124,7 +124,9 @@ def _expires(text: str) -> str:
             raise ValueError
         expires = expiryOf(text)
     except ValueError:
-        raise ValueError(f"--expires {text}: must be a date such as 2030-12-31, or days") from None
+        raise ValueError(
+            f"--expires {text}: must be a date such as 2030-12-31, or a number of days"
+        ) from None
     if expires is None or expires < datetime.now(UTC).timestamp():
         raise ValueError(f"--expires {text}: must not be in the past")
     return text

@@ -135,7 +135,7 @@ class CertificateDirectory:
             # none.
             gone = set()
         for name in gone:
-            log.info("serving no more {path}", path=self._certificates.pop(name).certificate)
+            log.info("no longer serving {path}", path=self._certificates.pop(name).certificate)
         return self._certificates != before
 
     def _list(self) -> list[str] | None:

@@ -228,7 +228,7 @@ class _Account:
             if not user and not setting.certificate:
                 raise ValueError(f"{url} needs a user, such as pop3s://USER@HOST")
             if bool(setting.to) == bool(setting.mda):
-                raise ValueError("to or mda is needed, such as to maildir:PATH, and not both")
+                raise ValueError("either to or mda is needed; to may be maildir:PATH, for example")
             tls = None
             if not setting.insecure:
                 tls = TLSOptions(address.host, setting.ca, setting.certificate, setting.privateKey)

@@ -273,7 +273,7 @@ class KnownNetworksService(TimerService):
         """
         stopped = super().stopService()  # type: ignore[no-untyped-call]
         saved = self._save()
-        saved.addErrback(lambda failure: log.failure("cannot keep the known networks", failure))
+        saved.addErrback(lambda failure: log.failure("cannot store the known networks", failure))
         return gatherResults([maybeDeferred(lambda: stopped), saved])
 
 

@@ -205,7 +205,7 @@ def _namesOf(allowed: Sequence[str]) -> Kind:
         found = set()
         for name in names:
             if not isinstance(name, str) or name.upper() not in allowed:
-                raise ValueError(f"must be of {', '.join(allowed)}")
+                raise ValueError(f"must be one or more of {', '.join(allowed)}")
             found.add(name.upper())
         return frozenset(found)
 
@@ -390,8 +390,8 @@ SERVICE = (
     Setting(
         "log-format",
         _choice("text", "json", "journal"),
-        "Form of the log: text, json (one object in each line), or journal (fields for the journal "
-        "of systemd; default: text).",
+        "Form of the log: text (the default), json (one object in each line), or journal (fields "
+        "for the journal of systemd).",
         "text",
         "Text is for people and for fail2ban.",
     ),
@@ -408,9 +408,8 @@ SERVICE = (
     Setting(
         "client-name",
         _choice(*CLIENT_NAMES),
-        "Field of a client's certificate that contains the user's name: email (an email "
-        "address in subjectAltName) or cn (the common name of the subject; default: "
-        "email).",
+        "Field of a client's certificate that contains the user's name: email (the default; an "
+        "email address in subjectAltName) or cn (the common name of the subject).",
         "email",
         "The common name is often the name of a person, which need not be unique.",
     ),
@@ -424,7 +423,7 @@ SERVICE = (
     Setting(
         "ocsp-fetch",
         BOOLEAN,
-        "Ask the responder of each certificate for its status, and send the status to clients "
+        "Ask the OCSP responder for the status of each certificate, and send the status to clients "
         "(default: no).",
         False,
         "Many authorities no longer run OCSP responders.",
@@ -542,7 +541,7 @@ SERVICE = (
     Setting(
         "local-domain",
         DOMAINS,
-        "Domain of mail for users whose names have no domain; repeatable.",
+        "Domain whose mail goes to the users without a domain in their names; repeatable.",
         (),
         isRepeated=True,
     ),

@@ -59,7 +59,7 @@ def makeParser(command: str) -> Parser:
     parser.add_argument("user", metavar="USER", help="name or address of the user")
     if command == "import":
         parser.description = "Store the messages of files and directories in a user's mailbox."
-        parser.add_argument("--kind", choices=KINDS, help="kind of the paths (default: found out)")
+        parser.add_argument("--kind", choices=KINDS, help="kind of the paths (default: detected)")
         parser.add_argument(
             "--variant", choices=VARIANTS, default="mboxo", help="form of an mbox (default: mboxo)"
         )

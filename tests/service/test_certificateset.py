@@ -287,7 +287,7 @@ def test_directory(tmp_path: Path, said: list[str]) -> None:
     # The default is removed.
     said.clear()
     assert after(lambda: shutil.rmtree(tmp_path / "live" / "b"), "b.example") == "new.example"
-    assert "serving no more" in said[0] and "the default certificate is" in said[1]
+    assert "no longer serving" in said[0] and "the default certificate is" in said[1]
     # Nothing is left, and the last certificates are served all the same.
     assert after(lambda: shutil.rmtree(tmp_path / "live"), "c.example") == "c.example"
     assert "No such file or directory" in said[2]
