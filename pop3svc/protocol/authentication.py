@@ -1,5 +1,6 @@
 """
-Check who a client is.  The client sends a password, or a SASL mechanism authenticates it.
+Check the credentials of a client: a password, a digest, a bearer token, or the result of another
+SASL mechanism.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Password:
 @dataclass(frozen=True, slots=True)
 class Proven:
     """
-    The name of a user whom a SASL mechanism has authenticated.  The provider must provide
+    The name of a user whom APOP or a SASL mechanism has authenticated.  The provider must provide
     L{pop3svc.interfaces.IMailboxStore}, because the service calls its method C{openMailbox}.
 
     @ivar mailbox: the name of the mailbox; empty if the mailbox has the same name as the login.
@@ -95,8 +96,8 @@ def _verified(call: Any, mailbox: Any) -> Any:
     return adapted
 
 
-# The set keeps references to classes.  This is no leak, because there are few classes, and Python
-# never unloads a class.
+# The set keeps references to classes.  This is no leak, because providers have few classes of
+# mailboxes.
 _verifiedClasses: set[type] = set()
 
 
@@ -163,7 +164,8 @@ class Authentication:
         @return: a text that nobody can guess.  The same argument always gives the same text, so
             that a wrong password that is repeated counts as one guess.
         """
-        # Encode surrogates as well, because a token of an OAuth server may contain any of them.
+        # Encode surrogates as well, because a user name from an OAuth server may contain any
+        # surrogate.
         octets = text.encode("utf-8", "surrogatepass")
         return "-" + hmac.digest(self.secret, b"prepare\0" + octets, "sha256").hex()
 
@@ -174,9 +176,9 @@ class Authentication:
         @param refusal: the response code of the refusal, which may be empty; L{None} if the login
             succeeded.
         """
-        # Do not change this text, because contrib/fail2ban matches it.  Refusals with other codes
-        # are not logged here, because they are not wrong guesses.  The throttle itself logs the
-        # attempts that it refuses.
+        # Do not change the text below, because contrib/fail2ban matches it.  A refusal with another
+        # code has no text, because it is not a wrong guess.  The throttle itself logs the attempts
+        # that it refuses.
         isFailure = refusal == "AUTH" and self._wasChecked and not self._isRepeated
         text = "failed login from {clientIP}: {user}" if isFailure else None
         if text is None and not self._policy.verboseEvents:

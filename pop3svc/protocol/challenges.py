@@ -1,6 +1,5 @@
 """
-Make the digests of a challenge and a password for APOP (RFC 1939 section 7) and CRAM-MD5 (RFC
-2195).
+Make the challenges and the digests of APOP (RFC 1939 section 7) and CRAM-MD5 (RFC 2195).
 """
 
 from __future__ import annotations
@@ -19,8 +18,8 @@ _CRAM = re.compile(rb"(?P<name>[^\x00-\x1f\x7f]{1,255}) (?P<digest>[0-9a-f]{32})
 
 def makeChallenge() -> str:
     """
-    @return: a new message-id.  It contains no C{=}, because mpop refuses this character.  It does
-        not contain the name of this machine.
+    @return: a new challenge in the form of a message-id.  It contains no C{=}, because mpop refuses
+        this character.  It does not contain the name of this machine.
     """
     return f"<{secrets.token_hex(16)}@pop3svc>"
 

@@ -1,6 +1,6 @@
 """
-Find the octets that identify a TLS connection (RFC 5056).  Mechanisms with channel binding use
-them.
+Find the channel bindings of a TLS connection (RFC 5056): octets that identify the connection or the
+server.  SASL mechanisms with channel binding use them.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class ClientCertificates:
         """
         self._field = field
         self._now = now
-        # For the hash of each certificate: the time at which the first certificate of its chain
-        # expires.
+        # For the hash of each certificate: the time at which its chain expires.  A chain expires
+        # when any certificate of the chain expires.
         self._verified: OrderedDict[bytes, float] = OrderedDict()
 
     def watch(self, connection: Any) -> None:
@@ -51,7 +51,7 @@ class ClientCertificates:
 
         @param connection: an C{OpenSSL.SSL.Connection}.
         """
-        # Set an attribute, because Twisted uses the application data of the connection itself.
+        # Set an attribute, because Twisted itself uses the application data of the connection.
         connection.clientCertificate = _Peer(self)
 
     @staticmethod

@@ -55,7 +55,7 @@ class Closing:
 
     def fully(self, patience: float) -> None:
         """
-        Close both ends, because the client has not closed its own end in time.
+        Close both ends, and do not wait until the client closes its own end.
 
         @param patience: seconds until the connection is aborted.
         """
@@ -67,13 +67,14 @@ class Closing:
 
     def abort(self) -> None:
         """
-        Abort the connection, so that the client does not consider an incomplete reply complete.
+        Abort the connection, and discard data that was not sent yet.  The client gets an error, and
+        therefore does not consider an incomplete reply complete.
         """
         self._transport.abortConnection()
 
     def stopTimer(self) -> None:
         """
-        Stop the timer, because the connection has ended.
+        Stop the timer of L{fully}, if it is running.
         """
         timer, self._givingUp = self._givingUp, None
         if timer is not None and timer.active():

@@ -61,7 +61,7 @@ class POP3Connection(LineReceiver):
     """
     The server's end of one POP3 connection.  It uses the attribute C{paused} of L{LineReceiver},
     and the methods that pause and resume.  It splits the input into lines itself.  The class is
-    long because Twisted calls all of these methods on one object.
+    long because Twisted reports all events of a connection to one object.
 
     @ivar session: the state of the client.
     """
@@ -218,7 +218,7 @@ class POP3Connection(LineReceiver):
         return certificateNames(self.transport) if self.session.info.isSecure else ()
 
     def _useLanguage(self, language: Language | None) -> None:
-        # Use the attribute, because a tap may have replaced the sender.
+        # Look up the sender now, because a tap may have replaced it.
         self._sender.useLanguage(language)
 
     def handshakeCompleted(self) -> None:
@@ -296,8 +296,8 @@ class POP3Connection(LineReceiver):
                     if self._running is not None or self._reason:
                         break
                 if turns.isOver():
-                    # Other connections are waiting.  Answer the remaining lines in the next time
-                    # slice.
+                    # Let the reactor serve other connections.  Answer the remaining lines in the
+                    # next time slice.
                     self.pauseProducing()
                     turns.callNext(self._nextTurn)
                     break
@@ -317,7 +317,7 @@ class POP3Connection(LineReceiver):
         if self._readEnded and not lines:
             self._close("closed by the client")
         elif isNew or self._limit is None:
-            # Restart the time limit after a whole line only.
+            # Do not restart a running time limit for a part of a line.
             self._awaitLine(now)
 
     def lineReceived(self, line: bytes) -> None:
@@ -367,7 +367,7 @@ class POP3Connection(LineReceiver):
             self._sender.flushNow()
             self._running = running
             if not self._isUnauthenticated:
-                # A time limit must not run while a command is running.
+                # No time limit runs while a command is running, except the limit for the login.
                 self._setLimit(None)
             running.addCallbacks(lambda _: None, self._failed).addCallback(self._goOn)
 
@@ -406,7 +406,7 @@ class POP3Connection(LineReceiver):
 
     def _count(self, body: object) -> None:
         """
-        Count a body after the whole body was sent.
+        Count a message after the whole message was sent.  Do not count other bodies.
         """
         if isinstance(body, MessageBody):
             record = self.session.record
@@ -464,7 +464,7 @@ class POP3Connection(LineReceiver):
         if failure.check(Stalled):
             self._abort("stopped reading")
         elif self._reason or failure.check(ConnectionLost):
-            # The client has disconnected.
+            # The connection is closing, or the client has disconnected.
             self._abort("lost")
         else:
             # Do not log a POP3ResponseError, because a provider raises it for a failure that it has
@@ -528,7 +528,7 @@ class POP3Connection(LineReceiver):
 
     def quietSince(self) -> float:
         """
-        @return: the time at which the last line of the client came, in seconds of the clock.
+        @return: the time at which the wait for the next line began, in seconds of the clock.
         """
         return self._quietSince
 
@@ -599,8 +599,8 @@ class POP3Connection(LineReceiver):
 
     def end(self, reason: str) -> None:
         """
-        End the session now, and delete no message.  If no command is running, close the connection
-        in order.  Otherwise abort it.
+        End the session now, and do not delete the marked messages.  If no command is running, close
+        the connection in order.  Otherwise abort it.
 
         @param reason: the reason in the log.
         """
@@ -612,8 +612,8 @@ class POP3Connection(LineReceiver):
 
     def _tryRelease(self, isMarked: bool) -> bool:
         """
-        Another session of the user wants the mailbox.  End this session if it has been idle for
-        long enough, and delete no message.
+        End this session if it has been idle for long enough, because another session of the user
+        wants the mailbox.  Do not delete the marked messages.
 
         @param isMarked: whether at least one message is marked for deletion.
         @return: whether the session ends.
@@ -623,7 +623,7 @@ class POP3Connection(LineReceiver):
         policy = self._policy
         enough = policy.takeoverMarked if isMarked else policy.takeoverIdle
         if self._running is not None:
-            # Abort if a reply is being sent, because a client that reads nothing for a long time
+            # Abort only if the client has read nothing of a reply for long enough.  Such a client
             # has probably gone.
             if self._sender.stalledFor() < enough:
                 return False
@@ -703,14 +703,14 @@ class POP3Connection(LineReceiver):
 
     def closeFully(self) -> None:
         """
-        Close both ends, because the client has not closed its own end in time.
+        Close both ends, and do not wait until the client closes its own end.
         """
         self._stopTimers()
         self._closingNow().fully(self._policy.stallTimeout)
 
     def _abort(self, reason: str) -> None:
         """
-        Abort the connection, because the client must not consider an incomplete reply complete.
+        Abort the connection; see L{Closing.abort}.
 
         @param reason: the reason in the log.
         """
@@ -736,7 +736,7 @@ class POP3Connection(LineReceiver):
         End the session, because the connection is lost.
         """
         if not hasattr(self, "_policy"):
-            # There is no session, because connectionMade() has made none.
+            # connectionMade() has failed, so there is no session.
             self._ended(self)
             return
         if not self._reason:
@@ -766,7 +766,7 @@ class POP3Connection(LineReceiver):
 
     def _tell(self, reason: str) -> None:
         """
-        Write the line of the log for the end of the connection or of a login.  Then restart the
+        Write the line of the log for a logout or for the end of the connection.  Then restart the
         counters.
         """
         session = self.session

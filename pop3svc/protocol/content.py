@@ -1,6 +1,6 @@
 """
-Make a closable body of the content that a provider returns.  Find the size of a message by reading
-it.
+Make the body of a reply from the content that a provider returns.  Count the octets of a message by
+reading the message.
 """
 
 from __future__ import annotations
@@ -185,8 +185,7 @@ class MessageBody:
 
     def expects(self, size: int | None, differs: Callable[[int, int], object]) -> None:
         """
-        Compare the size of the message with the number of octets that were sent, when all of it was
-        sent.
+        After the whole message was sent, compare its size with the number of octets that were sent.
 
         @param size: the size in octets that LIST shows; L{None} if it is not known.
         @param differs: called with this size and the number of octets that were sent, if they

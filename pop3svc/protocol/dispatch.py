@@ -93,8 +93,9 @@ Table = Mapping[str, Command]
 
 def verbOf(session: Session, line: bytes, table: Table) -> str:
     """
-    @return: the verb of a line.  If the verb is not in the table, the result is a fixed word,
-        because log events must not contain text from a client.
+    @return: the verb of a line; inside an exchange, the verb of the command to which the exchange
+        belongs.  If the verb is not in the table, the result is a fixed word, because log events
+        must not contain text from a client.
     """
     if session.exchange is not None:
         return f"({session.exchange.command.verb})"
@@ -119,7 +120,7 @@ def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[An
 
     @param line: the octets of the line without its line end.
     @return: the reply; if the command has to wait, a coroutine that returns the reply.  An error
-        becomes a reply, unless it is a cancellation.
+        becomes a reply, unless it is the cancellation of a session that has ended.
     """
     exchange = session.exchange
     body: Callable[..., Any]
@@ -177,7 +178,9 @@ async def _answeredLater(session: Session, command: Command, answer: Awaitable[R
 
 def _answered(session: Session, command: Command, reply: Reply) -> Reply:
     """
-    Change the state of the session as the command declares, after its reply.
+    Change the state of the session as the command declares for this reply.  Count a bad command.
+
+    @return: the reply to send.
     """
     if reply.isChallenge:
         return reply
@@ -193,7 +196,9 @@ def _answered(session: Session, command: Command, reply: Reply) -> Reply:
 
 def _counted(session: Session, reply: Reply) -> Reply:
     """
-    Close after too many bad commands in a row.
+    Count the bad commands in a row.
+
+    @return: the reply; after too many bad commands, another reply that closes the connection.
     """
     if not reply.isBadCommand:
         session.badCommands = 0

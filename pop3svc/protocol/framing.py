@@ -9,7 +9,7 @@ __all__ = ["LineBuffer"]
 
 class LineBuffer:
     """
-    Cuts input into lines, and keeps the lines until they are answered.  A line ends with CRLF or
+    Cuts input into lines, and keeps each line until L{next} returns it.  A line ends with CRLF or
     with a bare LF, because some clients send a bare LF.
 
     @ivar lines: the complete lines in reverse order.  The attribute is always the same list.

@@ -30,8 +30,8 @@ __all__ = [
     "words",
 ]
 
-# The most digits of a number.  RFC 1939 sets no limit.  Ten digits are enough for any mailbox, and
-# they limit the time that int() takes.
+# A number has at most ten digits.  RFC 1939 sets no limit.  Ten digits are enough for any mailbox,
+# and the limit bounds the time that int() takes.
 _NUMBER = re.compile(rb"[0-9]{1,10}")
 _DIGEST = re.compile(rb"[0-9a-f]{32}")
 
@@ -47,7 +47,7 @@ class MessageNumber(NamedTuple):
 class UniqueID(NamedTuple):
     """
     The reference of a client to a message by C{UID:} and a unique-id.  The form of the unique-id
-    was not checked yet.
+    has not been checked yet.
     """
 
     text: str

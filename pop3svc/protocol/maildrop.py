@@ -26,8 +26,8 @@ class MessageRef(NamedTuple):
 
 class Maildrop:
     """
-    The messages of one session.  They were listed at the beginning of the session.  The numbers
-    never change.
+    The messages of one session in one listing.  The session makes a new object for each listing: at
+    the login, at CORE and at WAKE.  The numbers of one object never change.
 
     @ivar listed: all unique-ids, in order.
     """
@@ -177,7 +177,7 @@ class Maildrop:
 
     def setSizes(self, found: Sequence[MessageRef], sizes: list[int | None]) -> None:
         """
-        Store sizes of messages.  A stored size stays the same during the session.
+        Store sizes of messages whose sizes are not known yet.
 
         @param found: the messages; empty for all listed messages.
         @param sizes: the size of each message in octets; L{None} if it is not available.  The

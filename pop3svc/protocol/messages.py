@@ -25,8 +25,8 @@ from pop3svc.timing import TimeSlice
 
 __all__ = ["Messages", "SurrogateBody"]
 
-# A mailbox with at least this number of messages counts as large.  Each loop over the messages of a
-# large mailbox runs in a separate time slice.
+# If a mailbox returns more sizes than this number, the check of the sizes runs in a separate time
+# slice.
 _MANY = 100_000
 
 # The sizes of messages in octets; None for a size that is not available.
@@ -37,8 +37,8 @@ def _listOf(call: Any, values: Iterable[Any]) -> Callable[[], list[Any]]:
     """
     @param call: the method of the mailbox that has returned the values.
     @param values: the values.  They may come from a generator, which runs code of the mailbox.
-    @return: a function that makes a list of the values.  The function gets the name of the method,
-        because the name appears in messages about errors.
+    @return: a function that makes a list of the values.  The function has the name of the method,
+        because the name appears in the warning about a call that blocks the reactor.
     """
 
     def make() -> list[Any]:
@@ -307,8 +307,7 @@ class Messages:
                 return sizes[0]
         call, octets = self._mailbox.messageSize, None
         if sizes is not None or not self._converts:
-            # Ask the mailbox, because messageSize raises an error with the reason if the message
-            # has no size.
+            # If surrogateSizes has returned no size, messageSize raises an error with the reason.
             try:
                 octets = await settled(self._calls.ask(call, self._info, uniqueID))
             except NotImplementedError:
@@ -369,7 +368,7 @@ class Messages:
             if not unknown:
                 return None
             uniqueIDs = [each.uniqueID for each in unknown]
-        # Do not store an unknown size, so that the next STAT or LIST asks again.
+        # A size that was not found stays unknown, so that the next STAT or LIST asks again.
         return then(self.sizes(uniqueIDs), lambda sizes: maildrop.setSizes(unknown, sizes))
 
     async def refuseUTF8(self, uniqueID: str) -> None:
@@ -382,8 +381,8 @@ class Messages:
         needs = None
         mailbox = self._mailbox
         if _hasSurrogates(mailbox):
-            # Ask the mailbox again, because it may know the answer after it has counted the octets
-            # of the message.
+            # Ask for the size first.  While the mailbox finds the size, it may learn the answer
+            # that needsUTF8 returns.
             await settled(self._manySizes(mailbox.surrogateSizes, [uniqueID]))
             needs = mailbox.needsUTF8(self._info, uniqueID)
         if needs is None:

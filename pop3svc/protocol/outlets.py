@@ -71,7 +71,8 @@ class Outlet:
 
     @ivar isFull: whether the transport still has octets to write.
     @ivar isTLS: whether the transport encrypts the octets.
-    @ivar unasked: the number of octets that were written since the last L{flush}.
+    @ivar unasked: the number of octets that were written since the last L{flush}.  A
+        L{SocketOutlet} counts only octets that it has written while the transport was full.
     """
 
     # Use slots, because they take less memory than a dictionary, and a service has many idle
@@ -115,8 +116,8 @@ class Outlet:
         self._timer: IDelayedCall | None = None
         self._isRegistered = False
         # These values are used while the transport is full.  They are the time at which the client
-        # last read anything, and the number of octets in the send buffer of the kernel at that
-        # time.
+        # last read anything, and the number of octets in the send buffer of the kernel at the last
+        # check.
         self._progress = 0.0
         self._queuedThen: int | None = None
 
@@ -153,7 +154,7 @@ class Outlet:
     def sendable(self, region: object) -> FileRegion | None:
         """
         @param region: see L{pop3svc.protocol.replies.Body.region}.
-        @return: the region, if its octets have to be sent by L{send}; otherwise L{None}.
+        @return: the region if L{send} should send its octets; otherwise L{None}.
         """
         return None
 
@@ -271,7 +272,7 @@ class Outlet:
 class ProducerOutlet(Outlet):
     """
     Writes to any transport.  It is the push producer of the transport while octets are flushed.  It
-    is used for TLS after STLS, and for transports in memory.
+    is used for the TLS of Twisted, and for transports in memory.
     """
 
     __slots__ = ()
@@ -291,8 +292,8 @@ class SocketOutlet(Outlet):
     """
     Writes directly to the socket, and does not wait for the next iteration of the reactor.  Octets
     that the socket does not accept go to the transport.  Until the transport has written these
-    octets, the outlet is its pull producer.  Without TLS, octets of files go directly from the page
-    cache to the socket.
+    octets, the outlet is its pull producer.  Without TLS, the octets of a large file go directly
+    from the page cache to the socket.
     """
 
     __slots__ = ()
@@ -328,7 +329,7 @@ class SocketOutlet(Outlet):
 
     def _fill(self) -> None:
         """
-        Wait until the transport has written everything.
+        Register as a pull producer, so that the transport tells when it has written everything.
         """
         self._register(False)
         # Set this attribute after the registration, because the transport calls resumeProducing as

@@ -74,8 +74,7 @@ class ProviderCalls:
         @return: the value of the method, or a Deferred of this value.
         @raise POP3ResponseError: C{SYS/TEMP}: the call has not returned a value within the time
             limit.
-        @raise CancelledError: the session has ended.  The method has returned a value although it
-            was cancelled.
+        @raise CancelledError: the session has ended, so that nobody needs the value.
         """
         answer = self.start(call, *arguments)
         if hasattr(answer, "__await__"):

@@ -1,5 +1,6 @@
 """
-Count the work of a session between login and logout, and write the counts to the log.
+Count the work of a session until its user logs out or the connection ends, and write the counts to
+the log.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ log = Logger(namespace="pop3svc")
 
 class SessionRecord:
     """
-    The counts of one session.  The line of the log at the end of the session contains them.
+    The counts of one session.  The log event at a logout or at the end of the connection contains
+    them.
 
     @ivar began: the time at which the connection was made or the last user logged out, in seconds
         of the clock.
     @ivar user: the name of the user, for the log; L{None} if nobody has logged in.
-    @ivar loginMethod: the command that has logged in, and the mechanism of AUTH.
+    @ivar loginMethod: the command that has logged the user in, and the mechanism of AUTH.
     @ivar messagesSent: the number of messages that were sent completely.
-    @ivar messageOctets: the size of these messages in octets, as LIST shows it.
+    @ivar messageOctets: the total size of these messages in octets, without dot-stuffing.
     @ivar octetsSent: the number of octets of all replies.
     """
 

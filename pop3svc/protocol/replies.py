@@ -33,8 +33,8 @@ class Body(Protocol):
 
     @ivar form: the form of the octets.  It tells the encoder what has to be changed.
     @ivar region: the part of a file that C{next} has not read yet (L{pop3svc.files.FileRegion});
-        L{None} if the octets are not in a file.  No part of the service except the outlets reads
-        this attribute.
+        L{None} if the octets are not in a file.  The sender passes the region to the outlet, and
+        nothing but the outlet uses it.
     """
 
     form: WireForm

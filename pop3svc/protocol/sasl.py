@@ -67,7 +67,7 @@ class Mechanism:
     """
     A SASL mechanism (RFC 4422).
 
-    @ivar name: the registered name of the mechanism.
+    @ivar name: the name of the mechanism in AUTH and CAPA.
     @ivar needs: the interface that the provider must provide.
     @ivar cleartext: whether the client sends the password or a token in clear text.
     @ivar bindsChannel: whether the exchange is bound to the TLS connection (channel binding).
@@ -249,8 +249,8 @@ def _declareScram(name: str) -> None:
         return _scram(session, initial, ALGORITHMS[name], bindsChannel)
 
 
-# Declare the strongest mechanism first, because some clients use the first mechanism of the list
-# that they support.
+# Declare the strongest of these mechanisms first, because some clients use the first mechanism of
+# the list that they support.
 _declareScram("SCRAM-SHA-256-PLUS")
 _declareScram("SCRAM-SHA-256")
 _declareScram("SCRAM-SHA-1")

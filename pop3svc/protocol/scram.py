@@ -125,8 +125,8 @@ class ClientFirst:
 def seedOf(secret: bytes, name: str, algorithm: str) -> bytes:
     """
     @param secret: the secret of the service.
-    @return: 64 octets that nobody outside the service knows.  The same name always gives the same
-        octets.
+    @return: 64 octets that nobody outside the service knows.  The same arguments always give the
+        same octets.
     """
     octets = name.encode("utf-8", "surrogateescape")
     return hmac.digest(secret, algorithm.encode() + b"\0" + octets, "sha512")
@@ -143,8 +143,8 @@ def makeUp(seed: bytes, algorithm: str, like: ScramKeys | None) -> ScramKeys:
     """
     size = hashlib.new(algorithm).digest_size
     length, rounds = (_SALT, _ROUNDS) if like is None else (len(like.salt), like.rounds)
-    # Include the form of the keys.  If it changes, the salt changes as well, as the salt of a real
-    # user would do.
+    # Include the length and the rounds.  If they change, the salt changes as well, as the salt of a
+    # real user would do.
     salt = hashlib.shake_256(b"salt,%d,%d," % (length, rounds) + seed).digest(length)
     keys = hashlib.shake_256(b"keys," + seed).digest(2 * size)
     return ScramKeys(salt, rounds, keys[:size], keys[size:])

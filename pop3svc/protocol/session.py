@@ -71,8 +71,8 @@ def _admitAll(name: str, isLogin: bool) -> Callable[[bool], object]:
 
 def noBinding(name: str) -> bytes | None:
     """
-    Return L{None}.  This function is the value of L{Session.channelBinding} if the connection does
-    not use TLS.
+    Return L{None}.  This function is the value of L{Session.channelBinding} if the session has no
+    connection.
 
     @return: L{None}, because there is no channel binding.
     """
@@ -81,8 +81,8 @@ def noBinding(name: str) -> bytes | None:
 
 def noNames() -> tuple[str, ...]:
     """
-    Return no names.  This function is the value of L{Session.certificateNames} if the connection
-    does not use TLS.
+    Return no names.  This function is the value of L{Session.certificateNames} if the session has
+    no connection.
 
     @return: no names.
     """
@@ -98,7 +98,8 @@ def keepLanguage(language: Language | None) -> None:
 
 def refuseRelease(isMarked: bool) -> bool:
     """
-    Refuse to end the session.  This function is the default value of L{Session.tryRelease}.
+    Refuse to end the session.  This function is the value of L{Session.tryRelease} if the session
+    has no connection.
 
     @param isMarked: whether at least one message is marked for deletion.
     @return: False.
@@ -159,7 +160,7 @@ class Session:
         session ends now.  The connection sets this attribute.
     @ivar channelBinding: takes the type of a channel binding and returns its octets; L{None} if the
         connection has no channel binding of this type.  The connection sets this attribute.
-    @ivar timestamp: the challenge of APOP in the greeting; empty if APOP is switched off.
+    @ivar timestamp: the challenge of APOP in the greeting; empty if APOP is not available.
     @ivar certificateNames: returns the names of users in the verified certificate of the client.
         The connection sets this attribute.
     @ivar isUTF8: whether the client can read UTF-8 in header fields, because it has sent UTF8
@@ -194,11 +195,12 @@ class Session:
             L{pop3svc.protocol.sasl.Mechanism}.
         @param provider: an L{IPOP3MailboxProvider}.
         @param throttle: an L{ILoginThrottle}; L{None} if logins are not throttled.
-        @param acquireSlot: called before a login and before WAKE.  It takes the name of the user,
-            and whether this is a login.  It raises L{POP3ResponseError} if there are too many
-            sessions, or if the user logs in again too soon.  Otherwise it returns a function.  The
-            session calls this function once, when the session falls asleep or ends.  The argument
-            of the function says whether the login succeeded.
+        @param acquireSlot: called at each login, after the credentials were accepted, and at each
+            WAKE.  It takes the name of the user, and whether this is a login.  It raises
+            L{POP3ResponseError} if there are too many sessions, or if the user logs in again too
+            soon.  Otherwise it returns a function.  The session calls this function once, when the
+            session is no longer awake, or when the login or WAKE has failed.  The argument of the
+            function says whether the login succeeded.
         @param makeRecord: L{SessionRecord}, or a subclass that also adds to the counts of the whole
             service.
         @param makeCalls: L{ProviderCalls}, or a subclass that also measures the time of calls.
@@ -235,8 +237,8 @@ class Session:
     @property
     def greeting(self) -> str:
         """
-        The text of the greeting (RFC 1939 section 4).  If APOP is switched on, the text contains
-        the timestamp.
+        The text of the greeting (RFC 1939 section 4).  If APOP is available, the text contains the
+        timestamp.
         """
         text = f"{self.provider.name} ready."
         return f"{text} {self.timestamp}" if self.timestamp else text
@@ -274,7 +276,8 @@ class Session:
 
     async def logIn(self, credentials: Password | Proven, method: str = "") -> None:
         """
-        Check credentials and open the mailbox.  Every command that logs in calls this method.
+        Check credentials and open the mailbox.  Every command that logs a user in calls this
+        method.
 
         @param method: the command, and the mechanism of AUTH; both are for the log.
         @raise POP3ResponseError: the login is refused, or the mailbox is not available.
@@ -304,7 +307,7 @@ class Session:
                 await begun
             self._isIn = True
         except CancelledError:
-            # The client has disconnected, and end() releases everything.
+            # The session is over, and end() releases everything.
             raise
         except Exception as error:
             if isinstance(error, POP3ResponseError):
@@ -345,7 +348,7 @@ class Session:
     @property
     def active(self) -> Transaction:
         """
-        The transaction.  This attribute is for commands that are valid during a transaction only.
+        The transaction.  This attribute is only for commands that need a user who has logged in.
         """
         assert self.transaction is not None, "this command needs another state"
         return self.transaction
@@ -356,7 +359,7 @@ class Session:
         (docs/extensions, SLEE).
 
         @return: the number of deleted messages.
-        @raise POP3ResponseError: nothing has changed.
+        @raise POP3ResponseError: see L{Transaction.commit}.
         """
         return then(self.active.sleep(), self._asleep)
 
@@ -405,7 +408,7 @@ class Session:
         mailbox even if the deletion has failed.
 
         @return: the number of deleted messages.
-        @raise POP3ResponseError: nothing was deleted.
+        @raise POP3ResponseError: see L{Transaction.commit}.
         """
         if self.state is not State.TRANSACTION:
             return 0
@@ -428,7 +431,7 @@ class Session:
         Delete the marked messages, release the mailbox, and forget the user
         (docs/extensions, QAUT).
 
-        @raise POP3ResponseError: nothing has changed.
+        @raise POP3ResponseError: see L{Transaction.commit}.
         """
         return then(self.active.commit(), lambda _: self._leave())
 

@@ -44,8 +44,7 @@ class Heard(NamedTuple):
 
     @ivar side: C{C} if the client has sent the line, C{S} if the server has sent it, and C{-} for a
         remark.
-    @ivar text: the line without secrets.  The name of a user who has not logged in is removed as
-        well.
+    @ivar text: the line without secrets and without the name of a user.
     @ivar name: the name of a user that the client has sent; L{None} if the line contains no name.
     @ivar named: the line with this name; equal to C{text} if there is no name.
     """
@@ -106,7 +105,7 @@ class _TappedSender(ReplySender):
 
     def plain(self) -> ReplySender:
         """
-        @return: a sender without a tap that replaces this sender.
+        @return: a sender without a tap, which can take the place of this sender.
         """
         made = ReplySender.__new__(ReplySender)
         for name in ReplySender.__slots__:
@@ -122,8 +121,8 @@ class _TappedSender(ReplySender):
 
     def gatherShort(self, reply: Reply) -> bool:
         """
-        See L{ReplySender.gatherShort}.  Gather nothing, because only L{ReplySender.send} passes
-        replies to the tap.
+        See L{ReplySender.gatherShort}.  Gather nothing, so that L{_send} sends the reply and tells
+        the tap the number of octets.
         """
         return False
 
@@ -203,7 +202,7 @@ class Tap:
 
     def said(self, side: str, text: str) -> None:
         """
-        Tell the listener of a line; see L{Heard}.
+        Pass a line to the listener; see L{Heard}.
         """
         self._tell(Heard(side, text, None, text))
 
@@ -216,7 +215,7 @@ class Tap:
                 heard._replace(text=heard.text[:_LONGEST], named=heard.named[:_LONGEST]),
             )
         except Exception:
-            # Ignore the error, because the session has to go on.
+            # Log the error and do not raise it, because the session has to go on.
             log.failure("a trace failed")
 
     def _connectionMade(self) -> None:

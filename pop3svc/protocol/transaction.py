@@ -291,7 +291,8 @@ class Transaction:
     async def _delete(self, uniqueIDs: list[str]) -> None:
         """
         Delete either all given messages or none.  A deletion that has begun goes on even if the
-        client disconnects.  L{end} waits until the deletion has ended.
+        client disconnects.  L{pop3svc.protocol.session.Session.end} waits until the deletion has
+        ended.
         """
         mailbox = self.mailbox
 
@@ -320,7 +321,8 @@ class Transaction:
         Delete either all marked messages or none.
 
         @return: the number of deleted messages.
-        @raise POP3ResponseError: nothing was deleted.
+        @raise POP3ResponseError: nothing was deleted, or the deletion takes so long that its
+            outcome is not known yet.
         """
         maildrop = self._drop()
         return startNow(self._commit(maildrop)) if maildrop.hasMarks else 0
@@ -335,7 +337,7 @@ class Transaction:
         """
         Delete one message now and not at QUIT (docs/extensions, DELI).
 
-        @raise POP3ResponseError: the message does not exist any more, or was not deleted.
+        @raise POP3ResponseError: the message does not exist any more; or see L{commit}.
         """
         maildrop = self._drop()
         # Open the message first.  DELI has to refuse a message that does not exist any more, and
@@ -352,8 +354,8 @@ class Transaction:
         (docs/extensions, CORE).
 
         @return: whether the new listing contains a unique-id that the old listing did not contain.
-        @raise POP3ResponseError: nothing has changed.  If C{critical} is true, the messages were
-            deleted, but the mailbox cannot be listed.
+        @raise POP3ResponseError: see L{commit}; or the messages were deleted, but the mailbox
+            cannot be listed.
         """
         await settled(self.commit())
         known = self._drop().listed.hashes()
@@ -373,7 +375,7 @@ class Transaction:
         (docs/extensions, SLEE).
 
         @return: the number of deleted messages.
-        @raise POP3ResponseError: nothing has changed.
+        @raise POP3ResponseError: see L{commit}.
         """
         return then(self.commit(), self._fallAsleep)
 
