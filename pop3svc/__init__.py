@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["POP3Factory", "POP3ResponseError", "Policy", "PortalProvider", "__version__"]
 
-# setup.cfg reads the version from this line.  It does not import the package.
+# setuptools reads the version from this line without importing the package (see setup.cfg).
 __version__ = "0.2.0"
 
 __getattr__ = onDemand(

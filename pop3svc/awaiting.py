@@ -52,7 +52,7 @@ def isAwaitable(answer: object) -> TypeGuard[Awaitable[Any]]:
         value.
     """
     # inspect.isawaitable and isinstance(answer, Deferred) take more time, because Awaitable and
-    # Deferred are abstract classes.
+    # Deferred have the metaclass ABCMeta.
     return hasattr(answer, "__await__")
 
 
@@ -176,7 +176,7 @@ async def callWithTimeout(
     Call a function that returns a value, a Deferred or a coroutine, and wait for the
     result.
 
-    If the caller cancels the Deferred, this function cancels the pending result.
+    If the wait is cancelled, this function cancels the pending result.
 
     @param timeout: seconds until L{CallTimeout} is raised and a pending result is
         cancelled.

@@ -15,8 +15,8 @@ V = TypeVar("V")
 
 class BoundedDict(OrderedDict[K, V]):
     """
-    A dictionary that removes its oldest entry if it has too many entries.  L{put} and
-    C{move_to_end} make an entry the newest entry.
+    A dictionary with a limited number of entries.  If there are too many, L{put} removes the oldest
+    entry.  L{put} and C{move_to_end} make an entry the newest entry.
     """
 
     def __init__(self, bound: int) -> None:

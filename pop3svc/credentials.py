@@ -18,7 +18,7 @@ __all__ = ["IBearerToken", "IPasswordAttempt", "PasswordAttempt", "asAttempt"]
 class IBearerToken(ICredentials):
     """
     A bearer token.  A checker for tokens provides L{pop3svc.interfaces.IBearerAccounts}.  The
-    service calls the method of this interface, and not C{requestAvatarId}.
+    service calls C{userOfToken} of the checker, and not C{requestAvatarId}.
     """
 
 

@@ -39,8 +39,8 @@ T = TypeVar("T")
 
 class DatabaseUnavailable(Exception):
     """
-    The database cannot work now.  No change of the transaction is committed.  The text of the
-    exception is one sentence for the operator.
+    The database cannot work now.  No change of the transaction is committed, unless the exception
+    is an L{OutcomeUnknown}.  The text of the exception is one sentence for the operator.
     """
 
 
@@ -80,8 +80,8 @@ class Transaction:
 
     def executeBinary(self, statement: str, **values: Any) -> Any:
         """
-        Execute a query of large binary values; see L{execute}.  In PostgreSQL's text format such
-        values take twice as long.
+        Execute a query for large binary values; see L{execute}.  In PostgreSQL's text format such a
+        query takes twice as long.
         """
         return self._link.execute(statement, values, True)
 
@@ -364,8 +364,8 @@ class Database:
     ) -> Deferred[T]:
         """
         Run C{work} in a transaction in a thread, and commit the transaction.  C{work} runs again
-        from its beginning if the transaction conflicts with another transaction.  It also runs
-        again if the connection is lost before COMMIT.  C{work} must therefore have no effects
+        from its beginning if the transaction conflicts with another transaction.  It may also
+        run again if the connection is lost before COMMIT.  C{work} must therefore have no effects
         outside the transaction.
 
         @param work: gets a L{Transaction} and C{arguments}.
@@ -620,7 +620,7 @@ class Database:
             self._end()
 
     def _end(self) -> None:
-        # The result of the last transaction may have closed the database.
+        # The caller may have called close() when it got the result of the last transaction.
         if self._isEnding:
             return
         self._isEnding = True

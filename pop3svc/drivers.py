@@ -75,12 +75,13 @@ def placeholders(statement: str) -> str:
 
 # SQLSTATEs of PostgreSQL: serialization failure, deadlock, no lock in time.
 _RETRYABLE = ("40001", "40P01", "55P03")
-# Classes of SQLSTATEs: wrong data, a violated constraint, a serialization failure, a wrong state, a
-# lock.  If COMMIT fails with an error of one of these classes, nothing is committed.  The SQLSTATE
-# 40003, "completion unknown", is an exception.
+# Classes of SQLSTATEs: wrong data, a violated constraint, a wrong state of the transaction, a
+# rollback, a wrong state of an object, an error of a function.  If COMMIT fails with an error of
+# one of these classes, nothing is committed.  The SQLSTATE 40003, "completion unknown", is an
+# exception.
 _REFUSED_COMMIT = ("22", "23", "25", "40", "55", "P0")
 # Classes of SQLSTATEs that say that the server cannot work now.  The reasons are the connection,
-# resources, an operator, the system, a timeout.
+# resources, an operator or a timeout, and the system.
 _UNAVAILABLE = ("08", "53", "57", "58")
 _IDLE_TIMEOUT, _READ_ONLY = "25P03", "25006"
 # Texts of errors after which a later attempt would fail as well.
@@ -148,8 +149,8 @@ def isUnavailable(error: BaseException) -> bool:
         return False
     state = _stateOf(error)
     if state is None:
-        # An error without a SQLSTATE is no answer of the server, and means that the connection is
-        # lost.
+        # An error without a SQLSTATE is no answer of the server, and means that there is no
+        # connection.
         return "OperationalError" in [each.__name__ for each in type(error).__mro__]
     return state[:2] in _UNAVAILABLE or state in (*_RETRYABLE, _IDLE_TIMEOUT, _READ_ONLY)
 
@@ -413,7 +414,7 @@ class SQLite(Driver):
 
 # Default settings of a connection.  The time to connect is limited by connect_timeout (seconds).
 # The time until a broken network is noticed is limited by tcp_user_timeout (milliseconds) and by
-# the other settings (seconds).
+# the keepalives (seconds, and a number of probes).
 _CLIENT = {
     "application_name": "pop3svc",
     "connect_timeout": 3,
@@ -422,8 +423,8 @@ _CLIENT = {
     "keepalives_interval": 1,
     "keepalives_count": 3,
 }
-# The server gets the same limits, so that it frees the locks of a transaction if the network is
-# broken.
+# Settings of the connection on the server.  The server gets the same limits for the network, so
+# that it frees the locks of a transaction if the network is broken.
 _SERVER = {
     "tcp_user_timeout": "5000",
     "tcp_keepalives_idle": "2",
@@ -490,7 +491,7 @@ class _PostgreSQLLink(Link):
     def commit(self) -> bool:
         self._warnings.clear()
         self._connection.commit()
-        # The SQLSTATE 01000 means "canceling wait for synchronous replication".
+        # After COMMIT the SQLSTATE 01000 means "canceling wait for synchronous replication".
         return "01000" not in self._warnings
 
     def rollback(self) -> None:

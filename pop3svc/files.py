@@ -1,6 +1,7 @@
 """
-Read local files.  The functions do not follow links that other users may have made, and they do not
-block the reactor's thread while a disk reads.
+Read and write local files.  The functions for mail do not follow links, because other users may
+have made them.  L{FileBlocks} and L{FileRegion} do not block the reactor's thread while a disk
+reads.
 """
 
 from __future__ import annotations
@@ -265,8 +266,8 @@ def listReplaceable(path: str, most: int) -> list[str]:
 
 def stampOf(path: str) -> FileStamp | None:
     """
-    @return: a value that changes whenever a file is changed or replaced; L{None} if the file does
-        not exist or its status cannot be read.
+    @return: the result of L{stampFrom} for a file; L{None} if the file does not exist or its status
+        cannot be read.
     """
     try:
         status = os.stat(path)
@@ -281,7 +282,8 @@ def stampOf(path: str) -> FileStamp | None:
 
 def stampFrom(status: os.stat_result) -> FileStamp:
     """
-    @return: a value that changes whenever the file is changed or replaced.
+    @return: a value that changes when the file is changed or replaced; but see
+        L{areStampsTrustworthy}.
     """
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 

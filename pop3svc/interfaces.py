@@ -11,7 +11,7 @@ Every method of these interfaces obeys these rules, unless its docstring says ot
   - The service never calls two methods of one mailbox object at the same time.  A call that the
     service has cancelled counts as finished.
   - If the client disconnects, the service cancels a pending Deferred, except a Deferred of
-    C{messageDelete}.
+    C{messageDelete}, C{onSleep}, C{unlock} or C{logout}.
   - Names and unique-ids are L{str}; messages are L{bytes}.
 """
 
@@ -72,7 +72,7 @@ T = TypeVar("T")
 Eventual: TypeAlias = T | Awaitable[T]
 
 # The types of values that messageContent may return. It may also return an object that can be
-# adapted to one of the interfaces.
+# adapted to IChunkedContent.
 MessageContent: TypeAlias = (
     "IMessageContent | IChunkedContent | IFileContent | bytes | IO[bytes] | Iterable[bytes]"
 )
@@ -125,9 +125,9 @@ class IPOP3Mailbox(Interface):
 
         @return: iterable of the unique-ids, str, in the order of message numbers.  A unique-id has
             1 to 70 characters from "!" to "~", but must not be "_".  All unique-ids differ (RFC
-            1939 section 7).  If a value breaks these rules, the login fails.  While the mailbox has
-            not changed, it may return the same L{pop3svc.listings.UniqueIDList} again.  The service
-            checks such a list only once.
+            1939 section 7).  If a value breaks these rules, the login, CORE or WAKE fails.  While
+            the mailbox has not changed, it may return the same L{pop3svc.listings.UniqueIDList}
+            again.  The service checks such a list only once.
         """
 
     def messageExists(info: IPOP3ConnectionInfo, uniqueID: str) -> Eventual[bool]:
@@ -258,10 +258,11 @@ class ISurrogates(Interface):
     def needsUTF8(info: IPOP3ConnectionInfo, uniqueID: str) -> bool | None:
         """
         Say whether a message needs a surrogate, without reading the message.  The service calls
-        this method for each RETR and TOP.  The method must not return a Deferred or a coroutine.
+        this method for RETR and TOP if the client has not sent UTF8.  The method must not return a
+        Deferred or a coroutine.
 
         @return: bool; None if the mailbox does not know.  If the result is None, the service finds
-            out while it sends the message.
+            out while it reads the message.
         """
 
 
@@ -270,7 +271,7 @@ class IExclusiveMailbox(Interface):
     A mailbox that only one session at a time may use (RFC 1939 section 4).
 
     The service calls C{lock} at login and at WAKE.  It calls C{unlock} at SLEE, QAUT and QUIT, and
-    when the client is lost.  A sleeping session holds no lock.
+    when the session ends in another way.  A sleeping session holds no lock.
     """
 
     def lock(info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> Eventual[None]:
@@ -303,7 +304,8 @@ class IMailboxLogout(Interface):
         """
         Release all resources.  The service calls this method exactly once, after C{unlock}, when
         the session of this mailbox has ended.  A session ends at QUIT and QAUT, when its login
-        fails after C{authenticate}, and when the client is lost.  A sleeping session has not ended.
+        fails after C{authenticate}, and when the connection ends.  A sleeping session has not
+        ended.
         If this method raises an exception, the service logs the exception and goes on.
         """
 
@@ -374,7 +376,8 @@ class IChunkedContent(Interface):
 
 class IWireContent(IChunkedContent):
     """
-    A message whose octets are stored in the form in which RETR sends them.
+    A message that tells the form of its octets, so that the service makes only the changes that are
+    necessary.
     """
 
     form: Any = Attribute(
@@ -407,7 +410,7 @@ class IFileContent(Interface):
 class IMailboxStore(Interface):
     """
     Opens the mailbox of a user whom another object has authenticated.  The bundled stores provide
-    this interface.  The service makes a provider of a store and sources of accounts (C{--auth}).
+    this interface.  The service makes a provider from a store and sources of accounts (C{--auth}).
     """
 
     name: str = Attribute("str: see IPOP3MailboxProvider.name.")
@@ -626,7 +629,7 @@ class ILoginAttempt(Interface):
     )
     isGuess: bool = Attribute(
         "bool, settable: if the client disconnects now, the attempt counts as failed, because "
-        "its password may have been compared.  True unless the provider sets it."
+        "its password may have been compared.  The value is True until the provider changes it."
     )
     wasRefused: bool = Attribute(
         "bool, settable: the provider has compared the password, and the password was "
@@ -636,8 +639,8 @@ class ILoginAttempt(Interface):
 
 class ILoginThrottle(Interface):
     """
-    Decides which attempts to log in the provider may check.  Each method except C{loginAbandoned}
-    may return an awaitable.
+    Decides which login attempts a provider may check.  Each method except C{loginAbandoned} may
+    return an awaitable.
     """
 
     def mayLogin(info: IPOP3ConnectionInfo, username: str, password: str | None) -> Eventual[bool]:

@@ -107,8 +107,8 @@ class LFNormalizer:
     """
 
     def __init__(self) -> None:
-        # Whether the input so far ends with a carriage return, after which an LF may follow, and
-        # whether another carriage return comes before this carriage return.
+        # A carriage return at the end of the input so far, after which an LF may follow; and
+        # whether another carriage return comes before it.
         self._held = b""
         self._isAfterCR = False
         self._atLineStart = True

@@ -46,7 +46,7 @@ def isUniqueID(text: object) -> bool:
 def isDerived(uniqueID: str) -> bool:
     """
     @return: whether a unique-id has the form of a derived unique-id.  The service derives a
-        unique-id from the name of a file if the name itself is no well-formed unique-id.
+        unique-id from the name of a file if the name itself cannot be the unique-id.
     """
     return uniqueID.startswith("H-") and _DERIVED.fullmatch(uniqueID) is not None
 

@@ -47,7 +47,7 @@ _PRIORITIES = {"debug": 7, "info": 6, "warn": 4, "error": 3, "critical": 2}
 # If a write to a pipe has at most this many octets, the system writes all of them or none.  POSIX
 # guarantees this for 512 octets.
 _AT_ONCE = 512
-# This constant is the limit of this system.
+# This system guarantees the same for this number of octets.
 _PIPE = select.PIPE_BUF
 # The most octets of one write to a file or to a stream socket.  A write of this size takes less
 # than a millisecond.

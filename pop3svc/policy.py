@@ -78,16 +78,15 @@ class Policy:
     without: frozenset[str] = field(
         default=frozenset(),
         metadata={
-            "reason": "Extensions and SASL mechanisms that the service neither announces nor "
-            "accepts."
+            "reason": "Extensions and login methods that the service neither announces nor accepts."
         },
     )
     enable: frozenset[str] = field(
         default=frozenset(),
         metadata={
-            "reason": "SASL mechanisms that are off by default.  If the service announces SCRAM, "
-            "a client that supports SCRAM uses it, and cannot log in if the accounts have a hash "
-            "of the password, but no verifier for SCRAM."
+            "reason": "Login methods that are off by default: SCRAM, CRAM-MD5 and APOP.  If the "
+            "service announces SCRAM, a client that supports SCRAM uses it, and cannot log in if "
+            "the accounts have a hash of the password, but no verifier for SCRAM."
         },
     )
     utf8Headers: str = field(
@@ -163,7 +162,8 @@ class Policy:
     )
     maxAuthLineLength: int = _number(
         12288,
-        "Length of a line inside AUTH with its CRLF.  It is large because bearer tokens are long.",
+        "Length of a line of AUTH, PASS or XLOG with its CRLF.  It is large because bearer tokens "
+        "are long.",
         least=255,
     )
     maxBadCommands: int = _number(
@@ -214,9 +214,9 @@ class Policy:
     )
     maxUnauthenticated: int = _number(
         2_000,
-        "Number of connections that have not logged in.  Clients log in within seconds, and "
-        "scanners never log in.  At the limit the service finds the network (IPv6: /64) with the "
-        "most connections that have not logged in, and closes the oldest of them.",
+        "Number of unauthenticated connections.  Clients log in within seconds, and scanners never "
+        "log in.  At the limit the service finds the address (IPv6: the /64) with the most "
+        "unauthenticated connections, and closes the oldest of these connections.",
     )
     maxPerAddress: int = _number(
         100,
@@ -317,10 +317,10 @@ class Policy:
     )
     collectorThreshold: int = _number(
         1_000,
-        "Number of new objects after which Python's garbage collector looks for cycles.  Python's "
-        "default is 700.  With a larger number the collector takes less time, and the process "
-        "takes more memory: with 20,000, two thousand lost connections took 11 MiB more.  With 0 "
-        "the service leaves the collector as Python sets it.",
+        "Number of new objects after which Python's garbage collector looks for cycles.  The "
+        "default of Python 3.11 is 700.  With a larger number the collector takes less time, and "
+        "the process takes more memory: with 20,000, two thousand lost connections took 11 MiB "
+        "more.  With 0 the service leaves the collector as Python sets it.",
         least=0,
         isLive=False,
     )

@@ -10,9 +10,9 @@ from typing import Any
 
 __all__ = ["LONGEST_NAME", "LONGEST_PASSWORD", "prepareName", "preparePassword"]
 
-# The most octets of a name, and the most octets of a password that is not ASCII.  With some
-# characters, the time of a preparation grows with the square of the length.  The longest time is 4
-# ms for 256 octets, and 66 ms for 1,024 octets.
+# The most octets of a name and of a password that are not printable ASCII.  With some characters,
+# the time of a preparation grows with the square of the length.  The longest time is 4 ms for 256
+# octets, and 66 ms for 1,024 octets.
 LONGEST_NAME = 255
 LONGEST_PASSWORD = 256
 
@@ -38,8 +38,8 @@ def _enforced(profile: str, text: str, longest: int) -> str | None:
             return None
         found: str = _profile(profile).enforce(text)
     except UnicodeEncodeError:
-        # precis_i18n raises a UnicodeError if the profile does not allow the text.  The encoding
-        # raises a UnicodeError if the text contains surrogates.
+        # precis_i18n raises this error if the profile does not allow the text.  The encoding raises
+        # it if the text contains surrogates.
         return None
     return found
 

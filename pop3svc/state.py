@@ -133,8 +133,8 @@ class State:
             path or ":memory:", _PATIENCE, isolation_level=None, check_same_thread=False
         )
         try:
-            # With this setting a power failure may lose the last changes.  It does not damage the
-            # file.
+            # With these settings a power failure may lose the last changes, but it does not damage
+            # the file.
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = NORMAL")
             try:

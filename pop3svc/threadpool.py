@@ -56,8 +56,8 @@ class Executor(Protocol):
             tuple, its first element is the name of a resource that contains the object, such as a
             file system.  The number of threads that may hang is limited for each resource.
         @return: a Deferred that fires with the result of C{work}.
-        @raise POP3ResponseError: C{SYS/TEMP} if too much work is waiting, or if a thread hangs in
-            earlier work of the same group.
+        @raise POP3ResponseError: C{SYS/TEMP} if too much work is waiting, if a thread hangs in
+            earlier work of the same group, or if too many threads hang in work on the resource.
         """
 
     def isLost(self, group: Hashable) -> bool:
@@ -241,21 +241,21 @@ class BoundedThreadPool:
     A pool of a few threads that run blocking work.  The queue of work that waits for a thread is
     bounded.
 
-    A thread that hangs in cancelled work is I{lost}.  Another thread takes the place of a lost
-    thread, so that one dead disk does not stop all other work.  While a thread is lost in the work
-    of a group (see L{Executor.run}), the pool refuses further work of this group.
+    A thread that hangs in its work is I{lost}; see L{GRACE}.  Another thread takes the place of a
+    lost thread, so that one dead disk does not stop all other work.  While a thread is lost in the
+    work of a group (see L{Executor.run}), the pool refuses further work of this group.
     """
 
     # A thread is lost if its work was cancelled and has not ended GRACE seconds later.  This time
     # is enough for work that calls isCancelled() regularly.  A thread is also lost if its work has
-    # neither ended nor reported progress for LATE seconds.  No call of the service has a longer
-    # time limit than LATE.
+    # neither ended nor reported progress for LATE seconds.  By default no call of the service has a
+    # longer time limit than LATE.
     GRACE, LATE = 1.0, 150.0
     # The most threads that may be lost in work on one file system.
     EACH = 16
 
-    # The most lost threads of all file systems together.  A lost thread takes some 100 KiB of
-    # memory and no processor time.
+    # The most lost threads that other threads replace.  A lost thread takes some 100 KiB of memory
+    # and no processor time.
     LOST = 32
     # Seconds that L{stop} waits for running work.  It does not wait longer, because all sessions
     # have ended already and the process must end.

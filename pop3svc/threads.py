@@ -34,8 +34,8 @@ __all__ = ["InThreads"]
 _PIECE = 65536
 
 
-# Optional interfaces of a provider or a store.  The wrapper provides one of these interfaces if the
-# wrapped object provides it.
+# The wrapper provides each of these interfaces that the wrapped object provides, and no other
+# interface.
 _ABILITIES = (
     IPOP3MailboxProvider,
     IMailboxStore,
@@ -58,8 +58,8 @@ class InThreads:
         self, provider: Any, threads: int = 10, waiting: int = 1000, runner: Executor | None = None
     ) -> None:
         """
-        @param provider: an L{IPOP3MailboxProvider} or L{IMailboxStore}.  The wrapper
-            provides the same interfaces.
+        @param provider: an L{IPOP3MailboxProvider} or L{IMailboxStore}.  The wrapper provides each
+            interface of C{_ABILITIES} that the provider provides.
         @param threads: the number of calls that run at once.
         @param waiting: the number of further calls that may wait.  Calls beyond this number are
             refused with C{[SYS/TEMP]}.
@@ -127,8 +127,8 @@ class _Mailbox:
             with self._guard:
                 return call(*arguments)
 
-        # Call these methods without a group, because calls that release resources must never be
-        # refused.
+        # Call these methods without a group, because a call that releases resources must not be
+        # refused while another call hangs.
         isLast = getattr(call, "__name__", "") in ("unlock", "logout", "close")
         group = None if isLast else self._group
         return self._runner.run(alone, abandoned=abandoned, group=group)
