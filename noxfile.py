@@ -14,7 +14,8 @@ nox.options.reuse_existing_virtualenvs = True
 
 def install(session: nox.Session, *packages: str) -> None:
     """
-    Install packages into the session's environment, unless it has none of its own.
+    Install packages into the environment of the session.  Do nothing if the session has no
+    environment of its own.
     """
     if session.venv_backend != "none":
         session.install(*packages)
@@ -55,7 +56,7 @@ def docs(session: nox.Session) -> None:
     Build the documentation into build/docs; a warning is an error.
     """
     install(session, "-e", ".[docs]")
-    # Without saved pages, because the settings come from the code.
+    # Use no saved pages (-E), because some pages depend on the code.
     session.run(
         "sphinx-build", "-E", "-q", "-W", "--keep-going", "-b", "html", "docs", "build/docs"
     )
@@ -64,7 +65,7 @@ def docs(session: nox.Session) -> None:
 @nox.session
 def interop(session: nox.Session) -> None:
     """
-    Run the tests with real clients, which are skipped if a client is missing.
+    Run the tests with real clients.  A test is skipped if its client is missing.
     """
     install(session, "-e", ".[test]", "getmail6")
     session.run("python", "-m", "pytest", "-m", "interop", "-rs", *session.posargs)
@@ -73,7 +74,7 @@ def interop(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """
-    Run the benchmark; without arguments the short one against twisted.mail.
+    Run the benchmark.  Without arguments, run a short one with pop3svc, twisted.mail and C{limit}.
     """
     install(session, "-e", ".[test]")
     arguments = session.posargs or ["--short", "--servers", "pop3svc,twisted,limit"]
