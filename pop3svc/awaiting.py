@@ -304,8 +304,8 @@ async def awaitWithTimeout(answer: Any, clock: IReactorTime, timeout: float) -> 
 
 async def maybeAwait(call: Callable[..., Any], *arguments: Any) -> Any:
     """
-    Call a function that returns a value, a Deferred or a coroutine.  Wait for the result without a
-    time limit.  The caller sets the limit.
+    Call a function that returns a value, a Deferred or a coroutine, and wait for the result.  This
+    function sets no time limit.  Its callers may set one.
 
     @return: the result.
     """

@@ -291,8 +291,8 @@ class _SQLiteLink(Link):
                 self._connection.execute("PRAGMA journal_mode = WAL")
                 # A commit survives a power failure.
                 self._connection.execute("PRAGMA synchronous = FULL")
-            # Read from the file now, so that an error is raised here.  The statements above may not
-            # read the file.
+            # Read from the file now, so that an error is raised here.  The statements above do not
+            # always read the file.
             self._connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
             self._file = self._identity()
         except BaseException:

@@ -541,7 +541,7 @@ class IProvenAccounts(Interface):
 
 class IAccountStatus(Interface):
     """
-    A provider that knows whether a sleeping user may still wake up.
+    A provider that knows whether the user of a sleeping session may still use WAKE.
     """
 
     def credentialsVersion(info: IPOP3ConnectionInfo, username: str) -> Eventual[str]:

@@ -185,20 +185,21 @@ class Policy:
     )
     userStrikes: int = _number(
         10,
-        "Number of failed logins for one user from one network (IPv4 /24, IPv6 /64) after which "
-        "the service refuses the user in this network.",
+        "Number of different failed guesses for one user from one network (IPv4 /24, IPv6 /64) "
+        "after which the service refuses the user in this network.",
         isLive=False,
     )
     unknownNetworkStrikes: int = _number(
         30,
-        "Number of failed logins for one user, from all networks together in which the user has "
-        "not logged in. After this number of failed logins the service refuses the user in these "
-        "networks, and in no other network.",
+        "Number of different failed guesses for one user, counted over all networks from which the "
+        "user has not logged in.  After this number of guesses the service refuses the user in "
+        "these networks, and in no other network.",
         isLive=False,
     )
     strikesTime: int = _number(
         3600,
-        "Time after the last failed login of a user until the service forgets the failures.",
+        "Time after the last failed or refused login of a user until the service forgets the "
+        "failures.  Refused logins extend this time to at most a day after the first failure.",
         isLive=False,
     )
     loginWait: int = _number(
@@ -309,9 +310,9 @@ class Policy:
     logDelay: int = _number(
         50,
         "Milliseconds that a line of the log may wait, so that the lines of many sessions need "
-        "one write.  People do not notice this delay, and each second has only twenty writes.  "
-        "The service writes errors at once.  If the process is killed by SIGKILL, the waiting "
-        "lines are lost.  With 0 the service writes each line at once.",
+        "one write.  People do not notice this delay, and gathered lines need only twenty writes a "
+        "second.  The service writes errors at once.  If the process is killed by SIGKILL, the "
+        "waiting lines are lost.  With 0 the service writes each line at once.",
         least=0,
         isLive=False,
     )

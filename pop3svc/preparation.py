@@ -65,8 +65,8 @@ def prepareName(name: str, isCaseMapped: bool = False) -> str:
     prepared = _enforced(profile, name, LONGEST_NAME)
     if prepared is None:
         raise ValueError(
-            "a user name has no spaces, no control characters and no symbols that are not ASCII, "
-            f"at most {LONGEST_NAME} octets, and one writing direction (RFC 8265)"
+            "a user name has no spaces, no control characters and no symbols that are not ASCII; "
+            f"it has at most {LONGEST_NAME} octets and one writing direction (RFC 8265)"
         )
     return prepared
 

@@ -101,8 +101,8 @@ class State:
             log.error("{path} is damaged; moved to {aside}, starting empty", path=path, aside=aside)
             self._database = self._opened(owner)
         if path is not None:
-            # Close the file until it is used the first time.  The process may fork in the meantime
-            # (twistd does), and a connection of SQLite does not survive a fork.
+            # Close the file now, and open it again at the first use.  The process may fork in the
+            # meantime (twistd does), and a connection of SQLite does not survive a fork.
             self.close()
 
     def _connection(self) -> sqlite3.Connection:

@@ -1,6 +1,5 @@
 """
-Check the credentials of a client: a password, a digest, a bearer token, or the result of another
-SASL mechanism.
+Check the credentials of a client, such as a password, a digest or a bearer token.
 """
 
 from __future__ import annotations

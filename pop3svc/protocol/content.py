@@ -170,7 +170,7 @@ class MessageBody:
             self._next = content.nextChunk
 
     def _adapted(self, content: Any) -> Any:
-        # Do not use the error of zope.interface, because it would contain the message.
+        # Do not use the error of zope.interface, because its text could contain a part of the mail.
         try:
             adapted = IChunkedContent(content, None)
         except ProviderMistake as mistake:

@@ -334,7 +334,7 @@ class Session:
 
     def _requestRelease(self) -> bool:
         """
-        Answer the question of another session of the same user that waits for the lock.
+        Decide whether to release the lock for another session of the same user.
 
         @return: whether this session ends.
         """
@@ -454,8 +454,8 @@ class Session:
         self.state = State.CLOSED
 
     def _leave(self) -> ValueOrDeferred[None]:
-        # Clear the attributes before the first await, so that a second call releases nothing twice.
-        # Protect the release from cancellation, so that it always ends.
+        # Clear the attributes before the release begins, so that a second call releases nothing
+        # twice.  Protect the release from cancellation, so that it always ends.
         transaction, self.transaction = self.transaction, None
         self._credentialsVersion = ""
         self._returnSlot()
