@@ -258,8 +258,8 @@ class ISurrogates(Interface):
     def needsUTF8(info: IPOP3ConnectionInfo, uniqueID: str) -> bool | None:
         """
         Say whether a message needs a surrogate, without reading the message.  The service calls
-        this method for RETR and TOP if the client has not sent UTF8.  The method must not return a
-        Deferred or a coroutine.
+        this method before it sends or counts a message for a client that has not sent UTF8.  The
+        method must not return a Deferred or a coroutine.
 
         @return: bool; None if the mailbox does not know.  If the result is None, the service finds
             out while it reads the message.
@@ -456,7 +456,7 @@ class IScramAccounts(Interface):
         """
         @param algorithm: C{"sha256"} or C{"sha1"}.
         @param salt: the salt for keys that the provider computes from a password stored in clear
-            text.  The service passes the same salt whenever it passes the same name.
+            text.  The service passes the same salt whenever it passes the same name and algorithm.
         @return: the keys; None if the user does not exist or has no keys.  After None the service
             goes on with invented keys, so that the client does not learn which names exist.
         @raise POP3ResponseError: C{SYS/TEMP}: the accounts are not available now.
@@ -464,7 +464,8 @@ class IScramAccounts(Interface):
 
     def exampleScramKeys(username: str, algorithm: str, seed: bytes) -> ScramKeys | None:
         """
-        @param seed: secret octets of the service, which are always the same for the same name.
+        @param seed: secret octets of the service, which are always the same for the same name and
+            algorithm.
         @return: the keys of a user whom the seed selects; None if the accounts have no keys.  The
             service invents keys with the same rounds and the same length of salt.  Therefore a
             combination of rounds and length is as frequent among invented keys as among real keys,
@@ -790,8 +791,8 @@ class IReloading(Interface):
 
     def reload() -> Eventual[None]:
         """
-        Read the configuration again.  The service calls this method after the operator has sent
-        SIGHUP.
+        Read the configuration again.  The service calls this method after SIGHUP and after
+        C{pop3svc reload}.
 
         @raise ValueError: the object cannot use the new configuration, and keeps the previous one.
             The text is a sentence for the operator.

@@ -1,5 +1,5 @@
 """
-Convert the line ends of stored messages to CRLF, and count the octets that a message has on the
+Convert the line ends of messages to CRLF or LF, and count the octets that a message has on the
 wire.
 """
 

@@ -1,6 +1,5 @@
 """
-Remember which messages have been logged, so that a problem is not logged again each time that it is
-found.
+Remember the keys that were added last, such as the problems that have been logged already.
 """
 
 from __future__ import annotations

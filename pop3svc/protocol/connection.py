@@ -736,7 +736,7 @@ class POP3Connection(LineReceiver):
         End the session, because the connection is lost.
         """
         if not hasattr(self, "_policy"):
-            # connectionMade() has failed, so there is no session.
+            # There is no session, because connectionMade() was not called or has failed.
             self._ended(self)
             return
         if not self._reason:
