@@ -225,7 +225,7 @@ async def optionalBeforeLogin(target: Target) -> None:
 @rule("states", "RFC 1939 section 7", given=Given.FRESH)
 async def passWithoutUser(target: Target, client: Client) -> None:
     """
-    PASS without USER before it is refused.
+    PASS is refused if the client has not sent USER.
     """
     await client.refused(b"PASS x")
 

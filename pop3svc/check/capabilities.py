@@ -79,7 +79,8 @@ async def capaAfterLogin(target: Target, client: Client) -> None:
 @rule("CAPA", "RFC 2449 section 5")
 async def capaInBothStates(target: Target, client: Client) -> None:
     """
-    Each capability that CAPA lists before login, except STLS, is also listed after login.
+    Each standard capability listed before login is listed after login, unless its RFC allows
+    otherwise.
     """
     if target.before is None:
         raise NotApplicable("CAPA does not work before login")

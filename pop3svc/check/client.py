@@ -79,7 +79,7 @@ def expect(condition: bool, seen: str) -> None:
 
 def _redacted(command: bytes) -> str:
     """
-    @return: a command without secret arguments, for error messages.
+    @return: a command for error messages, without the arguments of the commands in C{_SECRET}.
     """
     verb = command[:4].upper()
     return show(verb + b" ..." if verb in _SECRET and len(command) > 4 else command)

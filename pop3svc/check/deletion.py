@@ -1,5 +1,5 @@
 """
-Rules that delete messages: DELE, RSET, QUIT, lost connections, and DELI, CORE, SLEE.
+Rules that delete messages: DELE, RSET, QUIT, lost connections, and DELI, CORE, SLEE and QAUT.
 """
 
 from __future__ import annotations

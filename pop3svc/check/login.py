@@ -83,7 +83,7 @@ async def _wrong(target: Target, way: str, octets: int) -> Reply:
     Try a wrong password of the given length.
 
     @param way: C{"PASS"}, C{"XLOG"}, or C{"AUTH"} for AUTH PLAIN.
-    @raise Broken: the server does not answer.
+    @raise Broken: the server does not answer the password.
     """
     await _goodLogin(target)
     client = await target.fresh()
@@ -146,7 +146,7 @@ async def _started(client: Client, name: str) -> bytes:
     """
     challenge = await client.challenge(b"AUTH " + name.encode("latin-1"))
     if isinstance(challenge, Reply):
-        expect(False, f"AUTH {name} is announced: {challenge}")
+        expect(False, f"AUTH {name} is announced, but {challenge}")
     assert isinstance(challenge, bytes)
     return challenge
 
@@ -256,7 +256,7 @@ async def plainAtOnce(target: Target) -> None:
 @rule("SASL", "RFC 5034 section 4", level=Level.INFORMATION, given=Given.NOTHING)
 async def passwordsInTheClear(target: Target) -> str:
     """
-    The result says whether the server accepts a password without TLS.
+    The result says whether the server accepts USER without TLS.
     """
     if target.mode == "tls":
         raise NotApplicable("TLS is on from the first octet")

@@ -320,7 +320,7 @@ async def uidlNumbersAsList(target: Target, client: Client) -> None:
 @rule("UIDL", "RFC 1939 section 7", "UIDL", level=Level.SHOULD)
 async def uidlIsUnique(target: Target, client: Client) -> None:
     """
-    Two messages have different unique-ids, unless they are identical copies.
+    Two messages have different unique-ids, even if they are identical copies.
     """
     seen: dict[bytes, bytes] = {}
     for number, uniqueID in (await _uniqueIDs(client)).items():

@@ -1,5 +1,5 @@
 """
-Reports of the results, as text and as JSON.
+Show the results of a run as text or as JSON, and the rules as a table.
 """
 
 from __future__ import annotations

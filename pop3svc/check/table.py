@@ -17,8 +17,8 @@ from pop3svc.check.target import CannotLogIn, NotApplicable, Target
 
 __all__ = ["Given", "Level", "Outcome", "Result", "Rule", "check", "inOrder", "rule"]
 
-# The groups in the order in which they run. The destructive groups run after the others. The rules
-# that examine the replies of all other rules run last.
+# The groups in the order in which they run. The rules that delete messages run after the other
+# rules. The rules that examine the replies of all other rules run last.
 _GROUPS = (
     "greeting",
     "command lines",

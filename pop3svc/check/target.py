@@ -22,7 +22,7 @@ __all__ = ["CannotLogIn", "NotApplicable", "Target", "capabilities", "plainRespo
 _RECORDED = 20_000
 # Seconds between two attempts to log in to a mailbox that is in use.
 _AGAIN = 0.5
-# The most messages that a run reads, and the most octets of such a message.
+# The most messages that a rule reads, and the most octets of such a message.
 _SAMPLE = 8
 _LARGEST = 1024 * 1024
 
@@ -351,8 +351,8 @@ class Target:
 
     async def sample(self, client: Client) -> list[int]:
         """
-        @return: the numbers and the replies of the L{chosen} messages, except messages that need
-            UTF8 (RFC 6856 section 5).
+        @return: the numbers of the L{chosen} messages, except messages that need UTF8 (RFC 6856
+            section 5).
         @raise NotApplicable: all messages need UTF8.
         """
         chosen = await self.chosen(client)

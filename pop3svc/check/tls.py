@@ -14,8 +14,7 @@ __all__: list[str] = []
 async def _secure(target: Target, verifies: bool = False) -> Client:
     """
     @param verifies: whether the certificate has to be valid.
-    @return: a client with TLS, by STLS or from the first octet.  If the server sends a greeting,
-        the client has read it.
+    @return: a client with TLS, by STLS or from the first octet.  The client has read the greeting.
     """
     if target.mode == "tls":
         return await target.greeted()
