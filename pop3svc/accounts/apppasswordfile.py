@@ -86,9 +86,8 @@ class UseTimes:
 
 class AppPasswordFile:
     """
-    Finds the application passwords of a password file, and records their use.  The class looks for
-    a change of the file when a client sends a password in the form of an application password.  If
-    the file has changed, a thread reads it again.
+    Finds the application passwords of a password file, and records their use.  L{find} checks
+    whether the file of application passwords has changed.  If so, a thread reads it again.
     """
 
     # Seconds that a login waits until the file has been read.  After this time the login is

@@ -1,5 +1,6 @@
 """
-Read and change the two files that contain the application passwords of a password file.
+Read and change two files beside a password file: the file of its application passwords, and the
+file of the times at which these passwords were last used.
 
 The application passwords of the password file C{FILE} are in C{FILE.app-passwords}.  Each has a
 line::
@@ -8,7 +9,7 @@ line::
 
 The service itself never writes this file, because it could lose a change of the operator.
 C{pop3svc user} writes the file.  The service writes the times of the last uses to
-C{FILE.app-passwords-used}.  Each application password has a line::
+C{FILE.app-passwords-used}.  Each application password that was used has a line::
 
     user:selector:TIME
 """

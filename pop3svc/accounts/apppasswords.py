@@ -82,7 +82,7 @@ def secretIn(password: bytes) -> tuple[str, bytes] | None:
     @return: the selector, and the secret without separators; L{None} if the password does not have
         the form of an application password.  The hash is made of the secret without separators.
     """
-    # Most passwords are no application passwords, and this quick check finds them.
+    # Check the length first, because this is quick and excludes most other passwords.
     if len(password) < _LENGTH or _FORM.fullmatch(password) is None:
         return None
     secret = password.translate(_SEPARATORS, b" -").lower()

@@ -63,7 +63,8 @@ class AccountFacts:
 
 class _Accepted(NamedTuple):
     """
-    The checker that has accepted a login, and the user who is logged in according to this checker.
+    The checker that has accepted a login, or whose keys or secret the login uses, and the user
+    according to this checker.
 
     @ivar checker: the index of the checker in the list of checkers.
     @ivar name: the name of the user according to the checker.
@@ -105,9 +106,9 @@ class AccountsProvider:
         self._scram = self._those(IScramAccounts)
         self._secrets = self._those(ISharedSecrets)
         self._bearer = self._those(IBearerAccounts)
-        # For each connection: the checker that has accepted the user.  Later questions of
-        # IAccountStatus go to this checker.  The checker is not stored in info.providerTag, because
-        # the store uses that attribute.
+        # For each connection: the checker that has accepted the user, or has returned keys or a
+        # secret for the user.  Later questions of IAccountStatus go to this checker.  The checker
+        # is not stored in info.providerTag, because the store uses that attribute.
         self._acceptedBy: WeakKeyDictionary[Any, _Accepted] = WeakKeyDictionary()
         if IUsesUserFacts.providedBy(store):
             store.useFacts(AccountFacts(checkers))
@@ -253,8 +254,8 @@ class AccountsProvider:
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:
         """
-        See L{IAccountStatus.credentialsVersion}.  The version is empty if the checker does not
-        provide L{IAccountStatus}.
+        See L{IAccountStatus.credentialsVersion}.  The version is empty if no checker has accepted
+        the user, or if the checker does not provide L{IAccountStatus}.
         """
         accepted = self._acceptedBy.get(info)
         status = self._statusOf(accepted)
@@ -264,8 +265,8 @@ class AccountsProvider:
 
     def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> Any:
         """
-        See L{IAccountStatus.isStillValid}.  The result is true if the checker does not provide
-        L{IAccountStatus}.
+        See L{IAccountStatus.isStillValid}.  The result is true if no checker has accepted the user,
+        or if the checker does not provide L{IAccountStatus}.
         """
         accepted = self._acceptedBy.get(info)
         status = self._statusOf(accepted)

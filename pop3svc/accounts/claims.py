@@ -73,7 +73,7 @@ def unavailable() -> POP3ResponseError:
 def _withoutDoubles(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise ValueError("a name is there twice")
+        raise ValueError("an object has a name twice")
     return values
 
 
@@ -161,8 +161,8 @@ class ClaimRules:
             raise BadToken("it has no user name")
         if isLong:
             raise BadToken("it has no user name")
-        # Require a verified address, because some issuers let a user enter any address.  Some
-        # issuers write true as a text.
+        # Refuse an address that was not verified, because some issuers let a user enter any
+        # address.  Some issuers do not send email_verified, and some write true as a text.
         if self.claim == "email" and claims.get("email_verified", True) not in (True, "true"):
             raise BadToken("its address is not verified")
         return name

@@ -32,8 +32,8 @@ class UsualCost:
     Counts how many hashes of a source have which cost, and keeps an example for each cost.
     """
 
-    # The most different costs that are counted.  They are enough, because a source has a few kinds
-    # of hashes.
+    # The largest number of different costs that are counted.  It is enough, because a source has
+    # only a few kinds of hashes.
     MOST = 1000
 
     def __init__(self) -> None:

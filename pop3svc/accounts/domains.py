@@ -1,5 +1,6 @@
 """
-Use several providers in one service.  Each provider has the users of one domain.
+Use several providers in one service.  Each provider has the users of one domain, and one more
+provider may have all other users.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ class DomainProvider:
     Passes each login to the provider of the user's domain.  The domain is the part of the name
     after the last C{@}, in lower case.  The provider gets the whole name as the client sent it.
 
-    @ivar expireDays: see L{IExpiry}.  It is the shortest time of all providers, because a client
-        may ask for the time before it has sent a name.
+    @ivar expireDays: see L{IExpiry}.  It is the lowest age of all providers that delete messages,
+        because a client may ask for the age before it has sent a name.
     """
 
     def __init__(self, providers: Mapping[str | None, Any], name: str) -> None:
@@ -52,9 +53,10 @@ class DomainProvider:
         days = [each.expireDays for each in self._providers.values() if IExpiry.providedBy(each)]
         self.expireDays: int = min((each for each in days if each), default=0)
 
-        # For each connection on which a provider has returned SCRAM keys or a secret: the name of
-        # the mailbox, and this provider.  The provider must be stored, because the name of the
-        # mailbox may have another domain than the name of the user.
+        # For each connection on which a provider has returned SCRAM keys, a secret, the user of a
+        # token, or a proven mailbox: the name of the mailbox, and this provider.  The provider must
+        # be stored, because the name of the mailbox may have another domain than the name of the
+        # user.
         self._foundBy: WeakKeyDictionary[Any, tuple[str, Any]] = WeakKeyDictionary()
         for interface in (IScramAccounts, ISharedSecrets, IBearerAccounts, IProvenAccounts):
             if any(interface.providedBy(each) for each in self._providers.values()):

@@ -1,9 +1,10 @@
 """
 Read stored passwords of all kinds, estimate the cost of a comparison, and compare.
 
-Every source of accounts uses this module.  A stored password begins with the kind of its hash, such
-as C{$argon2id$} or C{$6$}, or with a scheme of Dovecot or Courier, such as C{{SSHA256}} or
-C{{SHA512.HEX}}.
+Every source of accounts that has stored passwords uses this module.  A stored password begins with
+the kind of its hash, such as C{$argon2id$} or C{$6$}, or with a scheme of Dovecot or Courier, such
+as C{{SSHA256}} or C{{SHA512.HEX}}.  If it begins with neither, it has the default scheme of the
+source.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ __all__ = ["HASHES", "KINDS", "LONGEST_PASSWORD", "HashReader", "hashOfNobody", 
 
 # The most octets of a password.  Every kind of hash accepts passwords of this length.
 LONGEST_PASSWORD = 1024
-# The most characters of a stored password.  A password with the scheme {PLAIN} can have this
-# length.
+# The most characters of a stored password.  A password of LONGEST_PASSWORD octets fits with the
+# scheme {PLAIN}.
 _LONGEST = 2048
 # A comparison that takes at most this many milliseconds of CPU time runs in the reactor's thread.
 _QUICK = 0.05

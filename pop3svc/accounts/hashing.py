@@ -211,7 +211,7 @@ _queue = CheckQueue(_workers)
 
 def hashing() -> CheckQueue:
     """
-    @return: the queue that all sources of accounts of this process share.
+    @return: the queue in which all sources of accounts of this process compute hashes.
     """
     return _queue
 

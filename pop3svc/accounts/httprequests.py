@@ -187,8 +187,8 @@ class _Connection:
 
     def abort(self) -> None:
         """
-        End the connection at once.  C{loseConnection}, which a response of twisted.web has, would
-        wait for the server if the connection uses TLS.
+        End the connection at once.  C{loseConnection} would wait for the server if the connection
+        uses TLS.
         """
         if self._protocol is not None and self._protocol.transport is not None:
             self._protocol.transport.abortConnection()

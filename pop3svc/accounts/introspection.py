@@ -115,8 +115,7 @@ class IntrospectedTokens:
         @param reactor: the reactor; the global reactor if not given.
         @param endpoints: an L{twisted.web.iweb.IAgentEndpointFactory} that replaces the connections
             in tests.
-        @raise ValueError: an argument cannot be used, or a library is missing.  The text is a
-            sentence for the operator.
+        @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
         """
         self._client = client
         self._secret = secret

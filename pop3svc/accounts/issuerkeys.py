@@ -221,7 +221,7 @@ class FetchedKeys:
             await self._refreshed(self.PAUSE)
             key = self._keys.pick(name)
             if key is None and not self._health.isAvailable:
-                # Fetch the keys again, because the issuer may have a new key.
+                # The fetch has failed, and the issuer may have a new key.
                 raise unavailable()
         return key
 

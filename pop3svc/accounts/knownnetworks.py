@@ -83,10 +83,10 @@ class KnownNetworks:
     # not seen for the longest time is removed.  A user takes about 500 octets of memory.
     USERS = 100_000
     ADDRESSES = 100_000
-    # The number of different users from which an address counts as shared.
+    # An address is shared if at least this number of different users have logged in from it.
     SHARED = 3
     # The number of rows that are read at a time, or written in one transaction.  This number of
-    # rows takes a few milliseconds.  The reactor can do other work after them.
+    # rows takes a few milliseconds.  Between two reads the reactor can do other work.
     SLICE = 2000
 
     def __init__(
@@ -194,8 +194,9 @@ class KnownNetworks:
 
     def state(self) -> list[list[Any]]:
         """
-        @return: the logins that were not written to the database yet, for L{restore} in another
-            process.  Each is a list of the user, the network and the time, serialisable as JSON.
+        @return: the logins that were not written to the database yet, or all logins if there is no
+            database, for L{restore} in another process.  Each is a list of the user, the network
+            and the time, serialisable as JSON.
         """
         rows: dict[Pair, float]
         if self._state is not None:

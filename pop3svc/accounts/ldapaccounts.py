@@ -170,7 +170,8 @@ class DirectBind:
     def __init__(self, template: str, attribute: str | None = None) -> None:
         """
         @param attribute: the attribute of the user's entry that contains the name of the mailbox.
-            By default it is the first attribute in the DN.
+            By default it is the first attribute in the DN, if the value of this attribute is
+            C{{user}}.
         @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
         """
         self._template = Template("dn", template)
@@ -180,7 +181,7 @@ class DirectBind:
 
     def nameOf(self, name: str) -> str | None:
         """
-        @return: the DN of a user; L{None} if the name cannot be part of a DN.
+        @return: the DN of a user; L{None} if the name does not have a value for each placeholder.
         """
         return self._template.fill(name, ldap.dn.escape_dn_chars)
 
@@ -442,8 +443,8 @@ class SearchedAccounts(LDAPAccounts):
         """
         super().__init__(server, way, *arguments, **named)
         self._secret = secrets.token_bytes(16)
-        # For each connection of a client: the version of the entry that the login has used.  The
-        # version is kept until the session asks for it.
+        # For each connection of a client: the version of the entry that provenMailbox() has used.
+        # The version is kept until the session asks for it.
         self._versions: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
     async def _find(self, name: str, isUrgent: bool) -> _Account | None:
@@ -503,8 +504,8 @@ class SearchedAccounts(LDAPAccounts):
 
     def isStillValid(self, info: IPOP3ConnectionInfo, username: str, version: str) -> Any:
         """
-        See L{IAccountStatus.isStillValid}.  The session is valid if the entry exists and has not
-        changed.
+        See L{IAccountStatus.isStillValid}.  The session is valid if the entry exists and its
+        version has not changed.
         """
         # Search for the name of the login, because the mailbox may have another name.
         return startNow(self._isStillValid(info.userNameAtLogin or username, version))

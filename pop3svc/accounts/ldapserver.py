@@ -33,8 +33,8 @@ SCOPES = {"sub": ldap.SCOPE_SUBTREE, "one": ldap.SCOPE_ONELEVEL}
 _URL = re.compile(r"(ldaps?)://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(?::([0-9]{1,5}))?/?")
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 # Settings of TCP keepalive (seconds, and the number of probes).  They end a connection one minute
-# after the server has disappeared.  They also end TLS handshakes that hang, because libldap has no
-# time limit for TLS handshakes.
+# after the server has disappeared.  This also ends a TLS handshake, for which libldap has no time
+# limit.
 _PROBES = {
     ldap.OPT_X_KEEPALIVE_IDLE: 30,
     ldap.OPT_X_KEEPALIVE_INTERVAL: 10,

@@ -24,8 +24,8 @@ __all__ = ["ModularHash", "findModular", "hashOfNobody", "hashPassword"]
 _hasher = PasswordHasher()
 
 # Limits on the cost of a comparison.  They are necessary because a client can cause a comparison
-# without being logged in.  Each limit allows about five seconds of CPU time or one GiB of memory,
-# which is ten times the usual cost.
+# without being logged in.  The limits allow three to six seconds of CPU time and one GiB of memory,
+# which is more than ten times the usual cost.
 _MOST_MEMORY = 1 << 30
 _MOST_ARGON2_PASSES = 64
 _MOST_ARGON2_LANES = 64

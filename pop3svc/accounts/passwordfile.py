@@ -64,8 +64,8 @@ log = Logger(namespace="pop3svc")
 # A separate thread reads password files, because other threads may hang on a disk with mail.
 _reading = BoundedThreadPool("pop3svc-accounts", threads=1, waiting=100)
 
-# The most lines that the log lists one by one because they cannot be used.  A file with more
-# unusable lines probably has another format.
+# The most unusable lines that the log lists one by one.  A file with more unusable lines probably
+# has another format.
 _MOST_NAMED = 1000
 
 
@@ -160,7 +160,7 @@ def _extrasIn(stored: str, fields: str) -> _Extras:
     for each in (extrasOf(fields) or "").split():
         key, _, value = each.partition("=")
         if key == "nologin":
-            # The field forbids the login even without a value, as in Dovecot.
+            # The field forbids the login whatever its value is, as in Dovecot.
             nologin = reasonOf(value) or BARRED
         elif key == "allow_nets":
             networks = networksOf(value)
@@ -410,7 +410,7 @@ class PasswordFile:
         """
         Wait for a limited time until the file has been read again.
 
-        @return: whether the file has been read.
+        @return: whether an attempt to read the file has ended in time, successfully or not.
         """
         if self._rereading is None or self._rereading.done:
             if time.monotonic() - self._tried < self.RETRY and self._fault:

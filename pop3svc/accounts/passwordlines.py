@@ -119,7 +119,7 @@ def withVerifiers(stored: str, rest: str, verifiers: Mapping[str, str]) -> str:
     fields = rest[1:].split(":", _BETWEEN)
     extras = extrasOf(rest[1:])
     if extras is None and verifiers:
-        raise ValueError("its line has an old form of Dovecot's, with no place for a verifier")
+        raise ValueError("the line is in an old format of Dovecot, with no place for a verifier")
     kept = [each for each in (extras or "").split() if each.partition("=")[0] not in _ALGORITHMS]
     if not verifiers and len(kept) == len((extras or "").split()):
         return rest

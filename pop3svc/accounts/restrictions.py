@@ -18,7 +18,8 @@ __all__ = ["BARRED", "Restrictions", "networksOf", "reasonOf"]
 _MAY_LOG_IN = ("", "0", "f", "false", "n", "no", "off", "none", "null")
 _IS_BARRED = ("1", "t", "true", "y", "yes", "on")
 _REASON = re.compile(r"[ -Z\\^-~]{1,200}")
-# The reason for the client if the account does not contain a reason.
+# The reason for the client if the account contains no reason, or a reason that is not printable
+# ASCII or too long.
 BARRED = "Login is disabled."
 
 
@@ -75,4 +76,4 @@ def networksOf(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     try:
         return tuple(ip_network(each, strict=False) for each in re.split(r"[\s,]+", text) if each)
     except ValueError:
-        raise ValueError("allow_nets is no list of networks") from None
+        raise ValueError("a malformed list of networks") from None

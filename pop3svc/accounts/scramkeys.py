@@ -98,7 +98,7 @@ class KeyForms:
     salt.  For a user who does not exist, L{example} chooses one of the forms.
     """
 
-    # The most different forms that are counted.
+    # The largest number of different forms that are counted.
     MOST = 100
 
     def __init__(self, reader: HashReader = HASHES) -> None:

@@ -92,7 +92,7 @@ def _columnsOf(cursor: Any) -> list[str]:
     if cursor.description is None:
         raise BadQuery("the query returns no rows")
     columns = [str(each[0]).lower() for each in cursor.description]
-    allowed = f"a query returns password, and may return {', '.join(COLUMNS[1:])}"
+    allowed = f"a query must return password, and may return {', '.join(COLUMNS[1:])}"
     if len(set(columns)) != len(columns):
         raise BadQuery(f"the query returns a column twice; {allowed}")
     if "password" not in columns:
@@ -157,15 +157,15 @@ def _rowOf(values: dict[str, Any]) -> _Row:
 )
 class SQLAccounts:
     """
-    A checker that finds each account by a query.  The query has one or more of the parameters
-    C{:user}, C{:local} and C{:domain}.  The driver binds their values.  It returns one row or none,
-    with these columns:
+    A checker that finds each account by a query.  The query has the parameter C{:user} or
+    C{:local}, and perhaps C{:domain}.  The driver binds their values.  The query returns one row or
+    none, with these columns:
 
       - C{password}: a stored password of L{pop3svc.accounts.hashes}.
       - C{user}: the name of the mailbox, if it is not the name of the login.
-      - C{nologin}: if it is neither empty nor 0, the user may not log in.  If it is a text, the
-        text is the reason for the client.
-      - C{allow_nets}: the networks from which the user may log in, separated by commas.
+      - C{nologin}: empty or false (such as 0 or C{no}) if the user may log in.  If it is not a
+        truth value, it is the reason for the client.
+      - C{allow_nets}: the networks from which the user may log in, separated by commas or spaces.
 
     The transaction is read-only.  A user whose account cannot be used cannot log in.  The log names
     the account once.
@@ -187,8 +187,8 @@ class SQLAccounts:
         @param runner: runs the comparisons of passwords.
         @param clock: used for time limits; the reactor if not given.
         @param apps: the application passwords of the users; L{None} if there are none.
-        @raise ValueError: the query has none of the parameters, or has an unknown one.  The text is
-            a sentence for the operator.
+        @raise ValueError: the query has neither C{:user} nor C{:local}, or has an unknown
+            parameter.  The text is a sentence for the operator.
         """
         used = parametersOf(query)
         others = sorted(used - set(PARAMETERS))
@@ -211,8 +211,8 @@ class SQLAccounts:
         self._reported = Once()
         self._secret = secrets.token_bytes(16)
         self._apps = apps
-        # For each connection of a client: the version of the row that the login has used.  The
-        # version is kept until the session asks for it.
+        # For each connection of a client: the version of the row that provenMailbox() has used.
+        # The version is kept until the session asks for it.
         self._versions: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
     def check(self) -> None:

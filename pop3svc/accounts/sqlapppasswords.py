@@ -35,7 +35,7 @@ Key = tuple[str, str]
 
 class BadQuery(Exception):
     """
-    A query does not return the required columns.  The text is a sentence for the operator.
+    A query does not return the right columns.  The text is a sentence for the operator.
     """
 
 
@@ -59,7 +59,7 @@ def _checkParameters(what: str, statement: str) -> None:
             f"{what} has a parameter :{others[0]}; there are :user, :local, :domain and :selector"
         )
     if "selector" not in used or not used & {"user", "local"}:
-        raise ValueError(f"{what} needs the parameters :selector and :user or :local")
+        raise ValueError(f"{what} needs the parameter :selector, and :user or :local")
 
 
 def _look(transaction: Transaction, query: str, key: Key) -> list[dict[str, Any]]:
@@ -72,7 +72,7 @@ def _look(transaction: Transaction, query: str, key: Key) -> list[dict[str, Any]
         raise BadQuery("apps: the query returns no rows")
     columns = [str(each[0]).lower() for each in cursor.description]
     if not _isComplete(columns):
-        raise BadQuery("apps: the query returns hash, and may return networks and expires")
+        raise BadQuery("apps: the query must return hash, and may return networks and expires")
     return [dict(zip(columns, each, strict=True)) for each in cursor.fetchmany(2)]
 
 
@@ -121,8 +121,8 @@ class SQLAppPasswords:
             a minute for each password.  It has the same parameters as C{query}.
         @param runner: runs the comparisons of secrets.
         @param clock: used for time limits and pauses; the reactor if not given.
-        @raise ValueError: a statement has wrong parameters.  The text is a sentence for the
-            operator.
+        @raise ValueError: C{query} or C{statement} has wrong parameters.  The text is a sentence
+            for the operator.
         """
         _checkParameters("apps: the query", query)
         if writing is not None:
@@ -194,7 +194,7 @@ class SQLAppPasswords:
 
     def forget(self) -> None:
         """
-        Log each error again, even if it was logged before.
+        Forget the remembered comparisons.  Log each error again, even if it was logged before.
         """
         self._reported = Once()
         self.comparison.forget()

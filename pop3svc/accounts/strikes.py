@@ -38,15 +38,15 @@ class Attempt:
     An attempt to log in.
 
     @ivar arrived: the time at which the attempt arrived, in seconds of the clock.
-    @ivar user: a keyed digest of the name.  The tables use the digest as a key, because the client
-        chooses the name and can make it long.
+    @ivar user: a keyed digest of the name.  The keys of the tables contain the digest and not the
+        name, because the client chooses the name and can make it long.
     @ivar guess: a keyed digest of the name and the password.
     @ivar place: the network to which a ban of the client applies: the IPv4 address of the client,
         or the /64 of its IPv6 address.
     @ivar pair: the digest of the name, and the network of the client (IPv4 /24, IPv6 /64).
     @ivar counted: the tables that count the attempt, each with the key in this table.
-    @ivar waitsFor: the table and the key because of which the attempt has to wait; L{None} if it
-        need not wait.
+    @ivar waitsFor: the table and the key because of which the attempt waits, or last had to wait;
+        L{None} if it never had to wait.
     """
 
     __slots__ = (
@@ -109,7 +109,8 @@ class _Record:
     @ivar guesses: the digests of the different guesses, one after the other.
     @ivar first: the time of the first strike.
     @ivar last: the time of the last strike.
-    @ivar renewed: the time of the last refused attempt.
+    @ivar renewed: the time of the last refused attempt; the time of the first strike if no attempt
+        was refused.
     @ivar refused: the number of refused attempts.
     """
 
@@ -131,13 +132,13 @@ class _Full:
     attack.  The class therefore finds the number without a loop over all keys.
 
     A heap has an entry for each key.  The entry contains the time at which the strikes of the key
-    end.  Later strikes may move this time.  In this case a new entry replaces the old entry when
-    the time of the old entry has come.
+    end.  A refused attempt may move this time.  In this case a new entry replaces the old entry
+    when the time of the old entry has come.
     """
 
-    # If the heap has more entries than this number, it is made again, because entries of removed
-    # keys stay in the heap until their time has come.  The number is twice the most keys of a
-    # table.
+    # If the heap has this many entries, add() makes a new heap without the entries of removed keys.
+    # Otherwise these entries would stay in the heap until their time has come.  The number is twice
+    # the most keys of a table.
     MOST = 131_072
 
     def __init__(self, end: Callable[[Any], float]) -> None:
@@ -199,8 +200,8 @@ class Strikes:
     # Refused attempts can extend the refusals to at most this number of seconds after the first
     # strike.
     LONGEST = 86400
-    # The most keys.  If there are more, the oldest key is removed.  A key takes about 600 octets of
-    # memory.
+    # The most keys.  If there are more, the key whose last strike or refusal is the oldest is
+    # removed.  A key takes about 600 octets of memory.
     BOUND = 65536
     # Seconds after which an attempt without a result does not count any more.  No login takes this
     # long, so the process of the attempt has probably died.
@@ -213,8 +214,8 @@ class Strikes:
         self, clock: IReactorTime, limit: int, seconds: float, filled: str, refused: str
     ) -> None:
         """
-        @param filled: the message of the log if a limit is reached.
-        @param refused: the message of the log if an attempt is refused.
+        @param filled: the text to log when a limit is reached.
+        @param refused: the text to log when an attempt is refused.
         """
         self._clock = clock
         self.limit = limit
@@ -223,8 +224,8 @@ class Strikes:
         self._refused = refused
         self._records: BoundedDict[Any, _Record] = BoundedDict(self.BOUND)
         self._full = self._noneFull()
-        # The guesses without a result, by key.  The values are the number of attempts with the
-        # guess, and the time of the last of these attempts.
+        # For each key: the guesses without a result.  For each of these guesses: the number of
+        # attempts with the guess, and the time of the last of these attempts.
         self._pending: dict[Any, dict[bytes, tuple[int, float]]] = {}
 
     def _record(self, key: Any) -> _Record | None:
@@ -299,7 +300,7 @@ class Strikes:
 
     def takeBack(self, key: Any, guess: bytes) -> None:
         """
-        Remove an attempt that L{begin} has counted, because it has a result.
+        Remove an attempt that L{begin} has counted, because the attempt is over.
         """
         pending = self._pending.get(key)
         if pending is None or guess not in pending:
@@ -351,7 +352,7 @@ class Strikes:
 
     def held(self) -> list[Any]:
         """
-        @return: the keys that have strikes.
+        @return: the keys that have strikes, and perhaps keys whose strikes have ended.
         """
         return list(self._records)
 
@@ -443,7 +444,8 @@ class Strikes:
             record.guesses = bytes.fromhex(guesses)
             record.last, record.renewed, record.refused = now - last, now - renewed, refused
             self._put(_fromJSON(key), record)
-        # The strikes of a key may end sooner than in the other process.
+        # Make a new heap, because the restored strikes of a key may end sooner than the strikes
+        # that they replace.
         self._full = self._noneFull()
         for key, record in self._records.items():
             if len(record.guesses) >= self.limit * GUESS:
@@ -477,7 +479,8 @@ class Ban(NamedTuple):
 class BanEngine:
     """
     Bans addresses.  After three different failed guesses, an address is banned until 10,000 seconds
-    have passed since its last attempt.  All IPv6 addresses of a /64 count as one address.
+    have passed since its last attempt, but at most for a day (see L{Strikes}).  All IPv6 addresses
+    of a /64 count as one address.
 
     Exempt addresses, and addresses that several users share, are never banned for failed guesses.
     A ban does not apply to a user who has logged in from the same network before.  The operator can
@@ -548,7 +551,7 @@ class BanEngine:
         Do nothing.  The strikes against the address stay, because an attacker may have an account
         as well.
 
-        @return: whether any strikes were removed.
+        @return: L{False}, because no strikes were removed.
         """
         return False
 
@@ -616,7 +619,7 @@ class UserThrottle:
             clock,
             unknownNetworks,
             seconds,
-            "refusing {user} from networks without a login of that user for {seconds} s after "
+            "refusing {user} for {seconds} s from networks without a login of that user, after "
             "{count} failed logins",
             "refused a login from {address}: too many failed logins of {user} from many networks",
         )

@@ -1,5 +1,6 @@
 """
-Refuse attempts to log in after too many failures, and delay the reply to each refused attempt.
+Refuse attempts to log in after too many failures, and delay the replies to failed and refused
+attempts.
 """
 
 from __future__ import annotations
@@ -122,9 +123,8 @@ class SharedThrottle:
     of one process, this process sends the event to the other processes.  The others apply the event
     to their own counts.
 
-    An attempt counts from the moment when it is admitted.  A further attempt has to wait if the
-    limit would be reached in case all admitted attempts fail.  It waits for the results of these
-    attempts.
+    An attempt counts from the moment when it is admitted.  Suppose that all admitted attempts fail.
+    If the limit would then be reached, a further attempt waits for the results of these attempts.
 
     @ivar tell: see L{__init__}.
     """
@@ -138,8 +138,8 @@ class SharedThrottle:
         patience: float = 30,
     ) -> None:
         """
-        @param limits: the limits.  If there are none, they are a L{BanEngine} and a L{UserThrottle}
-            with their default arguments.
+        @param limits: the limits; if empty, a L{BanEngine} and a L{UserThrottle} with their default
+            arguments.
         @param known: the L{KnownNetworks} that the limits use as well.
         @param tell: sends an event to the other processes.  They call L{heard} with the same
             arguments.
@@ -158,8 +158,8 @@ class SharedThrottle:
         # The key of the digests.  All processes of a service have the same key.
         self._key = secrets.token_bytes(32)
         self._user = self._digests()
-        # Attempts of which the other processes do not know yet.  The reactor's next iteration
-        # announces them to the other processes, unless they have ended by then.
+        # The attempts that were not announced to the other processes yet.  They are announced in
+        # the reactor's next iteration, unless they have ended by then.
         self._unannounced: dict[Attempt, None] = {}
         self._waiting: dict[tuple[Strikes, Any], dict[_Waiter, None]] = {}
         self._changed: set[tuple[Strikes, Any]] = set()
@@ -265,8 +265,8 @@ class SharedThrottle:
     def _decideAgain(self, keys: list[tuple[Strikes, Any]]) -> None:
         """
         Decide again about the attempts that have waited for an attempt that has ended now.  Do this
-        in the reactor's next iteration.  An attempt that is admitted may end at once, and then this
-        method is called again.
+        in the reactor's next iteration, because an attempt that is admitted may end at once, and
+        then this method is called again.
 
         @param keys: the tables and keys that have counted the attempt that has ended.
         """
@@ -350,8 +350,9 @@ class SharedThrottle:
         attempt = self._end(info)
         if attempt is None:
             return
-        # Count the attempt as failed if the client disconnects before the reply.  The reply to a
-        # right password comes sooner, so the client has learned that its guess was wrong.
+        # Count the attempt as failed if a checker has found that the password is wrong.  Also count
+        # a guess if the client disconnects before the reply.  The reply to a right password comes
+        # sooner, so the client has learned that its guess was wrong.
         if attempt.wasRefused or (isLost and attempt.isGuess):
             self._failed(attempt)
         else:
@@ -386,8 +387,8 @@ class SharedThrottle:
 
     def countBans(self) -> int:
         """
-        @return: the number of networks that are banned now.  The call takes the same time for any
-            number of networks.
+        @return: the number of networks that are banned now.  The call does not look at each of
+            these networks.
         """
         return sum(limit.countBans() for limit in self._limits if isinstance(limit, BanEngine))
 

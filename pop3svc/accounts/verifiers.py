@@ -91,8 +91,9 @@ class VerifierAdder:
             return
         if self._computing >= _MOST_COMPUTED or self._writer.isFull:
             return
-        # Some hashes depend on the beginning of the password only.  A verifier depends on the whole
-        # password, so it would refuse passwords that the hash accepts.
+        # No verifier is needed if the password is stored in clear text.  Some hashes depend on the
+        # beginning of the password only.  A verifier depends on the whole password, so it would
+        # refuse passwords that such a hash accepts.
         if HASHES.isPlain(stored) or not HASHES.isWhollyCompared(stored, password):
             return
         missing = [each for each in missing if HASHES.scramKeys(stored, each) is None]

@@ -369,7 +369,7 @@ def test_bound(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda line: line.replace("$argon2id$", "$argon3id$"), "unknown kind"),
         (lambda line: line.replace("networks=", "nets="), "an unknown setting"),
         (lambda line: line.replace("networks=::1", "networks="), "networks is not a list"),
-        (lambda line: line.replace("networks=::1", "networks=everywhere"), "no list of networks"),
+        (lambda line: line.replace("networks=::1", "networks=everywhere"), "a malformed list"),
         (lambda line: line.replace("expires=2099-01-01", "expires=never"), "a time of expiry"),
         (lambda line: line.replace("expires=2099-01-01", "expires="), "an empty time of expiry"),
         (lambda line: line + line, "listed twice"),

@@ -647,7 +647,7 @@ def test_badNetworks(path: Path, lines: list[str]) -> None:
     path.write_text("ann:{PLAIN}one::::::allow_nets=secretnet\n")
     PasswordFile(str(path), Inline())
     (line,) = [each for each in lines if "cannot log in" in each]
-    assert "line 1: ann cannot log in: allow_nets is no list of networks" in line
+    assert "line 1: ann cannot log in: a malformed list of networks" in line
     assert "secretnet" not in "".join(lines)
 
 

@@ -170,7 +170,7 @@ def test_badAccountsAreLoggedOnce(path: Path, logged: list[str]) -> None:
         for name in ("gus", "hal", "ida", "twin"):
             assert logIn(accounts, name, "x") is None
     assert [each.partition(" (")[0] for each in logged] == [
-        f"accounts in sqlite:{path}: gus cannot log in: allow_nets is no list of networks",
+        f"accounts in sqlite:{path}: gus cannot log in: a malformed list of networks",
         f"accounts in sqlite:{path}: hal cannot log in: unknown kind of hash",
         f"accounts in sqlite:{path}: ida cannot log in: unknown kind of hash",
         f"accounts in sqlite:{path}: twin cannot log in: the query returns more than one row",
@@ -236,7 +236,7 @@ def test_badParameters(path: Path, query: str, fault: str) -> None:
     ("query", "fault"),
     [
         ("SELECT name FROM account WHERE name = :user", "returns no column password"),
-        ("SELECT * FROM account WHERE name = :user", "returns a column mailbox; a query returns"),
+        ("SELECT * FROM account WHERE name = :user", "returns a column mailbox; a query must"),
         ("SELECT password, password FROM account WHERE name = :user", "a column twice"),
         ("SELECT password FROM missing WHERE name = :user", "the query fails: no such table"),
         ("SELEKT password FROM account WHERE name = :user", "the query fails: near"),

@@ -221,7 +221,7 @@ def test_remembered(accounts: Accounts) -> None:
     [
         ("hash = '$argon2id$x'", "malformed argon2"),
         ("hash = x'24ff'", "unknown kind"),
-        ("networks = 'here'", "no list of networks"),
+        ("networks = 'here'", "a malformed list of networks"),
         ("expires = 'soon'", "a time of expiry"),
     ],
 )
@@ -265,11 +265,11 @@ def test_broken(accounts: Accounts) -> None:
 @pytest.mark.parametrize(
     ("apps", "used", "says"),
     [
-        (APPS.replace(":selector", "'x'"), USED, "apps: the query needs the parameters :selector"),
+        (APPS.replace(":selector", "'x'"), USED, "apps: the query needs the parameter :selector"),
         (APPS.replace(":user", ":name"), USED, "apps: the query has a parameter :name"),
-        (APPS, USED.replace(":user", ":domain"), "used: the statement needs the parameters"),
-        (APPS.replace("hash,", ""), USED, "apps: the query returns hash, and may"),
-        (APPS.replace("hash,", "hash, label,"), USED, "apps: the query returns hash, and may"),
+        (APPS, USED.replace(":user", ":domain"), "used: the statement needs the parameter"),
+        (APPS.replace("hash,", ""), USED, "apps: the query must return hash, and may"),
+        (APPS.replace("hash,", "hash, label,"), USED, "apps: the query must return hash, and may"),
     ],
 )
 def test_badStatements(accounts: Accounts, apps: str, used: str, says: str) -> None:

@@ -541,7 +541,7 @@ def test_theLogOfUsers(clock: Clock, lines: list[str]) -> None:
     assert lines == [
         "refusing al\\nice from 192.0.2.0/24 for 3600 s after 2 failed logins",
         "refused a login from 192.0.2.7: too many failed logins of al\\nice",
-        "refusing al\\nice from networks without a login of that user for 3600 s after 3 "
+        "refusing al\\nice for 3600 s from networks without a login of that user, after 3 "
         "failed logins",
         "refused a login from 198.51.100.1: too many failed logins of al\\nice from many networks",
     ]

@@ -143,10 +143,10 @@ def test_otherFields(rest: str, expected: str) -> None:
 
 def test_oldForm(path: Path) -> None:
     """
-    A line of Dovecot's old form keeps the location of the mail.
+    A line in an old format of Dovecot keeps the location of the mail.
     """
     path.write_text(f"ann:{HASH}:::::::/var/mail/ann\n")
-    with pytest.raises(ValueError, match="an old form of Dovecot's, with no place"):
+    with pytest.raises(ValueError, match="an old format of Dovecot, with no place"):
         setPassword(str(path), "ann", "brush", "both")
     setPassword(str(path), "ann", "brush")
     assert path.read_text().endswith(":::::::/var/mail/ann\n")
