@@ -163,7 +163,8 @@ async def linesOf255Octets(target: Target, client: Client) -> None:
 @rule("command lines", "RFC 1939 section 3", given=Given.FRESH)
 async def linesThatAreTooLong(target: Target, client: Client) -> None:
     """
-    The server refuses a line of 20,000 octets, or closes the connection, and does not hang.
+    The server refuses a line of more than 20,000 octets, or closes the connection, and does not
+    hang.
     """
     client.send(b"XYZZ " + b"a" * 20_000 + b"\r\n")
     try:

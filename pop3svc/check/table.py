@@ -53,7 +53,8 @@ class Given(Enum):
     @cvar NOTHING: the target.
     @cvar LOGINS: the target; the rule is skipped if the login fails.
     @cvar FRESH: the target and a client that has read the greeting.
-    @cvar SHARED: the target and a client that is logged in, which other rules also use.
+    @cvar SHARED: the target and a client that is logged in, which other rules also use; the rule is
+        skipped if the login fails.
     """
 
     NOTHING = "nothing"
@@ -203,7 +204,7 @@ def _notRun(rule: Rule, target: Target, destructive: bool) -> Result | None:
     if rule.destructive and not destructive:
         return Result(rule, Outcome.SKIPPED, "the rule deletes messages")
     if target.greetingError is not None and rule.group != "greeting":
-        return Result(rule, Outcome.SKIPPED, "there is no greeting")
+        return Result(rule, Outcome.SKIPPED, "the greeting cannot be used")
     if target.loginError is not None and rule.given in (Given.SHARED, Given.LOGINS):
         return Result(rule, Outcome.SKIPPED, "the login fails")
     for tag in rule.needs:

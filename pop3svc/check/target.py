@@ -20,7 +20,7 @@ __all__ = ["CannotLogIn", "NotApplicable", "Target", "capabilities", "plainRespo
 # The most replies that a target keeps for the rules about replies. A run has some hundreds of
 # replies.
 _RECORDED = 20_000
-# Seconds between two attempts to log in to a mailbox that is in use.
+# Seconds between two attempts to log in while the server answers IN-USE or LOGIN-DELAY.
 _AGAIN = 0.5
 # The most messages that a rule reads, and the most octets of such a message.
 _SAMPLE = 8
