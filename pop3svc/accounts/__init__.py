@@ -1,3 +1,3 @@
 """
-Sources of accounts, which check passwords, and the limits on failed logins.
+The sources of accounts, and the limits on failed logins.  A source checks passwords or tokens.
 """

@@ -171,7 +171,8 @@ class AppPasswordFile:
 
     def forget(self) -> None:
         """
-        Make the next login read the file again, and log each error of the file again.
+        Read the file again at the next login with an application password, and log each error of
+        the file again.
         """
         self._hasRead, self._fault, self._reported = False, "", Once(1000)
 

@@ -37,8 +37,8 @@ __all__ = [
     "revokeAppPasswords",
 ]
 
-# The most application passwords of a user.  With this limit the operator can read the list of a
-# user's passwords.
+# The most application passwords of a user.  The limit keeps the user's list short enough for the
+# operator to read.
 MOST = 100
 # The most characters of a label.
 _LONGEST_LABEL = 100

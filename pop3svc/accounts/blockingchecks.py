@@ -55,8 +55,8 @@ class _Check:
     """
     A check that runs in a thread.
 
-    @ivar isOver: whether the thread has returned.
-    @ivar isLost: whether the time limit passed before the thread returned.
+    @ivar isOver: whether the thread has returned, or will never begin the check.
+    @ivar isLost: whether the time limit has passed before that.
     """
 
     __slots__ = ("isLost", "isOver")

@@ -63,7 +63,7 @@ class AccountFacts:
 
 class _Accepted(NamedTuple):
     """
-    The checker that has accepted a login, or whose keys or secret the login uses, and the user
+    The checker that has accepted a login or has returned keys or a secret for it, and the user
     according to this checker.
 
     @ivar checker: the index of the checker in the list of checkers.
@@ -217,7 +217,7 @@ class AccountsProvider:
         attempt = getattr(info, "loginAttempt", None)
         for index, checker in self._bearer:
             if attempt is not None:
-                # A checker may set isGuess to False while it waits, before it checks the token.
+                # Begin with True, because an earlier checker may have set False while it waited.
                 attempt.isGuess = True
             name: str | None = await maybeAwait(checker.userOfToken, info, token, username)
             if name is not None:
@@ -249,7 +249,8 @@ class AccountsProvider:
         return None if canTell or not self._checkers else username
 
     def _statusOf(self, accepted: _Accepted | None) -> Any:
-        # No checker is known if a mechanism has authenticated the user itself.
+        # No checker is known if a mechanism has authenticated the user, and no checker can tell
+        # which accounts exist.
         return None if accepted is None else IAccountStatus(self._checkers[accepted.checker], None)
 
     def credentialsVersion(self, info: IPOP3ConnectionInfo, username: str) -> Any:

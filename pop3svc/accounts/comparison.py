@@ -229,7 +229,7 @@ class PasswordComparison:
         return _settled(partial(self._reader.verify, stored, password, name))
 
     def _failed(self, error: str) -> None:
-        # Log each kind of error once.  It is logged again after the source has been read again.
+        # Log each kind of error once.  After forget() it is logged again.
         if error not in self._reported:
             self._reported.add(error)
             log.error(

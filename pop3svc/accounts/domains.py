@@ -32,7 +32,7 @@ __all__ = ["DomainProvider"]
 class DomainProvider:
     """
     Passes each login to the provider of the user's domain.  The domain is the part of the name
-    after the last C{@}, in lower case.  The provider gets the whole name as the client sent it.
+    after the last C{@}, in lower case.  The provider gets the whole name, including the domain.
 
     @ivar expireDays: see L{IExpiry}.  It is the lowest age of all providers that delete messages,
         because a client may ask for the age before it has sent a name.

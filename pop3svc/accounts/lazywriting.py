@@ -92,8 +92,8 @@ class LazyWriter(Generic[K, V]):
             sentence = f"{self._what}: {outcome.getErrorMessage()}"
             if self._reported.isFirst(sentence):
                 log.warn("{sentence}", sentence=sentence)
-            # Keep the facts that arrived during the failed write, because they are newer than the
-            # facts with the same keys.
+            # The facts that arrived during the failed write replace the facts with the same keys,
+            # because they are newer.
             for key, value in self._waiting.items():
                 if key in waiting or len(waiting) < self._most:
                     waiting[key] = value

@@ -260,7 +260,8 @@ class Search:
 
     def check(self, connection: LDAPConnection, condition: str, password: str) -> Answer:
         """
-        Check a password; see L{DirectBind.check}.
+        Check a password; see L{DirectBind.check}.  L{_BadAccount} is raised even if the password is
+        wrong.
         """
         fault = account = None
         try:

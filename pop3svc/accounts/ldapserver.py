@@ -41,7 +41,7 @@ _PROBES = {
     ldap.OPT_X_KEEPALIVE_PROBES: 3,
 }
 # If a bind fails with one of these errors, the cause is the user and not the server.  The password
-# is wrong, or the entry of the user is locked or has no password.
+# is wrong, or the entry of the user does not exist, is locked or has no password.
 _REFUSALS = (
     ldap.CONSTRAINT_VIOLATION,
     ldap.INAPPROPRIATE_AUTH,

@@ -50,7 +50,7 @@ class Restrictions(NamedTuple):
     def mayLogIn(self, client: Any) -> bool:
         """
         @param client: see L{allows}.
-        @return: whether the user may log in.  This method is for mechanisms without a password.
+        @return: whether the user may log in from the address of the client.
         """
         return self.nologin is None and self.allows(client)
 

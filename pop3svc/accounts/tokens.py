@@ -71,7 +71,8 @@ class KeySet:
     """
     The public keys of an issuer (RFC 7517 section 5).
 
-    @ivar dropped: the number of keys that cannot be used.
+    @ivar dropped: the number of keys that were skipped, because they cannot be used or have the
+        name of an earlier key.
     """
 
     def __init__(self, data: bytes) -> None:
