@@ -22,7 +22,7 @@ from pop3svc.transfer.target import Target, failureOf
 __all__ = ["Export", "arrivalOf"]
 
 # The most octets of a message that are kept in memory, and the octets of a message that are
-# searched for dates.
+# searched for header fields.
 _SPOOLED = 262_144
 _HEAD = 65_536
 _HEADER_END = re.compile(rb"\r?\n\r?\n|\A\r?\n")
@@ -34,8 +34,9 @@ _RETURN_PATH = re.compile(rb"^Return-Path:[ \t]*<([^<>\r\n]*)>", re.I | re.M)
 def arrivalOf(uniqueID: str, head: bytes) -> float | None:
     """
     Guess when a message arrived, because a mailbox does not report the time of arrival.  If the
-    unique-id is the name of the message's file, take the time in this name.  Otherwise take the
-    time in the latest field C{Received}, and without such a field the time in C{Date}.
+    unique-id has the form of a file's name in a Maildir, take the time in this name.  Otherwise
+    take the time in the first field C{Received}.  If this field has no valid time, take the time in
+    C{Date}.
 
     @param head: the beginning of the message.
     @return: the time in seconds since the epoch; L{None} if it is not known.
@@ -62,7 +63,7 @@ class Export:
     """
     Writes the messages of a mailbox to a file or a directory.
 
-    @ivar session: the opened mailbox.
+    @ivar session: the session with the mailbox.  L{run} opens and closes it.
     @ivar username: the user of the mailbox.
     @ivar executor: runs work in threads.
     @ivar mustEnd: returns whether the operator wants to end the export.
@@ -153,7 +154,7 @@ class Export:
 
     async def _copyOne(self, uniqueID: str, latest: float) -> float:
         """
-        @param latest: the time of arrival of the previous message.
+        @param latest: the time of arrival of the last message that was copied; 0 if there is none.
         @return: the time of arrival of this message.
         """
         head = bytearray()

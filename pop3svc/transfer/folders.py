@@ -47,8 +47,8 @@ class FolderSource(Source):
 
     def __init__(self, path: str, kept: Mapping[str, tuple[str, int]]) -> None:
         """
-        @param kept: the unique-ids to keep, by file name, as
-            L{uniqueIDsOf<pop3svc.migration.uniqueIDsOf>} returns them.
+        @param kept: the unique-ids to keep, as L{uniqueIDsOf<pop3svc.migration.uniqueIDsOf>}
+            returns them.
         """
         super().__init__(path)
         self._kept = kept
@@ -69,8 +69,8 @@ class FolderSource(Source):
             try:
                 arrival = os.stat(os.path.join(self.path, name)).st_mtime
             except FileNotFoundError:
-                # Leave the file out, because it was removed after the directory was read, or is a
-                # link to a missing file.
+                # Leave out a file that was removed after the directory was read.  A link to a
+                # missing file stays, so that the import names it to the operator.
                 if not os.path.islink(os.path.join(self.path, name)):
                     continue
                 arrival = 0.0

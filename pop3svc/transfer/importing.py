@@ -145,7 +145,7 @@ class Import:
         """
         Copy a message to a temporary file.
 
-        @raise Unreadable: the message cannot be read.
+        @raise Unreadable: the message cannot be read, or is too large.
         @raise TryAgain: the temporary file cannot be written.
         """
         found = Fingerprint()
@@ -214,6 +214,7 @@ class Import:
     async def _deliver(self, copy: DeliveryCopy, spool: Any) -> None:
         """
         @raise DeliveryError: the message was not stored.
+        @raise TryAgain: the store did not answer, or is not available.
         """
         try:
             [error] = await callWithTimeout(
@@ -266,7 +267,7 @@ class _Comparison:
 
     async def run(self) -> int:
         """
-        @return: the number of these messages that are in the mailbox.
+        @return: the number of stored messages that are in the mailbox.
         """
         listed = self._session.uniqueIDs
         places = {uniqueID: place for place, uniqueID in enumerate(listed)}
@@ -308,7 +309,8 @@ class _Comparison:
 
         @param missing: the stored messages that the mailbox does not list, by the unique-ids that
             they should have.
-        @return: the places in the list of the messages that were found.
+        @return: for each message that was found, its place in the mailbox's list; by the same
+            unique-ids.
         """
         if not missing:
             return {}

@@ -79,8 +79,9 @@ class MaildirSource(Source):
 
     def _refuseTwins(self, base: str, named: Sequence[tuple[str, str]]) -> None:
         """
-        @raise NotPossible: several files have the same base name.  One cause is that a file was
-            renamed while the directory was read.
+        @param named: the folders and the names that have this base name.  A file has several of
+            them if it was renamed while the directory was read.
+        @raise NotPossible: several files have this base name.
         """
         files = set()
         for folder, name in named:
@@ -95,8 +96,8 @@ class MaildirSource(Source):
     def messages(self) -> Sequence[SourceMessage]:
         """
         See L{Source.messages}.  Messages that another server has numbered come first.  The other
-        messages follow in the order of their times.  The time of a message is in the name of its
-        file, and otherwise it is the time of the file.
+        messages follow in the order of their times.  If the name of a message's file has no time,
+        the message has the time of the file.
         """
         found: list[tuple[tuple[int, int, float, str], SourceMessage]] = []
         for base, (folder, name, seconds, microseconds) in self._scan().items():

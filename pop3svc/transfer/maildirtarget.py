@@ -23,7 +23,7 @@ _MARK = ".pop3svc-export"
 _FOLDERS = ("tmp", "new", "cur")
 _LISTED = ("new", "cur")
 _MICROSECONDS = 1_000_000
-# The octets of this file that are read.
+# The most octets of the mark that are read.
 _MOST = 4096
 
 

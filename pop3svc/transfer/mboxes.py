@@ -62,8 +62,8 @@ class MboxSource(Source):
 
     def messages(self) -> Sequence[SourceMessage]:
         """
-        See L{Source.messages}.  The unique-id of a message without a field X-UIDL is made from the
-        message's octets and its envelope line.
+        See L{Source.messages}.  If the field X-UIDL does not give the unique-id of a message, the
+        unique-id is made from the message's octets and its envelope line.
         """
         self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         status = os.fstat(self._descriptor)
@@ -122,8 +122,8 @@ class MboxSource(Source):
 
     def _isCut(self, stored: Stored) -> bool:
         """
-        @return: whether the end of a message is missing.  The end is missing if the last line of
-            the file has no line end.  The end is also missing if C{Content-Length} in an mboxcl2
+        @return: whether the end of a message is missing.  Only the last message can have lost its
+            end: the last line of the file has no line end, or C{Content-Length} in an mboxcl2
             counts more octets than the file has.
         """
         assert self._status is not None

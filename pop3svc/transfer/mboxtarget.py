@@ -21,8 +21,8 @@ from pop3svc.transfer.target import Target, lockOwn, syncDirectory
 __all__ = ["MboxTarget"]
 
 _VARIANT = "mboxrd"
-# The end of the name of the directory that contains an unfinished mbox, and the files in this
-# directory.
+# The end of the name of the directory that contains an unfinished mbox, and the names of the files
+# in this directory.
 _UNFINISHED = ".unfinished"
 _MBOX, _JOURNAL = "mbox", "journal"
 # When so many messages or octets are written, they are made durable and entered in the journal.
@@ -86,7 +86,8 @@ class MboxTarget(Target):
 
     def _refuseUsedPath(self) -> None:
         """
-        @raise NotPossible: the path has a file that no interrupted export of this mailbox has made.
+        @raise NotPossible: the path is used, and it is neither an empty file nor the mbox of an
+            interrupted export.
         """
         try:
             there = os.lstat(self.path)
@@ -100,7 +101,7 @@ class MboxTarget(Target):
             own = None
         if own is None or (own.st_dev, own.st_ino) != (there.st_dev, there.st_ino):
             raise NotPossible(f"{self.path} is not empty")
-        # The export was killed after the mbox had got its own name.
+        # An earlier export was killed after the mbox had got its own name.
         self._isPublished = True
 
     def _resume(self, uniqueIDs: Sequence[str]) -> int:
@@ -226,7 +227,7 @@ class MboxTarget(Target):
 def _parse(line: bytes, before: int) -> _Entry | None:
     """
     @param before: the offset of the line in the journal.
-    @return: the entry in a line; L{None} if the line is not complete.
+    @return: the entry in a line; L{None} if the line is not a complete entry.
     """
     if not line.endswith(b"\n"):
         return None

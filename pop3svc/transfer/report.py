@@ -9,8 +9,8 @@ from typing import Any
 
 __all__ = ["Report", "messages"]
 
-# The most messages that are named to the operator one by one.  If more are left out, the report
-# gives their number.
+# The most messages that are named to the operator one by one.  The result gives the number of all
+# messages that were left out.
 _NAMED = 20
 
 
@@ -25,8 +25,8 @@ class Report:
     """
     Counts the messages of a transfer that were not moved.
 
-    @ivar exitStatus: 0 if all messages were moved, 75 if a later attempt may move all the other
-        messages, and otherwise 1.
+    @ivar exitStatus: 0 if all messages were moved, 75 if a later attempt may move all those that
+        were not, and otherwise 1.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Report:
 
     def failed(self, number: int, reason: str, isTemporary: bool = False) -> None:
         """
-        Count a message that was not moved, and name it to the operator.
+        Count a message that was not moved.  The first twenty of them are named to the operator.
 
         @param number: the number of the message in the transfer, where the first has the number 1.
         @param reason: a sentence without a full stop.

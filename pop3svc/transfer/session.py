@@ -101,8 +101,8 @@ class MailboxSession:
 
     async def open(self) -> None:
         """
-        Lock and list the mailbox.  If another session has locked the mailbox, wait until it is
-        unlocked.
+        Lock and list the mailbox.  If another session has locked the mailbox, wait at most
+        C{LOCK_WAIT} seconds until it is unlocked.
 
         @raise NotPossible: the mailbox cannot be opened.
         @raise TryAgain: the mailbox cannot be opened now.
@@ -134,7 +134,7 @@ class MailboxSession:
     async def sizes(self, uniqueIDs: Sequence[str]) -> dict[str, int | None]:
         """
         @return: for each message the octets that RETR sends; L{None} for a message that no longer
-            exists.
+            exists or cannot be read.
         """
         found: dict[str, int | None] = {}
         for first in range(0, len(uniqueIDs), _SIZES):
@@ -214,7 +214,7 @@ class MailboxSession:
 
     async def close(self) -> None:
         """
-        Unlock the mailbox.
+        Unlock and close the mailbox.
         """
         try:
             if self._isLocked:

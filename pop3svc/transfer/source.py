@@ -61,7 +61,7 @@ class Source:
 
     def hasMore(self) -> bool:
         """
-        @return: whether the source has got new messages since the call of L{messages}.
+        @return: whether the source may have got new messages since the call of L{messages}.
         """
         raise NotImplementedError
 
@@ -73,9 +73,10 @@ class Source:
 
 def fitArrivals(arrivals: Sequence[float]) -> list[float]:
     """
-    Change times of arrival so that they follow the order of the messages.  The reason is that some
-    stores list messages by their arrival.  As many times as possible stay unchanged.  A message
-    whose time does not fit gets the time of the previous message.
+    Change times of arrival so that they follow the order of the messages, because some stores list
+    messages by their arrival.  As many times as possible stay unchanged.  A message whose time does
+    not fit gets the time of the previous message.  If there is no previous message, it gets the
+    first time that fits.
 
     @param arrivals: the times in seconds since the epoch, in the order of the messages.
     @return: the changed times, which never decrease.

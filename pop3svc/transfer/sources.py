@@ -27,7 +27,8 @@ class Choice:
 
     @ivar kind: the kind of all paths, one of L{KINDS}; L{None} to find out the kind of each path.
     @ivar variant: the variant of an mbox.
-    @ivar uidl: the kind of another server's unique-ids to keep; L{None} to keep no unique-ids.
+    @ivar uidl: the value of C{--uidl}, which tells where to find the unique-ids of another server;
+        L{None} to keep none of them.
     @ivar folders: whether to import also the folders of a Maildir++ other than INBOX.
     """
 
@@ -39,7 +40,7 @@ class Choice:
 
 def makeSources(paths: Sequence[str], choice: Choice) -> tuple[list[Source], int]:
     """
-    Open the paths of an import.  This function blocks.
+    Make the sources for the paths of an import.  This function blocks.
 
     @return: the sources, and the number of folders that were left out.
     @raise NotPossible: a path cannot be imported.
@@ -81,7 +82,7 @@ def _mbox(path: str, choice: Choice) -> MboxSource:
 
 def _kindOf(path: str) -> str:
     """
-    @raise NotPossible: the path has no known kind of mail.
+    @raise NotPossible: the path does not have mail of exactly one known kind.
     @raise OSError: the path cannot be read.
     """
     if not os.path.isdir(path):

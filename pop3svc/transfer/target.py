@@ -62,7 +62,7 @@ class Target:
         """
         Make all messages durable, and read them to check them.
 
-        @return: for each written message, the number of octets that RETR would send.
+        @return: for each message that is found again, the number of octets that RETR would send.
         @raise OSError: the target cannot be written or read.
         """
         raise NotImplementedError
@@ -83,9 +83,9 @@ class Target:
 
 def lockOwn(descriptor: int, path: str) -> None:
     """
-    Lock a file of the export until it is closed.
+    Lock a file of the export until its descriptor is closed.
 
-    @raise TryAgain: another export has locked the file.
+    @raise TryAgain: another export has locked the file, or has just removed it.
     """
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
