@@ -1,5 +1,5 @@
 """
-Parse the address of another server, and verify the certificate of this server.
+Parse the address of another server, and verify the other server's certificate.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ async def connect(
     @return: the connection after the login.
     @raise ServerUnavailable: the server cannot be used now.
     @raise LoginRefused: the server refused the login.
-    @raise ValueError: the address cannot be used, or needs TLS.
+    @raise ValueError: the address cannot be used, or C{tls} is missing for C{pop3s://}.
     """
     if isinstance(address, str):
         address = Address.parse(address)

@@ -19,8 +19,8 @@ from pop3svc.client.message import Message
 __all__ = ["LONGEST_COMMAND", "LONGEST_LINE", "REPLY_TIMEOUT", "ClientConnection"]
 
 # Seconds until a reply begins, and between two pieces of a message or a long reply.  The number is
-# less than answerTimeout.  If a service uses the client, this limit therefore applies first, and
-# the log names the server as the cause.
+# less than the default of answerTimeout.  If a service uses the client, this limit therefore
+# applies first, and the log names the server as the cause.
 REPLY_TIMEOUT = 30
 # The most octets of a line of a reply.  RFC 2449 section 4 allows 512 octets.
 LONGEST_LINE = 4096
@@ -210,7 +210,7 @@ class ClientConnection(Protocol):
             self._complete(Failure(CommandRefused(text)))
             return
         if command.begun is not None:
-            # If the reply is a message, this function must make the Message object now, because
+            # If the reply is a message, command.begun must make the Message object now, because
             # octets of the message may follow in the same packet.
             command.begun(text)
         if self._message is not None:
@@ -254,7 +254,7 @@ class ClientConnection(Protocol):
             self._patience.end()
         else:
             self._beginWaiting()
-        # Send the commands that wait before the caller gets the result, because the caller may then
+        # Send the waiting commands before the caller gets the result, because the caller may then
         # add another command.
         if not self.isLost:
             self._send()

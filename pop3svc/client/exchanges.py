@@ -27,8 +27,9 @@ class Command:
 
     @ivar line: the line to send, with its line end.  The line may contain a password, so repr()
         leaves it out.
-    @ivar reply: a Deferred of the text after C{+OK}.  With L{mayContinue}, the result is L{None}
-        for C{+OK}, and the text of a challenge otherwise.
+    @ivar reply: a Deferred of the text after C{+OK}, or of the C{Message} if the command retrieves
+        one.  With L{mayContinue}, the result is L{None} for C{+OK}, and the octets of a challenge
+        otherwise.
     @ivar begun: called with the text after C{+OK}, before the octets that follow are read.  The
         function may change this command.
     @ivar consume: called with each line of a multi-line reply; L{None} for a reply of one line.
@@ -167,7 +168,7 @@ class Patience:
 
     def pause(self) -> None:
         """
-        Stop the time, because this client does not read now.
+        Stop counting the time, because this client does not read now.
         """
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
@@ -176,7 +177,7 @@ class Patience:
 
     def resume(self) -> None:
         """
-        Let the time go on after L{pause}.
+        Count the time again after L{pause}.
         """
         if self._timer is not None and not self._timer.active():
             self._began += self._clock.seconds()

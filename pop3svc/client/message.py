@@ -26,7 +26,7 @@ _MOST_DROPPED = 1_048_576
 
 class _Client(Protocol):
     """
-    The methods of the connection that receives the message.
+    The attributes and methods of a connection that a L{Message} uses.
     """
 
     isLost: bool
@@ -81,8 +81,7 @@ class Message:
                 self._isPaused = True
                 self._client.pauseReading()
         elif self._isClosed and self._received > 2 * self._expected + _MOST_DROPPED:
-            # The limit has twice the reported size, because some servers count each line end as one
-            # octet.
+            # Allow twice the reported size, because some servers count each line end as one octet.
             self._client.abort("sends a message without end")
             return None
         self._wake()

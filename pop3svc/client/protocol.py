@@ -57,17 +57,18 @@ class Reply(NamedTuple):
 
 class POP3Client(ClientConnection):
     """
-    A connection to a POP3 server.  The methods that send commands return Deferreds, which a program
-    may await.  The program may call further methods before it awaits the first result.  If the
-    server supports PIPELINING, the commands are sent at once.  Otherwise each command waits for the
-    reply to the previous one.
+    A connection to a POP3 server.  L{startTLS}, L{logIn} and L{quit} are coroutine functions.  The
+    other methods that send commands return Deferreds, which a program may await.  The program may
+    call further methods before it awaits the first result.  If the server supports PIPELINING, the
+    commands are sent at once.  Otherwise each command waits for the reply to the previous one.
 
     The connection is aborted if a reply breaks the protocol or a limit, if a reply does not come in
-    time, or if its Deferred is cancelled.  All Deferreds then fail with L{ServerUnavailable}.  If
-    the server refuses a command, the Deferred of this command fails with L{CommandRefused}.
+    time, or if its Deferred is cancelled.  The Deferreds of all other commands that wait then fail
+    with L{ServerUnavailable}.  If the server refuses a command, the Deferred of this command fails
+    with L{CommandRefused}.
 
-    @ivar capabilities: the capabilities in the last reply to CAPA: the arguments of each by its
-        name in capitals.  Empty if the server does not support CAPA.
+    @ivar capabilities: the arguments of each capability in the last reply to CAPA, by the name of
+        the capability in capitals.  Empty if the server does not support CAPA.
     """
 
     def __init__(
@@ -165,16 +166,18 @@ class POP3Client(ClientConnection):
     async def logIn(self, login: Login, mechanism: str | None = None) -> str:
         """
         Log in by the best mechanism that the server offers, or by USER and PASS.  If the server
-        refuses SCRAM, the client also tries PLAIN, because some accounts have no keys for SCRAM.
-        There are two exceptions.  The client does not try PLAIN after SCRAM-SHA-256-PLUS, because
-        the refusal may mean that the server has noticed a man in the middle.  The client does not
-        try PLAIN without TLS either, because the refusal may come from an attacker who wants the
-        password.
+        refuses SCRAM, and the caller has not named a mechanism, the client also tries PLAIN,
+        because some accounts have no keys for SCRAM.  There are three exceptions.  The client does
+        not try PLAIN after a response code other than AUTH, because the cause is another one.  The
+        client does not try PLAIN after SCRAM-SHA-256-PLUS, because the refusal may mean that the
+        server has noticed a man in the middle.  The client does not try PLAIN without TLS, because
+        the refusal may come from an attacker who wants the password.
 
         @param mechanism: the name of a SASL mechanism, or C{USER} for USER and PASS; L{None} for
             the best way that the server offers.
         @return: the name of the mechanism that was used, or C{USER}.
         @raise LoginRefused: the server refused the login.
+        @raise ServerUnavailable: the server does not offer the mechanism, or breaks its rules.
         """
         offered = {each.upper() for each in self.capabilities.get("SASL", ())}
         binding = self._binding() if "SCRAM-SHA-256-PLUS" in offered else None
@@ -391,8 +394,8 @@ class POP3Client(ClientConnection):
 
     def ask(self, line: bytes) -> Deferred[Reply]:
         """
-        Send any command.  The server must have the capability MULTI-LINE-IND, because its replies
-        then show whether further lines follow.
+        Send any command.  If the reply has several lines, the server must have the capability
+        MULTI-LINE-IND, because the first line then shows that further lines follow.
 
         @param line: the command without its line end.
         """

@@ -55,7 +55,7 @@ class _Wanted(NamedTuple):
 class Recorder:
     """
     Records the fetched messages of one account.  While one transaction is written, new entries wait
-    for the next transaction.  Therefore fetching does not wait for the database.
+    for the next transaction.  Therefore L{finish} does not wait for the database.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class Recorder:
 
 class Fetcher:
     """
-    Fetches those messages of one account that were not fetched before.
+    Stores those messages of one account that were not stored before.
 
     @ivar isIncomplete: whether the last call of L{fetch} has left out messages that a later call
         may fetch.
@@ -369,7 +369,7 @@ class Fetcher:
             if self._deletes:
                 session.known.append(wanted.number)
             return False
-        # The name contains the digest, because another message may have the same unique-id.
+        # The name depends on the digest, because another message may have the same unique-id.
         parts = [self._name, wanted.uniqueID, digest.hex()]
         name = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
         mayBeStored = recorder.hasBegun(entry)
@@ -445,7 +445,7 @@ class _Session:
 
     def end(self) -> None:
         """
-        Give up the messages and the deletions that were requested and have not arrived.
+        Give up the messages that have not arrived, and the deletions without a reply.
         """
         if self._coming:
             self.client.abort("was disconnected")

@@ -127,11 +127,11 @@ class FetchRecord:
 
     def open(self, name: str) -> int:
         """
-        Reserve an account for this process, until the process ends.
+        Reserve an account for this process, until the record is closed.
 
         @param name: the name of the account, such as C{alice@mail.example.org:995}.
         @return: the number of the account in the record.
-        @raise NotPossible: another process has reserved the account.
+        @raise NotPossible: another process has reserved the account, or the record cannot be used.
         """
         with self._mutex:
             self._write("INSERT OR IGNORE INTO account (name) VALUES (?)", [(name,)])
@@ -217,7 +217,8 @@ class FetchRecord:
                     if not isListed:
                         changed.append((now, *key))
                 elif isListed and not there[uid]:
-                    # Keep a time in the row until the message has been compared.
+                    # Start the time again.  The row keeps a time until the message has been
+                    # compared.
                     changed.append((now, *key))
                 elif now - missing > FORGET_AFTER:
                     old.append(key)

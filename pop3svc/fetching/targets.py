@@ -72,8 +72,8 @@ class Target(Protocol):
     """
     A place where messages are stored.
 
-    @ivar recognises: whether the target recognises by the name of a message that it is stored
-        again.
+    @ivar recognises: whether the target recognises each message by its name, so that it never
+        stores the same message twice.
     @ivar canLook: whether the target can find out if an earlier attempt has stored a message.
     """
 

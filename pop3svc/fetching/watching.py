@@ -17,7 +17,8 @@ from pop3svc.transfer.failures import NotPossible, TryAgain
 
 __all__ = ["LONGEST_PAUSE", "Ending", "Visit", "Watch", "unexpected"]
 
-# The most seconds between two attempts.  Each failure doubles the pause up to this number.
+# Each failure after the first doubles the pause before the next attempt, up to this number of
+# seconds.
 LONGEST_PAUSE = 900
 
 
@@ -76,7 +77,7 @@ class Visit:
     """
     Fetches the mail of one account once.
 
-    @ivar name: the name of the server, for messages.
+    @ivar name: the name of the server, for sentences to the operator.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Visit:
         isRefusalFinal: bool = True,
     ) -> None:
         """
-        @param name: the name of the server, for messages.
+        @param name: the name of the server, for sentences to the operator.
         @param connect: connects to the server and logs in.
         @param isRefusalFinal: whether to give up after a refused login.  A login with a token is
             tried again, because the token may be renewed.
