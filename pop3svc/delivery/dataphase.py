@@ -13,7 +13,7 @@ class DataPhase:
     """
     Finds the end of a message, and removes the dot-stuffing.
 
-    A line ends with CRLF, and not with a CR or an LF alone.  Programs disagree about CR and LF
+    A line ends with CRLF, and not with a CR or an LF alone.  Programs disagree about a CR or an LF
     alone.  An attacker could therefore smuggle mail in octets that one program reads as one
     message, and another program as two.
 

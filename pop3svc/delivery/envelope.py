@@ -15,13 +15,14 @@ __all__ = ["BadPath", "Path", "Trace", "isPrintable", "namesFor", "parsePath", "
 # The most octets of an address.  RFC 5321 section 4.5.3.1 allows 64 octets for the local part and
 # 255 octets for the domain.  The limit is higher, because some systems use longer addresses.
 _LONGEST = 512
-# The form of a path.  A path has text without brackets, or a local part in quotation marks.
+# The form of a path.  Between its brackets, only quoted text may contain white space, backslashes
+# and further brackets.
 _PATH = re.compile(r'\s*<((?:[^<>"\\\s]|"(?:[^"\\]|\\.)*")*)>(?:\s+(\S.*))?\s*')
 _ROUTE = re.compile(r"@[^:]*:")
 _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
-# A message with so many Received fields counts as looping, because the longest real routes have
-# some thirty.
+# A message with more Received fields counts as looping, because the longest real routes have some
+# thirty.
 _MOST_HOPS = 100
 # The most octets of a header that are searched.  The number is enough for more than 100 Received
 # fields.

@@ -25,8 +25,8 @@ log = Logger(namespace="pop3svc")
 # The most octets of a command with its CRLF.  RFC 5321 section 4.5.3.1.4 requires 512 octets, and
 # extensions need more.
 _LONGEST = 1000
-# The most octets that may wait while a command runs.  A few reads of the socket fit, because
-# reading is paused after the first read.
+# The most octets that may wait while a command runs.  The number is enough for a few reads of the
+# socket.  More do not come, because reading is paused while a command runs.
 _HELD = 262_144
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
@@ -60,8 +60,8 @@ class SerialSMTP(SMTP):
         self._clock = clock
         self._policy = policy
         self._input = b""
-        # The number of octets that were dropped of a line that is too long.  Such a line is dropped
-        # up to its end.
+        # Whether a line that is too long is being dropped, and the number of its octets that were
+        # dropped so far.
         self._isSkipping = False
         self._skipped = 0
         self._running: Deferred[None] | None = None
@@ -149,8 +149,9 @@ class SerialSMTP(SMTP):
 
     def _startTimer(self, seconds: float | None) -> None:
         """
-        Limit the time to wait for input to a number of seconds; L{None} for no limit, while a
-        command runs.
+        Limit the time to wait for input.
+
+        @param seconds: the limit; L{None} for no limit, as while a command runs.
         """
         self.setTimeout(seconds)  # type: ignore[no-untyped-call]
 

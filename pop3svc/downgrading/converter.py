@@ -53,7 +53,8 @@ class SurrogateConverter:
         # Whether the present field is too long to be encoded, and whether the next octet of this
         # field is inside a line.
         self._isOverlong = self._isInLine = False
-        # The body of the field Content-Type, and whether its boundary was made ASCII.
+        # The body of the field Content-Type, and whether the field was encoded.  If it was encoded,
+        # its boundary was made ASCII.
         self._contentType: tuple[bytes, bool] | None = None
         # The boundaries of the multiparts around the present part, each with its replacement.
         self._boundaries: list[tuple[bytes, bytes]] = []

@@ -40,7 +40,8 @@ _ADDRESSES = frozenset(
 }
 _PARAMETERS = frozenset(["content-type", "content-disposition"])
 _IDS = frozenset(["in-reply-to", "references"])
-# The fields in which only the comments can be encoded, because other text would lose its meaning.
+# The fields in which only the comments, and URLs in some fields, can be encoded, because other text
+# would lose its meaning.
 _STRUCTURED = frozenset(
     [
         *("archived-at", "authentication-results", "arc-authentication-results"),
@@ -78,9 +79,9 @@ def asciiField(field: bytes) -> bytes:
     UTF-8.
 
     @param field: the field with its line ends, C{CRLF}.
-    @return: the field in ASCII.  If the field cannot contain its whole text in ASCII, a second
-        field with the text follows.  The name of the second field is C{Downgraded-} and the name of
-        the first (RFC 6857 section 3.1.10).
+    @return: the field in ASCII.  If the field cannot contain its whole text in ASCII, another field
+        with the text follows the field or replaces it.  The name of the other field is
+        C{Downgraded-} and the name of the field (RFC 6857 section 3.1.10).
     """
     if field.isascii():
         return field

@@ -121,7 +121,8 @@ def unstructured(text: str) -> str:
 
 def fold(name: str, body: str) -> bytes:
     """
-    Fold a header field into lines that are as short as their words allow.
+    Fold a header field into lines of at most 76 characters.  Only a word that does not fit makes a
+    longer line.
 
     @param name: the name of the field, in ASCII.
     @param body: the unfolded body, in ASCII.
@@ -184,8 +185,8 @@ def scan(text: str) -> Iterator[Token]:
         elif first in ",;:":
             kind, end = Kind.SEPARATOR, position + 1
         elif first in _CLOSED and first not in unclosed:
-            # Do not search for this closing character again.  If a text has thousands of opening
-            # characters, a search for each of them would take quadratic time.
+            # After a search in vain, do not search for this closing character again.  If a text has
+            # thousands of opening characters, a search for each of them would take quadratic time.
             kind, find = _CLOSED[first]
             end = find(text, position)
             if end < 0:

@@ -14,7 +14,8 @@ __all__ = ["asciiBoundary", "asciiParameters", "boundaryOf"]
 
 _PARAMETER = re.compile(r"[ \t]*([!#$%&'*+\-.0-9A-Z^_`a-z{|}~]+)[ \t]*=[ \t]*")
 _NUMBERED = re.compile(r"(.*)\*([0-9]+)")
-# A pattern for a piece of a value.  A piece has whole characters, and is short enough for a line.
+# A pattern for a piece of an encoded value.  A piece does not cut a percent-encoded octet, and is
+# short enough for a line.
 _SEGMENT = re.compile(r"(?:%[0-9A-F]{2}|[^%]){1,16}")
 # The most characters of a parameter that is written in one piece.
 _LINE = 72

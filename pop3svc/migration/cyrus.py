@@ -12,7 +12,7 @@ from pop3svc.migration.records import OldMessage
 
 __all__ = ["FORMATS", "messagesOf"]
 
-# For each value of Cyrus' setting uidl_format, the equal format of Dovecot.
+# For each value of Cyrus' setting uidl_format, the equivalent format of Dovecot.
 FORMATS = {"cyrus": "%v.%u", "uidonly": "%u", "dovecot": "%08Xu%08Xv", "courier": "%v-%u"}
 _NAME = re.compile(r"([1-9][0-9]{0,9})\.")
 

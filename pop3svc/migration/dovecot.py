@@ -74,7 +74,7 @@ class UIDList:
                 uniqueID = format.expand(names)
             # A field P without a value stands for the base name.
             uniqueID = uniqueID or record.base
-            # Messages with a number for the order come first.
+            # Messages with the field O come first.
             hasNone = record.order is None
             rank = hasNone, 0 if record.order is None else record.order, record.uid
             found.append(OldMessage(record.base, uniqueID, rank))
@@ -148,7 +148,8 @@ def _readNew(uid: int, rest: str) -> UIDRecord | None:
         return None
     fields: dict[str, str] = {}
     for word in words.split(" "):
-        # The value of a field may contain blanks, so a further word may be the rest of a value.
+        # Keep the first word of each letter.  The value of a field may contain blanks, so a further
+        # word may be the rest of a value.
         fields.setdefault(word[:1], word[1:])
     order = fields.get("O")
     if order is not None and not _NUMBER.fullmatch(order):

@@ -80,7 +80,7 @@ def _escape(text: str) -> str:
 
 
 def _shortHash(text: str) -> int:
-    # This is P.  J.  Weinberger's hash function with 32 bits.
+    # This is P. J. Weinberger's hash function with 32 bits.
     value = 0
     for octet in text.encode("latin-1"):
         value = ((value << 4) + octet) & 0xFFFFFFFF
@@ -134,7 +134,7 @@ class _ShortPiece:
             if hashed is None:
                 text = _MODIFIERS[letter](text)
             else:
-                # A hash uses the width as its modulus, and the skip as its number of digits.
+                # A hash uses the width as its modulus, and the skip as its least number of digits.
                 number = hashed(text)
                 text = f"{(number % width if width > 0 else number) & 0xFFFFFFFF:x}"
                 text = text.rjust(max(skip, 0), "0")
@@ -212,7 +212,7 @@ def _parseShort(found: re.Match[str], text: str) -> _Piece:
     if max(width, abs(skip)) > _WIDEST:
         raise ValueError(f"{text}: the width of %{letter} is too large")
     if found["sign"] and found["skip"] is not None:
-        # If no number to skip follows the sign, Dovecot ignores the sign.
+        # Without a number to skip before the sign, Dovecot ignores the sign.
         width = -width
     value, isPadded = _VALUES[_LETTERS[letter]], bool(found["zero"])
     number = _NUMBERS.get(letter)

@@ -16,8 +16,9 @@ __all__ = ["DamagedFile", "Kept", "OldMessage", "keep"]
 
 class DamagedFile(ValueError):
     """
-    The file of another server is damaged.  The text is a sentence for the operator, which does not
-    name the file.
+    The file of another server is damaged.  The text is a sentence for the operator.  The sentences
+    of the parsers do not name the file: L{uniqueIDsOf<pop3svc.migration.uniqueids.uniqueIDsOf>}
+    adds its name.
     """
 
 
@@ -95,6 +96,6 @@ def keep(
 
 
 def _isLegal(uniqueID: str) -> bool:
-    # Do not keep a unique-id of this form.  This service derives such unique-ids from file names,
-    # so the kept one could be equal to the unique-id of another message.
+    # Do not keep a unique-id of the form that this service derives from file names, because it
+    # could be equal to the unique-id of another message.
     return isUniqueID(uniqueID) and not isDerived(uniqueID)
