@@ -81,7 +81,7 @@ def firstLine(reply: Reply, style: LineStyle = PLAIN) -> bytes:
 
 
 # Cache the result, because most replies have one of a few first lines.  A line from the cache takes
-# 35 bytecodes, and a new line takes 64.
+# 18 bytecodes, and a new line takes 73 to 82.
 @lru_cache(512)
 def _statusLine(
     isPositive: bool, code: str | None, text: str, style: LineStyle, isMultiLine: bool
