@@ -27,8 +27,8 @@ from bench.table import Results
 HERE = Path(__file__).parent
 PACKAGES = ["gcc", "libc6-dev", "libssl-dev", "openssl"]
 PEERS = ["dovecot-pop3d"]
-# Smaller numbers of everything, for a run that shows whether the benchmark works, and not how fast
-# the servers are.
+# Smaller numbers, for a run that shows whether the benchmark works, and not how fast the servers
+# are.
 SHORT = Sizes(
     users=32,
     messages=20,
@@ -191,7 +191,7 @@ def oneRound(turn: int, rows: list[Row], servers: list[Server], bench: Bench, ou
 
 def run(found: argparse.Namespace, directory: Path) -> tuple[str, list[str]]:
     """
-    @return: the text with the tables, and a sentence for each error of pop3svc.
+    @return: the text with the tables, and a sentence for each error of pop3svc or of the limit.
     @raise CannotRun: the benchmark cannot run on this machine.
     """
     programs = directory / "bin"
@@ -266,8 +266,8 @@ def _absence(results: Results, kind: type[Server]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    @return: the exit status, which is 1 if pop3svc made an error, or if the benchmark could not
-        run.
+    @return: the exit status, which is 1 if pop3svc or the limit made an error, or if the benchmark
+        could not run.
     """
     found = options(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -4,8 +4,8 @@ service.
 
 With C{python -m bench.fetchers}, each program fetches 10,000 messages of 4 KiB, and then looks
 1,000 times for new mail.  A proxy on loopback counts octets and round trips.  C{--short} only shows
-that all parts work. fetchmail and mpop are packages of Debian. getmail6 has to be installed for
-this Python.
+that all parts work.  The programs fetchmail and mpop are packages of Debian.  The program getmail6
+has to be installed for this Python.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@
      sessions N       the number of all sessions; the first session of each slot always runs
      ramp N           only N slots begin at once; whenever a client comes to a barrier, one more
                       slot begins
-     limit SECONDS    after this time no more sessions and no more RETRs begin
+     limit SECONDS    after this time no more sessions and RETRs begin, and "again" no longer goes
+                      back; the time begins again at each barrier
      pack PATH        the messages that RETR must send; see wire.h
 
    The steps of a session, after the greeting, follow:

@@ -6,10 +6,10 @@ Measure whether the times of refusals tell who has an account.
 For each source of accounts and each login method, clients are refused in blocks of four attempts in
 random order.  One attempt has a wrong password of a user who exists, and one has the name of a user
 who does not exist.  The two other attempts do the same from an address that is banned.  Several
-attempts are under way at the same time, because the service refuses a login a second after it.  The
-load of the machine is nearly the same during a block, so the times of a block are compared with
-each other.  C{effect} is the Hodges-Lehmann estimate of their difference, and C{p} is the result of
-Wilcoxon's signed-rank test.
+attempts are under way at the same time, because the service waits for a second before it refuses a
+login.  The load of the machine is nearly the same during a block, so the times of a block are
+compared with each other.  C{effect} is the Hodges-Lehmann estimate of their difference, and C{p} is
+the result of Wilcoxon's signed-rank test.
 
 A method tells who has an account if C{p} is below 0.01, divided by the number of comparisons, and
 the effect is at least C{--limit} microseconds.  The exit status is 1 if a method tells who has an
@@ -82,7 +82,7 @@ PACE, SLOW_PACE = (0.02, 60), (0.12, 6)
 
 class Client:
     """
-    A connection from an address that no other connection has.
+    A connection for one attempt.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -509,9 +509,9 @@ class Site:
         samples.texts.add(text)
         if block < 0:
             return
-        # Leave out the first message, because the service does not know the name before it has
-        # arrived.  For tokens, leave out the last message too, because it only answers the
-        # challenge that refuses the token.
+        # Leave out the reply to the first message, because this message does not contain the name.
+        # For tokens, leave out the reply to the last message too, because this message only answers
+        # the challenge that refuses the token.
         isBearer = method in ("OAUTHBEARER", "XOAUTH2")
         isInSteps = isBearer or method.startswith("SCRAM")
         steps = range(1, len(times) - isBearer) if isInSteps else [len(times) - 1]
@@ -572,6 +572,7 @@ class Row:
         """
         @param comparisons: the number of all comparisons.
         @param limit: the least effect that counts, in seconds.
+        @return: whether the times tell who has an account.
         """
         return any(abs(effect) >= limit and p < ALPHA / comparisons for effect, p in self.effects)
 

@@ -18,7 +18,7 @@ __all__ = ["GUESSED", "NOBODY", "SMALL", "Mail", "Sizes"]
 # The owner of the mail if root runs the benchmark, because Dovecot and Courier serve no mail that
 # belongs to root.
 NOBODY = 65534
-# The octets of each message except the big ones.
+# The octets of each message except the big and the medium ones.
 SMALL = 4096
 LINE = 76
 # The name of a user whose password is stored as a hash.
@@ -112,7 +112,7 @@ class Mail:
 
     def pack(self, name: str) -> Path:
         """
-        @param name: C{small}, C{crlf} or C{dots}.
+        @param name: C{small}, C{medium}, C{crlf} or C{dots}.
         @return: the file with the octets that RETR must send; see C{wire.h}.
         """
         return self.path / f"{name}.wire"
@@ -165,7 +165,7 @@ class Mail:
 
     def users(self) -> list[str]:
         """
-        @return: the names of all users.  Each user has the password C{secret}.
+        @return: the names of all users except C{million}.  Each user has the password C{secret}.
         """
         sizes = self.sizes
         names = [f"user{number}" for number in range(sizes.users)]

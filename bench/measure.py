@@ -24,7 +24,7 @@ PATIENCE = 10.0
 
 class Failed(Exception):
     """
-    A server gave a wrong answer or none.  The text is the load generator's.
+    A server gave a wrong answer or none, or could not be measured.  The text gives the reason.
     """
 
 
@@ -124,7 +124,7 @@ class Group:
 class ControlGroup(Group):
     """
     The processes of one server in a control group of Linux.  The kernel counts their processor time
-    in nanoseconds, and loses none of it.
+    in nanoseconds or microseconds, and loses none of it.
     """
 
     how = "a control group for each server"

@@ -1,15 +1,18 @@
 """
-Try three nodes with one PostgreSQL behind HAProxy, with clients, deliveries and faults.
+Try three nodes behind HAProxy that share one PostgreSQL, with clients, deliveries and faults.
 
     python bench/nodes.py [--minutes 30] [--clients 300] [--seed N] [--report FILE]
     python bench/nodes.py --patroni 3 [--minutes 30] [--clients 300] [--seed N] [--report FILE]
 
 Clients fetch, mark, delete, sleep and wake, and LMTP delivers all the while.  Meanwhile nodes are
-killed, and nodes are stopped for longer than a lease.  PostgreSQL is restarted, and its connections
-are cut.  Each of these faults happens at least once, also with C{--minutes 0}.  With C{--patroni}
-there are two PostgreSQL servers with synchronous replication.  The leader is killed as many times
-as the option says.  The minutes are the time in which nodes have faults, and do not include the
-failovers.
+killed, and nodes are stopped for longer than a lease.
+
+Without C{--patroni}, PostgreSQL is also restarted, and its connections are cut.  Each of these four
+faults happens at least once, even with C{--minutes 0}.
+
+With C{--patroni} there are two PostgreSQL servers with synchronous replication.  The leader is
+killed as many times as the option says.  The minutes are the time in which nodes have faults, and
+do not include the failovers.
 
 At the end, the messages in the mailboxes are compared with what the service has confirmed to
 clients.  The exit status is 1 if a message was lost, was given to another user, or has come back
@@ -61,8 +64,8 @@ _ID = re.compile(rb"X-Id: (\S+) (\S+)\r\n")
 
 class Node:
     """
-    A service with two workers.  The service has its own session of the kernel, so that all its
-    processes can be killed together.
+    A service with two workers.  The service has its own process group, so that all its processes
+    can be killed together.
     """
 
     def __init__(self, home: Path, dsn: str, name: str) -> None:
@@ -152,7 +155,7 @@ class Outage:
     @ivar died: the time when the leader was killed.
     @ivar gone: the time when all processes of the leader had ended.
     @ivar first: the seconds from the kill to the first answer that confirms a login, a deletion or
-        a delivery, for each of these kinds.  Actions that began before the kill do not count.
+        a delivery, for each of these kinds.  Actions that began before C{gone} do not count.
     """
 
     KINDS = ("login", "deletion", "delivery")
@@ -184,8 +187,7 @@ class Journal:
     @ivar tried: the owner of each message that was sent, by the number of the message.
     @ivar fetched: the numbers of the messages that clients have received completely.
     @ivar deleting: the numbers of the messages that clients have asked to delete.
-    @ivar deleted: for the numbers of the messages whose deletion was confirmed, the time of the
-        confirmation.
+    @ivar deleted: the times when deletions were confirmed, by the number of the deleted message.
     @ivar numbers: for each user and unique-id, the number of the message.
     @ivar outages: an outage for each death of a leader.
     """

@@ -4,7 +4,8 @@ Measure also the time of its parts, by leaving out one part after the other.
 
     python bench/parts.py
 
-Each figure is the least of many runs, in microseconds of processor time.
+Each figure is in microseconds of processor time.  It is the least of twenty means of many runs, or
+the difference between two such means.
 """
 
 from __future__ import annotations
@@ -172,11 +173,12 @@ class Theirs:
 
 def least(work: Callable[[int], object], runs: int = 300) -> float:
     """
-    @return: the least time of a run, in microseconds.
+    @return: the time of a run in microseconds, which is the least of twenty means.
     """
     best = float("inf")
     for _ in range(20):
-        # Run the calls that the work has delayed, because they are part of the work.
+        # Run the calls that the work has delayed, so that they do not collect.  Their time does not
+        # count.
         reactor.runUntilCurrent()
         began = time.process_time()
         for turn in range(runs):

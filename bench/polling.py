@@ -2,8 +2,9 @@
 Measure the CPU time that a service takes for clients that poll, with and without
 C{--remember-checks}.
 
-C{python -m bench.polling [NUMBER]} starts a service with an argon2id hash, and logs in C{NUMBER}
-times (100 by default).  Then it prints the CPU time of the service.
+C{python -m bench.polling [NUMBER]} starts a service without the option, and then one with it.  The
+password has an argon2id hash.  The program logs in C{NUMBER} times to each service (100 by
+default), and prints the CPU time that the service has taken.
 """
 
 from __future__ import annotations

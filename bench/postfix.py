@@ -117,7 +117,7 @@ class Report:
     @ivar sent: the subjects of all messages.
     @ivar fetched: the number of times that each subject was fetched.
     @ivar deferred: the number of times that Postfix has deferred a delivery.
-    @ivar seconds: the time from the first message to the last, in seconds.
+    @ivar seconds: the time from the first message until Postfix's queue was empty, in seconds.
     """
 
     def __init__(self) -> None:
@@ -357,7 +357,8 @@ def _deferrals(home: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    @return: the exit status, which is 1 if a message was lost or was fetched twice.
+    @return: the exit status, which is 1 if a message was lost or was fetched twice, or if the
+        program cannot run here.
     """
     parser = argparse.ArgumentParser(prog="python -m bench.postfix", description=__doc__)
     parser.add_argument(

@@ -335,9 +335,9 @@ def idle(bench: Bench, server: Server) -> list[Measure]:
 
 def _calls(bench: Bench, server: Server, label: str, before: list[str], work: list[str]) -> Measure:
     """
-    Count the system calls of one piece of work.  The count is the difference between a number of
-    pieces and twice as many, divided by the number.  Therefore the calls of the connection and of
-    the login do not count.
+    Count the system calls of one piece of work.  The calls of L{CALLS} pieces are subtracted from
+    the calls of twice as many pieces, and the difference is divided by L{CALLS}.  Therefore the
+    calls of the steps C{before} do not count.
 
     @param before: the steps before the work.  Without such steps, each piece of work is a session
         of its own.

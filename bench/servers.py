@@ -383,8 +383,8 @@ class Pop3svcPostgreSQL(Pop3svcSQLite):
 
 class Dovecot(Server):
     """
-    Dovecot as Debian configures it, except that more processes and more memory for each are allowed
-    if the rows need them.
+    Dovecot in its default configuration, but with limits of processes and memory that are high
+    enough for the rows.
     """
 
     name = "dovecot"

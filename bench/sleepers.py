@@ -4,8 +4,8 @@ also the times of logins, RETRs and polls meanwhile.
 
     python bench/sleepers.py [COUNT [WORKERS [SECONDS]]]
 
-By default there are 10,000 sleepers, the service has one process, and there is no second part.  The
-second part lasts the given number of seconds.  In that time each sleeper polls every five minutes.
+By default there are 10,000 sleepers, and the service has one process.  With SECONDS, each sleeper
+then polls every five minutes for this time.
 """
 
 from __future__ import annotations

@@ -86,7 +86,8 @@ async def read(port: int, user: str, seconds: float) -> int:
     @return: the number of octets that a client has read.
     """
     connection = socket.socket()
-    # Make the buffer small, because the kernel would take some megabytes for each connection.
+    # Make the buffer small, because the kernel would otherwise hold some megabytes for each
+    # connection.
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PIECE)
     connection.setblocking(False)
     await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", port))

@@ -4,7 +4,8 @@ service.
 
     python bench/soak.py [COUNT]
 
-The exit status is 1 if the memory, or the number of descriptors, threads or timers, has grown.
+The exit status is 1 if the memory, or the number of descriptors, threads or timers, has grown, or
+if the log has a traceback.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def timers(pid: int, told: Path) -> int:
 
 async def drop(stage: str, plain: int, secure: int, user: str, context: ssl.SSLContext) -> None:
     """
-    Open one connection, and cut it at some stage.
+    Open one connection, and cut it at the given stage.
     """
     reader, writer = await asyncio.open_connection("127.0.0.1", plain)
     try:
@@ -90,7 +91,7 @@ async def drop(stage: str, plain: int, secure: int, user: str, context: ssl.SSLC
         if stage == "asleep":
             await reader.readline()
     finally:
-        # Close by a reset, so that octets on their way are lost.
+        # Close at once, so that octets on their way are lost.
         writer.transport.abort()
 
 
@@ -128,7 +129,7 @@ async def soak(count: int, plain: int, secure: int) -> None:
 
 def waitForGreeting(service: subprocess.Popen[bytes], port: int) -> None:
     """
-    Wait until the service serves.  Before that a signal would end it.
+    Wait until the service serves.  Before that, SIGUSR1 would end it.
     """
     for _ in range(600):
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 60) as one:
@@ -152,7 +153,6 @@ def settled(pid: int, told: Path) -> tuple[int, int, int, int]:
             break
         before = descriptors
         time.sleep(1)
-    # The number of timers includes cancelled timers that the reactor has not removed yet.
     return resident(pid), before, len(os.listdir(f"/proc/{pid}/task")), timers(pid, told)
 
 

@@ -121,7 +121,7 @@ def pipeline(port: int, users: list[str], seconds: float) -> None:
     """
     Log in, and send a hundred short commands at once, again and again.
 
-    @raise Failed: a client has got a wrong number of replies.
+    @raise Failed: a client was refused, or has got a wrong number of replies.
     """
     with _sessions(port, users) as sessions, selectors.DefaultSelector() as selector:
         left = dict.fromkeys(sessions, REPLIES)
@@ -156,7 +156,7 @@ def guess(port: int, seconds: float) -> None:
     Guess the password of a user whose password is stored as a hash.  Each connection has a new
     address, because a server may ban an address.
 
-    @raise Failed: a guess was right.
+    @raise Failed: a guess was not refused.
     """
     end = time.monotonic() + seconds
     faults: list[str] = []

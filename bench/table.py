@@ -19,7 +19,7 @@ Key = tuple[int, str, int]
 
 def number(value: float) -> str:
     """
-    @return: the value as text with three significant digits.
+    @return: the value as text, with two decimals below 10, one below 100, and none from 100 on.
     """
     if abs(value) >= 100:
         return f"{value:,.0f}"

@@ -1,11 +1,11 @@
 """
-Switch off each optimisation that docs/fast.rst lists, one after the other, and compare.
+Switch off each optimisation in the table of docs/fast.rst, one after the other, and compare.
 
     python bench/without.py [NAME...]
 
-For a short session, a poll and a RETR in memory, each line shows how much more processor time they
-take without the optimisation, and how many more bytecodes.  Each comparison is the median of
-alternating runs.
+For a short session, a poll and a RETR in memory, each line shows the processor time without the
+optimisation, divided by the time with it, and how many more bytecodes they take without it.  Each
+ratio is the median of fifteen ratios from alternating runs.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ class Work:
     @contextmanager
     def all(self) -> Iterator[list[Callable[[], object]]]:
         """
-        @return: the three pieces of work, of connections that begin now.
+        @return: the three pieces of work.  The poll and the RETR use a connection that logs in now.
         """
         protocol = self._logIn(0)
         yield [
@@ -276,7 +276,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory, open(os.devnull, "w") as log:
         observer: Any = textFileLogObserver(log)
         globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
-        # No reactor runs that others could wait for.
+        # Switch time slices off, because no reactor runs that could serve other connections between
+        # them.
         TimeSlice.SLICE = float("inf")
         work = Work(Path(directory))
         print(f"{'without':58}{'session':15}{'poll':15}RETR")
