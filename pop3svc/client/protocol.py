@@ -168,10 +168,10 @@ class POP3Client(ClientConnection):
         Log in by the best mechanism that the server offers, or by USER and PASS.  If the server
         refuses SCRAM, and the caller has not named a mechanism, the client also tries PLAIN,
         because some accounts have no keys for SCRAM.  There are three exceptions.  The client does
-        not try PLAIN after a response code other than AUTH, because the cause is another one.  The
-        client does not try PLAIN after SCRAM-SHA-256-PLUS, because the refusal may mean that the
-        server has noticed a man in the middle.  The client does not try PLAIN without TLS, because
-        the refusal may come from an attacker who wants the password.
+        not try PLAIN after a response code other than AUTH, because such a code names another
+        cause.  The client does not try PLAIN after SCRAM-SHA-256-PLUS, because the refusal may mean
+        that the server has noticed a man in the middle.  The client does not try PLAIN without TLS,
+        because the refusal may come from an attacker who wants the password.
 
         @param mechanism: the name of a SASL mechanism, or C{USER} for USER and PASS; L{None} for
             the best way that the server offers.

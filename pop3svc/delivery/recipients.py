@@ -100,7 +100,8 @@ class Recipients:
         @param recipient: an address, or the name of a user.
         @param isReading: whether the caller wants to read the mailbox and not to store mail, so
             that the store need not accept mail.
-        @raise DeliveryError: no user has this address, or the user cannot be looked up now.
+        @raise DeliveryError: no user has this address, the user cannot be looked up now, or the
+            user's store takes no mail.
         """
         for name in self._namesFor(recipient):
             _, at, domain = name.rpartition("@")

@@ -26,7 +26,7 @@ log = Logger(namespace="pop3svc")
 # extensions need more.
 _LONGEST = 1000
 # The most octets that may wait while a command runs.  The number is enough for a few reads of the
-# socket.  More do not come, because reading is paused while a command runs.
+# socket.  No more octets arrive, because reading is paused while a command runs.
 _HELD = 262_144
 
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")

@@ -80,8 +80,8 @@ def asciiField(field: bytes) -> bytes:
 
     @param field: the field with its line ends, C{CRLF}.
     @return: the field in ASCII.  If the field cannot contain its whole text in ASCII, another field
-        with the text follows the field or replaces it.  The name of the other field is
-        C{Downgraded-} and the name of the field (RFC 6857 section 3.1.10).
+        with the text follows it or takes its place.  The name of the other field is C{Downgraded-}
+        and the name of the field (RFC 6857 section 3.1.10).
     """
     if field.isascii():
         return field

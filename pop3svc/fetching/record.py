@@ -217,8 +217,7 @@ class FetchRecord:
                     if not isListed:
                         changed.append((now, *key))
                 elif isListed and not there[uid]:
-                    # Start the time again.  The row keeps a time until the message has been
-                    # compared.
+                    # Set the time to now.  Do not remove it before the message has been compared.
                     changed.append((now, *key))
                 elif now - missing > FORGET_AFTER:
                     old.append(key)

@@ -136,7 +136,7 @@ class StoreTarget:
         @param kind: C{maildir} or C{mbox}.
         @param path: the path of the Maildir or of the mbox.
         @param timeout: the seconds that one call of the store may take.
-        @param runner: runs the work of the store; L{None} to use the threads of the service.
+        @param runner: runs the work of the store; L{None} to use the threads that stores share.
         @raise NotPossible: the path cannot be used.
         """
         owners = _OnePlace(path)

@@ -309,8 +309,8 @@ class _Comparison:
 
         @param missing: the stored messages that the mailbox does not list, by the unique-ids that
             they should have.
-        @return: for each message that was found, its place in the mailbox's list; by the same
-            unique-ids.
+        @return: for each message that was found, its place in the mailbox's list, by its unique-id
+            in C{missing}.
         """
         if not missing:
             return {}
