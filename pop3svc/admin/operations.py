@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
-from pop3svc.admin.sessions import countStates, describe, numberIn
+from pop3svc.admin.sessions import countStates, describe, numberIn, stateOf
 from pop3svc.awaiting import isAwaitable
 from pop3svc.interfaces import Eventual
 from pop3svc.preparation import prepareName
@@ -257,9 +257,11 @@ class ProcessOperations:
             if each.session.info.connectionID == number
             or (user is not None and each.session.record.user == user)
         ]
+        # A session that is closing waits for its client, and has ended already.
+        count = sum(stateOf(each) != "closing" for each in found)
         for each in found:
             each.end("ended by the operator")
-        return len(found)
+        return count
 
     async def _bans(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["countStates", "describe", "idOf", "numberIn"]
+__all__ = ["countStates", "describe", "idOf", "numberIn", "stateOf"]
 
 # The operator's words for states, by the names of L{pop3svc.protocol.session.State}.
 _STATES = {
@@ -43,6 +43,13 @@ def numberIn(text: str, worker: int) -> int | None:
     return int(number) if isNumber and len(number) < 19 else None
 
 
+def stateOf(connection: Any) -> str:
+    """
+    @return: the state of the connection's session: C{login}, C{awake}, C{asleep} or C{closing}.
+    """
+    return _STATES[connection.session.state.name]
+
+
 def describe(connection: Any, now: float, worker: int = 0) -> dict[str, Any]:
     """
     Describe the session of a connection.
@@ -52,7 +59,7 @@ def describe(connection: Any, now: float, worker: int = 0) -> dict[str, Any]:
     @param worker: see L{idOf}.
     @return: a dictionary of facts.  C{session} is the name for the operator (see L{idOf}).  C{user}
         is L{None} before the login, and C{address} is L{None} for a UNIX socket.  C{tls} is the
-        version of TLS, or L{None}.  C{state} is C{login}, C{awake}, C{asleep} or C{closing}.
+        version of TLS, or L{None}.  L{stateOf} explains C{state}.
         C{method} is the mechanism of the login.  C{seconds} is the time since the client connected
         or last logged out.  C{messages} and C{messageOctets} count the messages sent so far, and
         their octets.  C{octets} counts the octets of all replies, and C{deleted} counts the deleted
@@ -65,7 +72,7 @@ def describe(connection: Any, now: float, worker: int = 0) -> dict[str, Any]:
         "user": record.user,
         "address": session.info.clientIP,
         "tls": connection.tls,
-        "state": _STATES[session.state.name],
+        "state": stateOf(connection),
         "method": record.loginMethod,
         "seconds": round(now - record.began, 3),
         "messages": record.messagesSent,
@@ -80,5 +87,5 @@ def countStates(connections: Iterable[Any]) -> dict[str, int]:
     """
     @return: the number of sessions in each state except C{closing}; see L{describe}.
     """
-    counts = Counter(_STATES[each.session.state.name] for each in connections)
+    counts = Counter(map(stateOf, connections))
     return {name: counts[name] for name in ("login", "awake", "asleep")}

@@ -143,6 +143,9 @@ def test_kick() -> None:
     assert [each.isOpen for each in clients] == [True, True, False]
     assert process.do("kick", target="alice", only="session") == 0
     assert process.do("kick", target="alice") == 2
+    # The clients have not closed their connections yet.
+    assert [each["state"] for each in process.who()] == ["closing", "closing"]
+    assert process.do("kick", target="alice") == 0
     for each in clients:
         each.pump()
     assert process.do("kick", target="alice") == 0
