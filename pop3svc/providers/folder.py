@@ -32,8 +32,9 @@ __all__ = ["FolderStore"]
 
 class _FolderFormat:
     """
-    The format of a folder: each file whose name ends with C{.eml} is a message.  The messages are
-    in the order of the names of their files.
+    The format of a folder.  Each file whose name ends with C{.eml}, in upper or lower case, is a
+    message.  Hidden files are no messages.  The messages are in the order of the names of their
+    files.
     """
 
     folders = (".",)
@@ -149,8 +150,8 @@ class FolderStore:
         if root is None:
             raise FileNotFoundError
         try:
-            # Give the file the final name only now, because sessions list all files whose name ends
-            # with ".eml".
+            # Write the message under a hidden name first, because sessions list all other files
+            # whose name ends with ".eml".
             hidden = f".{name}.new"
             writeMessage(root, hidden, copy.header, content)
             publish(root, hidden, root, newName, mayExist=copy.uniqueID is not None)

@@ -15,7 +15,7 @@ __all__ = ["LockPolicy", "pause"]
 @dataclass(frozen=True, slots=True)
 class LockPolicy:
     """
-    The behaviour of a login when another session has locked the mailbox.
+    The behaviour of a session if another session has locked the mailbox.
 
     @ivar takeover: whether to ask the other session to release its lock.
     @ivar wait: the number of seconds to wait for the lock.

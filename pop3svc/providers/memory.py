@@ -63,8 +63,8 @@ class MemoryMaildrop:
 
     def addImported(self, uniqueID: str, message: bytes) -> None:
         """
-        Add a message that already has a unique-id.  Do nothing if the mailbox has or had a message
-        with this unique-id.
+        Add a message that already has a unique-id.  Do nothing if the mailbox has a message with
+        this unique-id, or if this method has added one before.
         """
         if uniqueID not in self._imported and uniqueID not in self.messages:
             self._imported.add(uniqueID)

@@ -34,9 +34,9 @@ T = TypeVar("T")
 
 class Owned(NamedTuple):
     """
-    The place of a user's mail, and the user for access to the files.
+    The place of a user's mail, and the user whose rights are necessary for the files.
 
-    @ivar place: the directory of the mail.
+    @ivar place: the path of the mail.
     @ivar user: the user whose rights are necessary for the files; L{None} if they are opened with
         the rights of the service.
     """
@@ -134,9 +134,9 @@ class Owners:
     async def find(self, username: str, isUser: bool = False) -> Owned | None:
         """
         @param isUser: whether the caller knows that a user with this name exists.
-        @return: the user's mail.  L{None} if the name cannot be used in a path, if the user has no
-            home directory, or if the uid or gid is not allowed.  If the user exists, the reason is
-            logged.
+        @return: the user's mail.  L{None} if the name cannot be used in a path.  Also L{None} if
+            the store needs a home directory, a uid or a gid that is not known or not allowed.  This
+            reason is logged once if the user exists.
         @raise POP3ResponseError: C{SYS/TEMP}: the accounts or the system cannot answer now.
         """
         if self.isDirect:
@@ -210,8 +210,8 @@ def _faultOf(user: FileUser | None, firstUID: int) -> str:
 
 def _isHome(home: str) -> bool:
     """
-    @return: whether a path can be a home directory.  It must be absolute, have no part C{..}, and
-        not be the root directory.
+    @return: whether a path can be a home directory.  The path must be absolute, have no part C{..}
+        and no NUL, and not be the root directory.
     """
     parts = home.split("/")
     return home.startswith("/") and any(parts) and ".." not in parts and "\0" not in home

@@ -24,7 +24,7 @@ _LEGAL = re.compile(r"(?!_\Z)[!-~]{1,70}")
 _LONGEST = 200
 # Characters that a name must not begin with, and characters that it must not contain.
 _UNSAFE = re.compile(r"\A[.~-]|[/\\:\s]")
-# The most symbolic links that are followed on the path of one mailbox.
+# The most symbolic links that are followed when one path is opened.
 _LINKS = 10
 
 
@@ -41,12 +41,13 @@ def isSafeName(name: str) -> bool:
 
 def uniqueIDFor(name: str, more: str = "") -> str:
     """
-    Make a unique-id from the name of a message's file.  If the name is a legal unique-id (RFC 1939
-    section 7), the result is the name itself.  Otherwise it is a hash of the name.  Different names
-    give different unique-ids, and the same name always gives the same unique-id.
+    Make a unique-id from a name, such as the name of a message's file.  If the name is a legal
+    unique-id (RFC 1939 section 7) and does not look like a hash from this function, the result is
+    the name itself.  Otherwise it is a hash of the name.  Different names give different
+    unique-ids, and the same name always gives the same unique-id.
 
-    @param more: a text that distinguishes the message from other messages whose files have or had
-        the same name.
+    @param more: a text that distinguishes the message from other messages that have or had the same
+        name.  If it is not empty, the result is a hash of the name and this text.
     """
     if not more and not isDerived(name) and _LEGAL.fullmatch(name):
         return name
@@ -55,9 +56,10 @@ def uniqueIDFor(name: str, more: str = "") -> str:
 
 class PathTemplate:
     """
-    The rule that makes the path of a user's mail.  It is a path with the placeholders C{{user}},
-    C{{local}} and C{{domain}}, or the path of a directory that contains a directory for each user.
-    The path may also begin with C{{home}}, which stands for the home directory of the user.
+    The rule that makes the path of a user's mail.  It is a path with some of the placeholders
+    C{{user}}, C{{local}} and C{{domain}}.  If the path has no placeholder, C{/{user}} is added.
+    Instead of these placeholders, the path may begin with C{{home}}, which stands for the home
+    directory of the user.
 
     @ivar base: the directory above the first placeholder; empty if the path begins with
         C{{home}}.
@@ -192,9 +194,10 @@ class PathTemplate:
 
     def placeFor(self, username: str, home: str = "") -> Root | None:
         """
-        @param home: the home directory of the user.  Links in the path of this directory are
-            followed, because the operator trusts them.
-        @return: the directory of a user's mail; L{None} if the name is not allowed.
+        @param home: the home directory of the user.  Links in its path are followed, because the
+            operator sets this path, and the user does not.
+        @return: the path of a user's mail; L{None} if the name is not allowed, or if a home
+            directory is needed and C{home} is empty.
         """
         if not isSafeName(username):
             return None
@@ -215,10 +218,11 @@ class PathTemplate:
 @dataclass(frozen=True, slots=True)
 class Root:
     """
-    A directory.  The first part of its path is configured by the operator.  The other parts are
-    names of directories that users may have created.
+    A directory.  The operator sets the first part of its path.  The other parts are names of
+    directories that users may have created.
 
-    @ivar base: the path that the operator has configured.  All links in it are followed.
+    @ivar base: the path that the operator has configured, or the home directory of a user.  All
+        links in this path are followed.
     @ivar parts: the names of the directories below C{base}, from the outermost to the innermost.
     """
 
@@ -228,7 +232,7 @@ class Root:
     @property
     def path(self) -> str:
         """
-        The path of the directory, for messages to the operator.
+        The path of the directory.
         """
         return "/".join([self.base.rstrip("/"), *self.parts]) or "/"
 
@@ -257,12 +261,12 @@ class Root:
 
     def open(self) -> int | None:
         """
-        Open the directory.  Below C{base}, a link is followed only if nobody but the operator could
-        have created the link.  A link may point to a path with further links.  The further links
-        are followed under the same condition.
+        Open the directory.  Below C{base}, a link is followed only if nobody could have created the
+        link except root and the user whose file rights this thread has.  A link may point to a path
+        with further links.  The further links are followed under the same condition.
 
         @return: a descriptor; L{None} if the directory does not exist.
-        @raise OSError: the directory exists, but cannot be opened.
+        @raise OSError: the directory cannot be opened.
         """
         if len(self.parts) == 1:
             # Try to open the whole path with one call, because usually it exists and has no links.
@@ -281,9 +285,9 @@ class Root:
 
     def make(self) -> int:
         """
-        Open the directory.  If it does not exist, create it and all missing directories above it
-        with mode 0700.  If the process runs as root, a new directory gets the owner of the
-        directory that contains it.  Blocks.
+        Open the directory.  If it does not exist, create it and all missing directories between it
+        and C{base} with mode 0700.  If this thread has the file rights of root, a new directory
+        gets the owner and the group of the directory that contains it.  Blocks.
 
         @return: a descriptor.
         @raise OSError: the directory cannot be opened or created.
@@ -331,7 +335,7 @@ def openOrMake(name: str, directory: int) -> int:
 def openBelow(name: str, directory: int) -> int:
     """
     Open a directory inside a directory in which users may create directories.  A link is followed
-    only if nobody but the operator could have created the link.
+    under the conditions of L{Root.open}.
 
     @return: a descriptor.
     @raise OSError: the directory does not exist or cannot be opened.  If a link is not followed,
@@ -377,8 +381,8 @@ def _walk(directory: int, parts: Sequence[str]) -> int:
 
 def _refuseUntrustedLink(name: str, directory: int) -> None:
     """
-    @raise OSError: the link could have been created by a user other than root and the user of the
-        service.
+    @raise OSError: the link could have been created by a user other than root and the user whose
+        file rights this thread has.
     """
     link = os.lstat(name, dir_fd=directory)
     around = os.fstat(directory)

@@ -25,7 +25,7 @@ from pop3svc.threadpool import Executor, isCancelled
 __all__ = ["CannotUnpack", "PackedBlocks", "countUnpacked", "packedAs", "unpacked"]
 
 _READ = 65536
-# The number of octets of an unpacked piece.
+# The most octets of an unpacked piece.  A piece in Dovecot's LZ4 format is a whole chunk instead.
 _PIECE = 131072
 # The most octets of an unpacked message.  Anybody can send a small message that unpacks to
 # gigabytes, so there must be a limit.  Real mail is smaller than this limit.
@@ -34,21 +34,23 @@ LARGEST = 536_870_912
 _GZIP, _BZIP2, _XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0"
 _ZSTD, _LZ4, _ENCRYPTED = b"\x28\xb5\x2f\xfd", b"Dovecot-LZ4\x0d\x2a\x9b\xc5", b"CRYPTED\x03\x07"
 _MAGIC = (_GZIP, _BZIP2, _XZ, _ZSTD, _LZ4, _ENCRYPTED)
-# The most octets of a chunk in Dovecot's LZ4 format.  Dovecot itself writes chunks of 64 KiB.
+# The most octets of an unpacked chunk in Dovecot's LZ4 format.  Dovecot itself writes chunks of
+# 64 KiB.
 _CHUNK = 1_048_576
 
 
 class CannotUnpack(Exception):
     """
-    A compressed message is damaged, or a library for its compression is missing.  The text of the
-    exception is for the operator.
+    A message cannot be unpacked: it is damaged, too large or encrypted, or a library for its
+    compression is missing.  The text of the exception is for the operator.
     """
 
 
 def packedAs(first: bytes) -> bytes | None:
     """
     @param first: at least the first 16 octets of a file.
-    @return: the magic number of the compression; L{None} if the file is not compressed.
+    @return: the magic number of the compression, or of Dovecot's encryption; L{None} if the file is
+        neither compressed nor encrypted.
     """
     if not first.startswith(_MAGIC):
         return None
@@ -105,8 +107,8 @@ def unpacked(descriptor: int, kind: bytes) -> Iterator[bytes]:
 
     @param kind: the result of L{packedAs}.
     @return: the unpacked octets, in pieces of bounded size.
-    @raise CannotUnpack: the message is damaged, or a library is missing.  The iterator raises this
-        error, and not the function itself.
+    @raise CannotUnpack: see L{CannotUnpack}.  The iterator raises this error, and not the function
+        itself.
     @raise OSError: the file cannot be read, or the work was cancelled.  The iterator raises this
         error as well.
     """
@@ -163,8 +165,8 @@ def _streams(descriptor: int, make: Callable[[], Any]) -> Iterator[bytes]:
 
 class _Pread:
     """
-    A file object that reads from a descriptor, because some libraries need a file object.  It does
-    not read ahead and does not own the descriptor.
+    A file object that reads from a descriptor, because the library zstandard needs a file object.
+    The object does not read ahead and does not own the descriptor.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -214,7 +216,7 @@ def countUnpacked(descriptor: int, kind: bytes) -> int:
     """
     Unpack a message and count its octets on the wire.  Blocks.
 
-    @raise CannotUnpack: the message is damaged, or a library is missing.
+    @raise CannotUnpack: see L{CannotUnpack}.
     @raise OSError: the file cannot be read, or the work was cancelled.
     """
     count = WireSizeCounter()
