@@ -107,8 +107,8 @@ def unpacked(descriptor: int, kind: bytes) -> Iterator[bytes]:
 
     @param kind: the result of L{packedAs}.
     @return: the unpacked octets, in pieces of bounded size.
-    @raise CannotUnpack: see L{CannotUnpack}.  The iterator raises this error, and not the function
-        itself.
+    @raise CannotUnpack: the message cannot be unpacked.  The iterator raises this error, and not
+        the function itself.
     @raise OSError: the file cannot be read, or the work was cancelled.  The iterator raises this
         error as well.
     """
@@ -216,7 +216,7 @@ def countUnpacked(descriptor: int, kind: bytes) -> int:
     """
     Unpack a message and count its octets on the wire.  Blocks.
 
-    @raise CannotUnpack: see L{CannotUnpack}.
+    @raise CannotUnpack: the message cannot be unpacked.
     @raise OSError: the file cannot be read, or the work was cancelled.
     """
     count = WireSizeCounter()

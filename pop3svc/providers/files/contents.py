@@ -1,5 +1,5 @@
 """
-Read the content of a message from its file, and unpack it if it is compressed.
+Read the content of a message from its file.  If the file is compressed, unpack it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def contentOf(
     """
     descriptor, status = opened
     if known is not None and not known.isUnchanged(status):
-        # Do not use the known form of the line ends, because the file has another time or inode
+        # Do not use the known values, because the file has another size or time of modification
         # now.
         known = None
     if known is None or known.kind == "z":
@@ -45,8 +45,8 @@ def contentOf(
 def _blocks(directory: Directory, opened: Opened, known: MessageInfo | None) -> FileBlocks:
     descriptor, status = opened
     form = WireForm.RAW
-    # The message has no bare LF, because each bare LF would make it longer on the wire than the
-    # file is.
+    # If the message has as many octets on the wire as in the file, it has no bare LF, because each
+    # bare LF would add an octet on the wire.
     if known is not None and known.octets == status.st_size:
         form = WireForm.READY if known.kind == "=" else WireForm.LINES
     return FileBlocks(

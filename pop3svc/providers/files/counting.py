@@ -32,8 +32,8 @@ from pop3svc.timing import Progress
 
 __all__ = ["SizeCounter"]
 
-# At most _FEW messages are counted outside the threads for long work.  The sizes are saved each
-# time _KEPT messages were counted.
+# If more than _FEW messages have to be counted, this is done in the threads for long work.  The
+# sizes are saved each time _KEPT messages were counted.
 _FEW, _KEPT = 200, 5000
 # The most messages whose sizes are looked up in the reactor's thread.  This number of look-ups
 # takes a few milliseconds.
@@ -140,7 +140,7 @@ class SizeCounter:
         self, known: MailboxSizes, uniqueIDs: Sequence[str], ofSurrogates: bool
     ) -> Deferred[Any]:
         """
-        Wait until another session has counted these messages, and use its result.
+        Wait until another session has ended its counting, and then find the sizes.
         """
         waiter: Progress[None] = Progress(known.waiters.remove)
         known.waiters.append(waiter)
@@ -180,7 +180,7 @@ class SizeCounter:
         sizes, isSure = measured
         if not isSure:
             raise self._finder.missing(False)
-        # Leave out files that cannot be read, so that the sizes of the others are known.
+        # Return None for a file that cannot be read, so that the other sizes are returned.
         return [None if each == -1 else each for each in sizes] if -1 in sizes else sizes
 
     # --- in a thread ----------------------------------------------------------------
@@ -203,8 +203,8 @@ class SizeCounter:
         sizes.load(root, len(listing))
         unknown: Sequence[str] = [each for each in uniqueIDs if each not in sizes.known]
         if unknown:
-            # Use the same list object if possible.  This takes less time, because the names of the
-            # listed files are known as a column.
+            # Pass on the list object of the listing if possible, because sizesInNames() then finds
+            # the names of the files in a column, which takes less time.
             asked = uniqueIDs if len(unknown) == len(uniqueIDs) else unknown
             sizes.learn(self._listing.sizesInNames(asked))
             unknown = [each for each in unknown if each not in sizes.known]
@@ -238,7 +238,7 @@ class SizeCounter:
         @param added: a dictionary to which the results are added, even if this call is cancelled.
         @return: whether the messages that were not found certainly do not exist any more.
         """
-        # A file that was not changed after the listing is the listed file.
+        # A file with the listed inode is the listed file if it was not changed after the listing.
         before = self._listing.current.time or sys.maxsize
         with OpenFolders(root) as folders:
 
@@ -270,8 +270,8 @@ class SizeCounter:
             self._directory.fault("read", error, name)
             return MessageInfo(-1, 0)
         try:
-            # At a first login, usually no unique-id belongs to a file yet.  Handle this case
-            # separately, because it takes a third of the steps of isSame().
+            # At a first login, usually no unique-id is recorded yet.  Handle this case separately,
+            # because it needs a third of the steps of isSame().
             known = self._listing.sizes
             isUsual = (
                 place[2] == status.st_ino
@@ -309,8 +309,8 @@ class SizeCounter:
 
     def save(self, listing: MailboxSnapshot, held: LockedDirectory) -> None:
         """
-        Begin to save to which file each unique-id in the listing of a session belongs, because the
-        client has seen these unique-ids.
+        Begin to save which unique-id belongs to which file.  The unique-ids of this listing must
+        not change any more, because the client has seen them.
 
         @param listing: the last listing of the session.
         @param held: the mailbox.  It stays locked until the entries are saved.
@@ -333,8 +333,7 @@ class SizeCounter:
         try:
             self._directory.run(write).addErrback(lambda _: None)
         except POP3ResponseError:
-            # Ignore the error.  Too much work is waiting, and the next session will save the
-            # entries.
+            # Ignore the error, because the next session will save the entries.
             pass
 
 
@@ -345,7 +344,7 @@ def _surrogateOf(descriptor: int, size: int, packing: bytes | None) -> int:
     @param size: the size of the file in octets.
     @param packing: see L{packedAs}.
     @return: see L{surrogateSize}.
-    @raise CannotUnpack: the message is damaged, or a library is missing.
+    @raise CannotUnpack: the message cannot be unpacked.
     @raise OSError: the work was cancelled, or the file cannot be read.
     """
 

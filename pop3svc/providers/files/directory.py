@@ -42,11 +42,11 @@ class Directory:
     """
     The root directory of a mailbox.  Any number of sessions may read the mailbox at the same time.
 
-    @ivar path: the path of the directory, for messages to the operator.
+    @ivar path: the path of the directory.
     @ivar folders: the names of the directories in it that contain messages.
-    @ivar executor: runs work that reads directories or whole files.
-    @ivar group: the group for L{Executor.run}, which consists of the name of the file system and
-        the name of this mailbox.
+    @ivar executor: runs work on this mailbox in threads.
+    @ivar group: the group for L{Executor.run}.  It consists of the base path, which stands for the
+        file system, and the path of this directory.
     @ivar user: the user with whose rights the executors work; L{None} for the rights of the
         service.
     """
@@ -159,11 +159,12 @@ class Directory:
 
     def checkPresence(self, root: int | None) -> None:
         """
-        Record that a mailbox exists.  If the mailbox does not exist, log this fact or refuse the
-        session.  Blocks.
+        Record that this mailbox exists.  If the directory or one of its folders is missing, log
+        this fact or refuse the session.  Blocks.
 
         @param root: a descriptor of the directory; L{None} if the directory does not exist.
-        @raise POP3ResponseError: C{SYS/TEMP}: the mailbox existed before and is missing now.
+        @raise POP3ResponseError: see
+            L{isMissing<pop3svc.providers.files.presence.Presence.isMissing>}.
         """
         presence, path = self._presence, self.path
         if presence is None:
@@ -175,8 +176,8 @@ class Directory:
 
     def _isWhole(self, root: int) -> bool:
         """
-        @return: whether all directories for messages exist.  A mailbox without these directories
-            may be a mount point.
+        @return: whether all directories for messages exist.  If not, the mailbox may be a mount
+            point without its file system.
         """
         try:
             for folder in self.folders:
@@ -209,9 +210,8 @@ class Directory:
 
     def timesAtLock(self) -> FolderTimes | None:
         """
-        Take the times of the folders that were read when the directory was locked.  Call this
-        method at the beginning of each listing, because no listing but the first after the lock may
-        use the times.
+        Take the times that the folders had when the directory was locked.  Call this method at the
+        beginning of each listing, because only the first listing after the lock may use the times.
 
         @return: see L{stampOf<pop3svc.providers.files.snapshot.stampOf>}; L{None} if the times have
             to be read.
@@ -220,15 +220,15 @@ class Directory:
 
     def closeKept(self) -> None:
         """
-        Close the directory if it was kept open while the session is asleep.  No other directory
-        than an L{ExclusiveDirectory<pop3svc.providers.files.lock.ExclusiveDirectory>} is kept open.
+        Close the directory if it was kept open for a sleeping session.  Only an
+        L{ExclusiveDirectory<pop3svc.providers.files.lock.ExclusiveDirectory>} is kept open.
         """
 
     # --- in any thread --------------------------------------------------------------
 
     def fault(self, action: str, error: OSError, name: str = "") -> POP3ResponseError:
         """
-        Log an error of a file.  Do not log the same error again at each poll.
+        Log an error of a file, unless it was logged before.
 
         @param action: describes the action in the log; it follows the word "cannot".
         @param name: the name of a file in the mailbox.

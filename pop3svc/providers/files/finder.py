@@ -85,9 +85,9 @@ class Finder:
 
         @param look: takes a unique-id and a place, and returns L{None} if the file of the message
             is not at this place.
-        @return: the results of C{look} by unique-id, and a bool.  The bool is true if all other
-            messages certainly do not exist any more.  The bool is false if these messages were
-            renamed during the whole search.
+        @return: the results of C{look} by unique-id, and a bool.  The bool is true if the messages
+            without a result certainly do not exist any more.  The bool is false if the search ended
+            before this was certain, because messages were renamed or the work was cancelled.
         """
         found: dict[str, T] = {}
         listing = self._listing
@@ -140,12 +140,12 @@ class Finder:
     def locator(self, root: int) -> Callable[[tuple[str, Place | None], int], Place | None]:
         """
         @return: a function for L{removeAll<pop3svc.providers.files.deletion.removeAll>} that
-            returns the place of a message.  Its first call returns the place in the listing.
-            Further calls return the place in a new scan.
+            returns the place of a message.  The first call for a message returns its last known
+            place.  Further calls for this message return its place in a new scan.
         """
         now: MailboxSnapshot | None = None
-        # If the session's listing is not sure, it may have a message with the unique-id of another
-        # file.  These are the inodes of the files in the new scan.
+        # The inodes of the files in the new scan, if the session's listing is not sure.  Such a
+        # listing may have a file under a unique-id that the new scan gives to no file.
         inodes: set[int] = set()
 
         def locate(message: tuple[str, Place | None], looks: int) -> Place | None:
@@ -164,7 +164,7 @@ class Finder:
             place = now.get(uniqueID)
             if place is None and not (now.isSure and (listed is None or listed[2] not in inodes)):
                 # Raise an error, because the message may exist.  It may have been renamed during
-                # the scan, or its file may have another unique-id.
+                # the scan, or its file may have another unique-id now.
                 raise OSError(errno.EBUSY, "messages are renamed all the time")
             return place
 

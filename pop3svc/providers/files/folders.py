@@ -134,8 +134,8 @@ def _isOfAnother(owner: MessageInfo | None, place: Place) -> bool:
 
 def areIdentified(uniqueIDs: list[str], inodes: list[int], sizes: MailboxSizes) -> bool:
     """
-    @param uniqueIDs: some messages of a large mailbox, for which L{identify} compares the inodes
-        and does not call stat().
+    @param uniqueIDs: the unique-ids of some messages.  The mailbox must have so many messages that
+        L{identify} does not call stat() for each file.
     @param inodes: the inode of each message.
     @return: whether L{identify} is not needed, because it would look at no file and would give no
         message another unique-id.
@@ -190,7 +190,7 @@ def _seekRenamed(
     check: Callable[[int, MessageInfo | None, Place], bool],
 ) -> None:
     """
-    Find messages by their inodes.  Their names have changed.
+    Find messages by their inodes, because their names have changed.
 
     @param renamed: the index and the owner of each message, by inode.  This function removes the
         entries of the messages that it finds.

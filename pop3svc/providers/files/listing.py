@@ -159,12 +159,12 @@ class Listing:
         self._caches = caches
         # The device and the inode of the listed directory.
         self._key: Key | None = None
-        # The places, and the other names, of messages that have moved or arrived after the listing.
+        # The new places and further names of messages that have moved or arrived after the listing.
         self._moved: dict[str, Place] = {}
         self._movedLinks: dict[str, list[Place]] = {}
         self._watching: _Watching | None = None
-        # The number of changes of the watch at SLEE, and this number at the time of the lock.  The
-        # next listing may use the second number.
+        # The value of MailboxWatch.changes at SLEE, and its value at the lock.  The next listing
+        # may use the second value.
         self._changesAtSleep: int | None = None
         self._changesAtLock: int | None = None
 
@@ -177,12 +177,12 @@ class Listing:
         @return: the unique-ids.
         """
         watching = self._watching
-        # Use the number from the lock if there is one.  The queue of the kernel was read then, a
-        # moment ago.
+        # Use the value from the lock if there is one, because the lock has just read the queue of
+        # the kernel.
         changes, self._changesAtLock = self._changesAtLock, None
         if changes is None and watching is not None:
             changes = watching.look()
-        # Use the listing of another session if it is still valid, because this needs no thread.
+        # Use the shared listing if it is still valid, because this needs no thread.
         listing = self._listedBefore(changes)
         if watching is not None and not watching.holds(self._key):
             # Report a change if there is no valid watch, because changes may have been missed.
@@ -242,7 +242,7 @@ class Listing:
         """
         Call C{changed} after each change; see L{INewMailNotifier.watchMailbox}.
 
-        @return: a function after whose call C{changed} is not called any more.
+        @return: a function that ends the watch.
         """
         watching = self._watching = _Watching(self._directory, self._caches, changed)
 
@@ -283,8 +283,8 @@ class Listing:
             return False
         changes = watching.look()
         if changes != self._changesAtSleep or not watching.holds(key):
-            # Do not store the number of changes, because the lock may have to wait and the mailbox
-            # may change meanwhile.
+            # Do not store the value, because the lock may have to wait and the mailbox may change
+            # meanwhile.
             return False
         self._changesAtLock = changes
         return True
@@ -295,7 +295,7 @@ class Listing:
         """
         List the messages that exist now.  The listing of the session does not change.
 
-        @raise POP3ResponseError: the directory cannot be read.
+        @raise POP3ResponseError: the directory cannot be read, or the mailbox is missing.
         """
         directory = self._directory
         try:
@@ -336,7 +336,7 @@ class Listing:
     def scanIfSmall(self, root: int) -> None:
         """
         Scan the directory, so that L{refresh} finds a listing and needs no further work in a
-        thread.  Do not scan a large directory, because the session would have to wait for the scan.
+        thread.  Do not scan a large directory, because the lock must not take that long.
         """
         folders = self._directory.folders
         with suppress(OSError):
@@ -384,7 +384,7 @@ class Listing:
 
     def linksOf(self, uniqueIDs: Iterable[str]) -> Iterator[tuple[str, Place]]:
         """
-        @return: the other names of the files of messages.
+        @return: pairs of a unique-id and the place of a further name of the message's file.
         """
         links = self.current.links | self._movedLinks
         for uniqueID in uniqueIDs:
@@ -450,8 +450,8 @@ class Listing:
             return known.modified == status.st_mtime_ns
         if known.isFile(status, head):
             return True
-        # A program has changed the file in place, although the rules of a Maildir forbid this.  The
-        # file counts as another message now.
+        # A program has changed or replaced the file, although the rules of a Maildir forbid this.
+        # The file counts as another message now.
         sizes.forget(uniqueID)
         self._drop()
         return False

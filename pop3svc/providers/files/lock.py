@@ -1,6 +1,6 @@
 """
-Lock the directory of a mailbox for one session.  No session of this or another process can then
-lock it.
+Lock the directory of a mailbox for one session.  No other session can then lock the directory, not
+even in another process.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ T = TypeVar("T")
 
 class LockedDirectory:
     """
-    The directory of a mailbox that is open and locked.  The lock is on the directory itself,
-    because users could create, remove or own a lock file.
+    The open directory of a mailbox.  It is locked until L{unlock} or L{close}.  The lock is on the
+    directory itself, because users could create, remove or own a lock file.
 
     @ivar isClean: whether it is certain that the directory needed no recovery when it was locked,
         and that no removal has begun since then.
@@ -140,7 +140,8 @@ class LockedDirectory:
 
 class LockBusy:
     """
-    The result of an attempt to lock a mailbox that another session has locked.
+    The result of an attempt to lock a mailbox that another session has locked, or that cannot be
+    locked in the reactor's thread.
     """
 
 
@@ -150,8 +151,8 @@ class ExclusiveDirectory(Directory):
     kernel releases the lock when the process dies.  While the session does not have the lock, the
     methods work as if the directory did not exist.
 
-    A session that is asleep keeps the directory open but not locked.  The session need not find the
-    directory again when it wakes up.
+    A session that is asleep may keep the directory open but not locked.  The session then need not
+    find the directory again when it wakes up.
 
     @cvar mayKeepOpen: whether a sleeping session may keep the directory open.
     """
@@ -221,7 +222,7 @@ class ExclusiveDirectory(Directory):
 
     def checkPresence(self, root: int | None) -> None:
         """
-        Do nothing, because L{lock} has checked that the mailbox exists.
+        Do nothing, because L{lock} has made this check.
         """
 
     def attempt(self, work: Callable[[int, Key], T]) -> T | None:
@@ -348,7 +349,8 @@ class ExclusiveDirectory(Directory):
 
     async def _waitUntilFree(self, prepare: Callable[[int], object]) -> LockedDirectory | None:
         """
-        Ask the other session to release its lock, and wait for the release.
+        Wait until the other session releases its lock.  If the policy is to take over the mailbox,
+        ask the other session to do so.
 
         @raise POP3ResponseError: C{IN-USE}: the lock was not released in time.
         """
@@ -437,11 +439,11 @@ class ExclusiveDirectory(Directory):
         """
         Lock the mailbox if it is free.
 
-        @param prepare: L{None} if this method runs in the reactor's thread.  A mailbox that needs a
-            recovery then counts as busy.  In a thread it is a function that takes a descriptor.
-            The function is called after the recovery from a removal that was interrupted.
-        @return: the locked directory; L{LockBusy} if another session has the lock; L{None} if the
-            mailbox does not exist.
+        @param prepare: L{None} if this method runs in the reactor's thread.  In another thread,
+            C{prepare} takes a descriptor.  It is called after the recovery from a removal that was
+            interrupted.
+        @return: the locked directory; L{None} if the mailbox does not exist; L{LockBusy} if another
+            session has the lock, or if the mailbox has to be locked in another thread.
         """
         presence = self._presence
         times: FolderTimes | None = None
@@ -507,7 +509,7 @@ class ExclusiveDirectory(Directory):
 class UserExclusiveDirectory(UserDirectory, ExclusiveDirectory):
     """
     An L{ExclusiveDirectory} that is used with the rights of C{user}.  It is always locked in a
-    thread, because the lock may start work in other threads.
+    thread that has these rights.
     """
 
     __slots__ = ()

@@ -44,9 +44,9 @@ __all__ = ["ExclusiveFileMailbox", "FileMailbox", "ReadOnlyFileMailbox"]
 @implementer(IPOP3Mailbox, IBulkMessageSizes, INewMailNotifier, ISleepingMailbox, ISurrogates)
 class FileMailbox:
     """
-    The mailbox of one session.  It consists of several parts.  The directory opens and locks files.
-    The format gives messages their unique-ids.  The listing, the finder and the counter do the
-    rest.
+    The mailbox of one session.  It consists of several parts.  The directory locks the mailbox and
+    opens files.  The format gives messages their unique-ids.  The listing contains the messages of
+    the session.  The finder finds the files of messages, and the counter finds the sizes.
     """
 
     def __init__(self, directory: Directory, format: Format, caches: Caches) -> None:

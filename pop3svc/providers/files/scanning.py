@@ -28,13 +28,14 @@ from pop3svc.threadpool import isCancelled
 
 __all__ = ["Scan", "scanPlaces", "sortInSlices", "sortRefs"]
 
-# The directories are read at most _SCANS times, with _PAUSE seconds between two reads.  A read
-# during which the directories do not change is the last one.
+# The directories are read at most _SCANS times.  A read is the last one if the directories do not
+# change during the read and their times are old enough to show this.  If the times are too new, the
+# next read begins after _PAUSE seconds.
 _SCANS, _PAUSE = 10, 0.02
 # The most messages that one call of sort() sorts.  The call holds the interpreter's lock, so it
 # must end after some milliseconds.
 _SLICE = 10_000
-# The sample of L{sortInSlices} contains one of this number of values.
+# The sample of L{sortInSlices} contains one of every _SAMPLED values.
 _SAMPLED = 100
 
 T = TypeVar("T")

@@ -9,7 +9,7 @@ from typing import Protocol
 
 __all__ = ["OpenWhileAsleep", "openWhileAsleep"]
 
-# At most one of this number of descriptors belongs to a kept directory.  The other descriptors are
+# At most one of every _SHARE descriptors is used for a kept directory.  The other descriptors are
 # left for connections.
 _SHARE = 8
 # The most directories that are kept open.  Each takes some KiB of memory in the kernel.

@@ -40,7 +40,7 @@ __all__ = [
     "stampOf",
 ]
 
-# The size of the directories in octets from which a mailbox counts as large.
+# A mailbox counts as large if its directories together have more octets than this.
 _LARGE = 1_000_000
 
 
@@ -81,13 +81,13 @@ class MailboxSnapshot:
     @ivar listed: the unique-ids, as an object that sessions share.
     @ivar places: the place of each message.
     @ivar links: the further names of a message's file, by unique-id.
-    @ivar isSure: whether no file has moved during the scan.  In this case, a message that is not
-        listed does not exist.
-    @ivar time: the time of the scan in nanoseconds; 0 if nothing was scanned.  If a directory has a
-        time of change after the present time, the value is this time of change.  A file that was
-        written after C{time} is not listed.
-    @ivar separator: the separator before the flags in the names of files; empty if the
-        names have no flags.
+    @ivar isSure: whether the scan was complete and all messages were identified.  In this case, a
+        message that is not listed does not exist.
+    @ivar time: the time at which the scan began, in nanoseconds; 0 without a complete scan.
+        If a directory has a later time of change or of modification, C{time} is this later time.  A
+        file that was written after C{time} is not listed.
+    @ivar separator: the separator before the flags in the names of files; empty if the names have
+        no flags.
     @ivar uniqueIDFor: takes the part of a file's name before the separator and returns the
         unique-id.
     """
@@ -222,7 +222,7 @@ class ListingCache:
 
     def get(self, key: Key, stamp: Stamp) -> MailboxSnapshot | None:
         """
-        @return: the listing; L{None} if the directories had other times when the listing was made.
+        @return: the listing; L{None} if there is no listing for these times of the directories.
         """
         with self._lock:
             known = self._listings.get(key)
@@ -233,8 +233,8 @@ class ListingCache:
 
     def getWatched(self, key: Key, changes: int | None) -> MailboxSnapshot | None:
         """
-        @param changes: the number of changes that the watch of the mailbox has now.
-        @return: the listing; L{None} if the watch had another number when the listing was made.
+        @param changes: the present value of C{MailboxWatch.changes}.
+        @return: the listing; L{None} if there is no listing for this value.
         """
         with self._lock:
             known = self._watched.get(key)
@@ -242,7 +242,8 @@ class ListingCache:
 
     def setWatched(self, key: Key, listing: MailboxSnapshot, changes: int | None) -> None:
         """
-        Record the number of changes of the watch with a listing, unless there is a newer listing.
+        Record that a listing is valid for a value of C{MailboxWatch.changes}, unless the cache has
+        another listing now.
         """
         with self._lock:
             known = self._listings.get(key)
