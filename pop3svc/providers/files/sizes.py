@@ -5,7 +5,8 @@ unique-id belongs.
 The first line of the file C{pop3svc-sizes} contains its version and the device and inode of the
 mailbox.  Blocks follow.  A block begins with a line with its length and its checksum, and then has
 a line for each message.  The service either appends blocks to the file or replaces the whole file.
-If a block is damaged, the service ignores it and then replaces the file.
+If a block is damaged, the service ignores this block and all later blocks.  The next write then
+replaces the file.
 """
 
 from __future__ import annotations
@@ -63,9 +64,9 @@ _GONE = 2000
 # is the kind of a message that does not exist any more.
 COPIED, GONE = 0, "g"
 
-# Messages whose sizes were not counted have no checksum.  At the end of a session, the first octets
-# of at most this number of them are read for a checksum.  More messages would take more time than
-# the rest of the session.
+# Messages whose sizes were not counted have no checksum.  At the end of a session, their first
+# octets are read for a checksum, but only if there are at most this number of such messages.  To
+# read more messages would take more time than the rest of the session.
 _READ = 20
 
 # The device and the inode of a mailbox.
@@ -98,7 +99,7 @@ def headOf(descriptor: int) -> int:
     """
     Read the first octets of a message's file, and make a checksum of them.
 
-    @return: the checksum.
+    @return: the checksum; 0 if the file cannot be read.
     """
     try:
         return checksumOf(os.pread(descriptor, _HEAD, 0))
@@ -131,8 +132,8 @@ class MessageInfo(NamedTuple):
     @ivar size: the size of the file in octets.
     @ivar modified: the time of modification of the file in nanoseconds.
     @ivar kind: the difference between the file and the octets that are sent.  C{=} means that there
-        is no difference.  C{.} means that line ends or dots have to be changed.  C{z} means that
-        the file is compressed.  C{g} means that the file does not exist any more.
+        is no difference.  C{.} means that line ends or dots may have to be changed.  C{z} means
+        that the file is compressed.  C{g} means that the file does not exist any more.
     @ivar head: a checksum of the first octets; 0 if they were not read.
     @ivar surrogate: the size of the surrogate for clients that have not sent UTF8; 0 if the message
         needs no surrogate.
@@ -217,10 +218,11 @@ class MailboxSizes:
     The L{MessageInfo} of each message of a mailbox, by unique-id.  While the mailbox is locked, no
     session uses this object except the session that has the lock.
 
-    @ivar known: the messages whose sizes were counted.
-    @ivar seen: the messages that were listed but not counted.  They are not written to the file.
-    @ivar claims: further unique-ids.  They belong to removed messages, and to messages whose files
-        have the same name as the file of another message.
+    @ivar known: the messages whose sizes are known.
+    @ivar seen: the messages that were listed but not counted.  They are not written to the file
+        before L{claimSeen}.
+    @ivar claims: further unique-ids and their files, without sizes.  Most of these messages were
+        removed, or were listed in earlier sessions but not counted.
     @ivar isCounting: whether a session is counting messages.
     @ivar waiters: Deferreds that fire when the counting ends.
     """
@@ -258,7 +260,7 @@ class MailboxSizes:
         # The number of entries in the file.  A message may have several entries.  The number is -1
         # if the file is damaged, does not exist, or was written for another directory.
         self._written = -1
-        # The entries of C{claims} that are not in the file yet.
+        # The entries that the next write adds to the file.
         self._unwritten: dict[str, MessageInfo] = {}
         # The sizes of a whole listing, and whether they are the sizes of surrogates.  They are kept
         # because all sessions with the same listing need them.
@@ -294,8 +296,8 @@ class MailboxSizes:
 
     def wholeOf(self, uniqueIDs: Sequence[str], ofSurrogates: bool) -> list[int] | None:
         """
-        @return: the result of the last call of L{octetsOf} if the call was for the same list;
-            otherwise L{None}.
+        @return: the result of the last call of L{octetsOf} if that call had the same arguments and
+            no size has changed since; otherwise L{None}.
         """
         sequence, areOfSurrogates, octets = self._whole
         isSame = sequence is uniqueIDs and areOfSurrogates is ofSurrogates
@@ -303,8 +305,8 @@ class MailboxSizes:
 
     def countUnknown(self, uniqueIDs: Sequence[str]) -> int:
         """
-        @return: the number of messages whose sizes are not known.  The file may contain further
-            sizes that were not read yet.
+        @return: the number of messages whose sizes are not known.  If the file was not read yet,
+            all sizes count as not known.
         """
         if not self.isLoaded:
             return len(uniqueIDs)
@@ -337,8 +339,8 @@ class MailboxSizes:
     @_guarded
     def forget(self, uniqueID: str) -> None:
         """
-        Forget the size of a message, because its file has changed.  The message keeps its
-        unique-id.
+        Forget the size of a message, because its file has changed.  Do not forget to which file the
+        unique-id belongs.
         """
         self._change()
         info = self.known.pop(uniqueID, None)
@@ -363,7 +365,7 @@ class MailboxSizes:
     @property
     def hasUnwritten(self) -> bool:
         """
-        Whether messages that are not in the file were listed.
+        Whether messages were listed for the first time since the last call of L{claimSeen}.
         """
         return bool(self.seen) and not self._isSeenWritten
 
@@ -461,7 +463,7 @@ class MailboxSizes:
         if self.isLoaded and stamp == self._stamp:
             return
         if stamp is not None:
-            # Read the file again, because another process may have written to it.
+            # Replace all entries, because another process may have written to the file.
             self.known, self.claims = {}, OrderedDict()
             self._change()
             self._written = -1
@@ -534,7 +536,7 @@ class MailboxSizes:
     @_guarded
     def write(self, root: int, added: Mapping[str, MessageInfo] | None = None) -> None:
         """
-        Write the entries to the file that are not in it yet.  Blocks.
+        Write the entries that are not in the file yet.  Blocks.
 
         @param added: entries of L{known} that are not in the file yet.
         """
@@ -560,8 +562,8 @@ class MailboxSizes:
         try:
             descriptor = os.open(_NEXT, flags, 0o600, dir_fd=root)
         except FileExistsError:
-            # Remove the file, which a process has left because it was killed.  No other process
-            # writes the file now, because the mailbox is locked.
+            # Remove the file, which a killed process has left.  No other process writes the file
+            # now, because the mailbox is locked.
             os.unlink(_NEXT, dir_fd=root)
             descriptor = os.open(_NEXT, flags, 0o600, dir_fd=root)
         entries = {**unwritten, **self.claims, **self.known}
@@ -595,8 +597,8 @@ class MailboxSizes:
 
 class UnsavedSizes(MailboxSizes):
     """
-    Sizes that are kept in memory and never written, because the store changes nothing in the
-    mailbox.  If another service has written a file, this class reads it.
+    Sizes that are kept in memory and never written, for callers that must not write the file.  If
+    another process has written the file, this class reads it.
     """
 
     __slots__ = ()
@@ -676,7 +678,7 @@ class SizeCache:
 
     def __init__(self, make: Callable[[], MailboxSizes] = MailboxSizes) -> None:
         """
-        @param make: L{MailboxSizes}, or L{UnsavedSizes} for a store that writes nothing.
+        @param make: L{MailboxSizes}, or L{UnsavedSizes} for a store that does not save sizes.
         """
         self._make = make
         self._mailboxes: OrderedDict[Key, MailboxSizes] = OrderedDict()

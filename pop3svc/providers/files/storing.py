@@ -36,7 +36,7 @@ _BLOCK = 262_144
 _deliveries = count(1)
 _UNSAFE = re.compile(r"[^A-Za-z0-9.-]")
 
-# The errors of file systems that have no hard links.
+# The errors of link() if the file system has no hard links, or allows no further link to the file.
 NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -65,8 +65,8 @@ def nameOfDelivery(microseconds: int | None = None) -> str:
     """
     @param microseconds: the time of arrival in microseconds since the epoch; L{None} for the
         present time.
-    @return: a name that no other message has, such as C{1600000000.M123456P789Q1.host}.  The names
-        are in the order of arrival.
+    @return: a name that no other message has, such as C{1600000000.M123456P789Q1.host}.  The name
+        begins with the time of arrival.
     """
     if microseconds is None:
         microseconds = time.time_ns() // 1000
@@ -83,8 +83,8 @@ def writeMessage(
     modified: int | None = None,
 ) -> Written:
     """
-    Write a message with LF line ends to a new file with mode 0600.  The message is durable after
-    the call.  Blocks.
+    Write a message with LF line ends to a new file with mode 0600.  After the call the content of
+    the file is durable.  Blocks.
 
     @param directory: a descriptor of the directory.
     @param header: header fields to add before the message, as complete lines.
@@ -137,8 +137,8 @@ def publish(source: int, name: str, target: int, newName: str, mayExist: bool = 
 
     @param source: a descriptor of the directory that contains the file C{name}.
     @param target: a descriptor of the directory to which the message is moved.
-    @param mayExist: whether a message with the name C{newName} may exist already.  If so, the
-        existing message stays.
+    @param mayExist: whether a message with the name C{newName} may exist already.  Such a message
+        stays.
     @return: whether the message was moved.  If another message had the name already, the new
         message was removed.
     @raise OSError: the message was not moved.  It is in neither directory.

@@ -54,12 +54,12 @@ class LockRegistry:
     for a mailbox, it takes a shared lock on the staging directory in the mailbox.  The registry
     looks for such locks.
 
-    @ivar cleanCache: a cache of mailboxes that need no recovery before they are locked.
+    @ivar cleanCache: a cache of mailboxes that need no recovery when they are locked.
     """
 
-    # All times are in seconds.  POLL is the interval of polling if inotify does not work.  A
-    # session is watched when it is older than WATCH_AFTER.  A session must release its lock within
-    # RELEASE_TIMEOUT after a request.
+    # All times are in seconds.  The locked mailboxes that inotify does not watch are polled every
+    # POLL seconds.  A mailbox is watched or polled when it has been locked for WATCH_AFTER seconds.
+    # A session must release its lock within RELEASE_TIMEOUT after a request.
     POLL = 0.25
     WATCH_AFTER = 0.5
     RELEASE_TIMEOUT = 1.0
@@ -73,7 +73,8 @@ class LockRegistry:
         self._held: dict[str, tuple[Lockable, Callable[[], bool], float]] = {}
         self._timer: IDelayedCall | None = None
         self._watcher: DirectoryWatcher | None = None
-        # The locked mailboxes that inotify watches.  Polling can skip them.
+        # The locked mailboxes that inotify watches, and the numbers of their watches.  These
+        # mailboxes are not polled.
         self._watched: dict[str, int] = {}
 
     @property
@@ -161,7 +162,8 @@ class LockRegistry:
                 lambda: [path for path, each in directories.items() if each.isWaitedFor()]
             )
         except POP3ResponseError:
-            # Ignore the error.  All threads are busy, and the next poll may find a free thread.
+            # Ignore the error.  Too much work is waiting for a thread, and the next poll tries
+            # again.
             self._askToRelease([])
             return
         looking.addCallbacks(self._askToRelease, lambda _: self._askToRelease([]))

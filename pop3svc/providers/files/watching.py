@@ -63,8 +63,8 @@ class _Reader:
         """
         Watch a directory.  The last part of C{path} must not be a link.
 
-        @return: the number of the watch; L{None} if the directory does not exist, or if there are
-            too many watches.  If the directory is watched already, it keeps its number.
+        @return: the number of the watch; L{None} if the directory cannot be watched.  If the
+            directory is watched already, it keeps its number.
         """
         if self._isOff:
             return None
@@ -162,8 +162,9 @@ class Inotify:
     Watches the mailboxes of one store.  A mailbox has one watch, even if several sessions watch it
     by different paths.  Use this object in the reactor's thread only.
 
-    Events are read at WAKE and not at each delivery.  The kernel keeps them in a queue until then.
-    If the queue overflows, the kernel reports it.
+    Events are not read at each delivery, but when a session looks for changes, such as at WAKE.
+    The kernel keeps the events in a queue until then.  If the queue overflows, the kernel reports
+    the overflow.
     """
 
     def __init__(self, isOff: bool = False) -> None:
