@@ -38,8 +38,8 @@ def listByColumns(scan: Scan, separator: str, sizes: MailboxSizes) -> MailboxSna
     @param scan: the files of the Maildir.
     @param separator: the separator before the flags.
     @param sizes: knows to which file each unique-id belongs.
-    @return: the same listing as in the general way; L{None} if there are few messages, or if a name
-        does not have the usual form.
+    @return: the same listing as in the general way; L{None} if there are few messages, if the scan
+        was not complete, or if a name does not have the usual form.
     """
     read = [name for folder in scan.folders for name in folder.names]
     if not scan.isSure or len(read) < LEAST:
@@ -53,8 +53,8 @@ def listByColumns(scan: Scan, separator: str, sizes: MailboxSizes) -> MailboxSna
     names: list[str] = []
     inodes, folderOf = array("Q"), bytearray()
     hasTies, last = False, ""
-    # Sort the seconds as text.  This gives the same order, because all texts have the same number
-    # of digits.
+    # Sort the names as text.  This gives the order of the seconds, because all names begin with the
+    # same number of digits.
     for some in slices(sortInSlices(list(range(len(read))), read.__getitem__)):
         theirNames = [read[index] for index in some]
         theirBases = [name.partition(separator)[0] for name in theirNames]
@@ -72,7 +72,7 @@ def listByColumns(scan: Scan, separator: str, sizes: MailboxSizes) -> MailboxSna
     if hasTies:
         _orderTies(bases, width, separator, (bases, names, inodes, folderOf))
     if countDistinct(bases) < len(bases):
-        # Use the general way, because several files have the same name.
+        # Use the general way, because several names are equal before the separator.
         return None
     folders = [folder.folder for folder in scan.folders]
     places = PlaceColumns(folders, bytes(folderOf), names, inodes)

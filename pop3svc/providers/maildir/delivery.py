@@ -49,9 +49,8 @@ T = TypeVar("T")
 # The errors that were logged already.
 _faults = Once()
 
-# The limit on the size of a mailbox's file of sizes is computed from this number of messages.  If a
-# mailbox has more, its file of sizes is not read.  An import then uses nothing but the names of
-# files.
+# The limit on the size of a mailbox's file of sizes is computed from this number of messages.  A
+# larger file is not read.  An import then uses nothing but the names of files.
 _MOST_MESSAGES = 500_000
 
 
@@ -126,8 +125,8 @@ class MaildirDelivery:
     ) -> list[DeliveryError | None]:
         """
         See L{pop3svc.interfaces.IDelivery.deliver}.  The copies are stored one after the other,
-        because all of them are read from the same file.  If the call is cancelled, each copy that
-        was not stored gets an error.
+        because all of them are read from the same file.  If the call is cancelled, the present copy
+        and all later copies get an error.
         """
         results: list[DeliveryError | None] = []
         isOver = False
@@ -155,7 +154,7 @@ class MaildirDelivery:
         except DeliveryError as error:
             return error
         except POP3ResponseError:
-            # Either no thread is free, or a thread that works on this mailbox hangs.
+            # Either too much work is waiting, or a thread that works on this mailbox hangs.
             return StoreUnavailable("The mailbox is not available now.")
         except OSError as error:
             self._report("store a message in", place, error)
@@ -176,8 +175,9 @@ class MaildirDelivery:
 
     def _store(self, place: Root, copy: DeliveryCopy, content: BinaryIO) -> None:
         """
-        @raise DeliveryError: the message was not stored because of an error of a file.
-        @raise OSError: the message was not stored for another reason.
+        @raise DeliveryError: the message was not stored, because the mailbox is full or missing.
+        @raise OSError: the message was not stored, because of an error of a file, or because the
+            work was cancelled.
         """
         root = self._open(place)
         try:
@@ -197,13 +197,15 @@ class MaildirDelivery:
 
     def _open(self, place: Root) -> int:
         """
-        @return: a descriptor of the Maildir.  If the Maildir does not exist, it is created.
+        @return: a descriptor of the Maildir.  If the Maildir has never existed, it is created.
+        @raise StoreUnavailable: the Maildir may have existed before, and is missing now.
         """
         root = place.open()
         try:
             if root is not None and all(_has(root, each) for each in ("new", "cur")):
                 return root
-            # If "new" or "cur" is missing, the directory may be a mount point.
+            # If "new" or "cur" is missing, the directory may be a mount point without its file
+            # system.
             if not self._presence.mayBeMade(place.path):
                 if _faults.isFirst((place.path, "missing")):
                     log.error(
@@ -278,9 +280,10 @@ class MaildirDelivery:
 
 class _KnownIDs:
     """
-    The names that messages of a mailbox have or had before.
+    The unique-ids and names that the messages of a mailbox have or had.
 
-    @ivar former: the unique-ids that the previous server has given to messages.
+    @ivar former: the unique-ids that the messages had at the beginning of the import, if there was
+        a previous server; otherwise empty.
     """
 
     def __init__(self, separator: str, former: Container[str]) -> None:
@@ -322,7 +325,7 @@ class _KnownIDs:
         finally:
             closeQuietly(current)
         self._bases = {base for base, _, _ in parseNames(places, self._separator)}
-        # Forget the times if they are so new that a further change might leave them as they are.
+        # Keep no stamp if it is so new that a further change might not change it.
         self._stamp = stamp if areStampsTrustworthy([stamp]) else None
 
 

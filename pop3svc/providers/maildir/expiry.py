@@ -98,12 +98,12 @@ class Expiry:
     deletes files that deliveries have left in C{tmp}.
     """
 
-    # Times in seconds.  INTERVAL is the time from the beginning of a round to the beginning of the
-    # next round, even if another process does that round.  CHECK is the time between two checks of
-    # whether a round is due.  FIRST is the time from the start to the first check.
+    # Times in seconds.  INTERVAL is the least time from the beginning of a round to the beginning
+    # of the next round, even if another process does that round.  CHECK is the time between two
+    # checks of whether a round is due.  FIRST is the time from the start to the first check.
     INTERVAL, CHECK, FIRST = 21_600.0, 600.0, 2.0
-    # A thread visits at most VISITED Maildirs, then pauses for PAUSE seconds.  In the pauses
-    # sessions can use the disk and the thread.
+    # After at most VISITED Maildirs, a round pauses for PAUSE seconds.  In the pauses sessions can
+    # use the disk and the thread.
     VISITED, PAUSE = 20, 0.05
     # The most messages that are deleted at a time.  With this limit a login need not wait long for
     # the lock.
@@ -156,8 +156,8 @@ class Expiry:
 
     def stop(self) -> None:
         """
-        Do no further rounds.  A deletion that has begun is not undone.  If the process ends before
-        the deletion, the next login completes it.
+        Do no further rounds.  A deletion that has begun goes on.  If the process ends during the
+        deletion, the next session that locks the mailbox completes or undoes it.
         """
         if self._timer is not None:
             self._timer.cancel()
@@ -318,7 +318,7 @@ class Expiry:
                 deleted += len(old[: self.BATCH])
                 del old[: self.BATCH]
         except (POP3ResponseError, CallTimeout):
-            # The mailbox has already logged the error.
+            # Do not log the error, because the mailbox logs errors of files itself.
             round.failed += 1
         finally:
             mailbox.unlock(None)
@@ -331,8 +331,8 @@ class Expiry:
         """
         Begin a round.
 
-        @return: a descriptor of the file; L{None} if no round is due.  The file is locked until the
-            descriptor is closed.
+        @return: a descriptor of the file; L{None} if no round is due, or if another process is
+            doing a round.  The file is locked until the descriptor is closed.
         @raise OSError: the file cannot be used.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -2,11 +2,11 @@
 Keep the unique-ids that the previous server of a Maildir has sent to its clients.
 
 The first complete listing copies these unique-ids to the file C{pop3svc-uidl} in the Maildir.
-After that, the file of the previous server is not needed, and changes of it have no effect.  A
-unique-id that this service has sent to a client therefore stays the same, even if the previous
-server still gives numbers to new mail for IMAP.  The first line of the copy contains its version, a
-checksum and the settings.  The other lines are for one message each, in the order of message
-numbers.  Such a line contains the unique-id, a space and the base name.
+After that, the file of the previous server is not needed, and changes of it have no effect unless
+the settings change.  A unique-id that this service has sent to a client therefore stays the same,
+even if the previous server still gives numbers to new mail for IMAP.  The first line of the copy
+contains its version, a checksum and the settings.  The other lines are for one message each, in the
+order of message numbers.  Such a line contains the unique-id, a space and the base name.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ COPY = "pop3svc-uidl"
 # are killed leave at most one such file.
 _NEXT = "pop3svc-uidl.new"
 _VERSION = "pop3svc-uidl 1"
-# Dovecot's directory for the control files of INBOX is one of these two, for the layouts Maildir++
-# and fs.  If neither exists, the file is in the directory above.
+# Dovecot's directory for the control files of INBOX has one of these names, for the layouts
+# Maildir++ and fs.  If neither exists, the file is directly in the user's control directory.
 _INBOXES = (".INBOX", "INBOX")
 # The most attempts to read a file that changes while it is read.
 _READS = 5
@@ -249,8 +249,8 @@ class MigratedMaildir:
         former, data = self._readFormer(root)
         if data is None:
             if copy is not None:
-                # Use the copy with other settings, because the operator has removed the files of
-                # the previous server.
+                # Use the copy with other settings, because the file of the previous server does not
+                # exist any more.
                 return _Cached(KeptIDs(copy.uniqueIDs), stamp, isCopy=True)
             kept = Kept({})
         else:
@@ -353,7 +353,7 @@ class MigratedMaildir:
             with open(openRegular(COPY, root), "rb") as file:
                 data = file.read(LARGEST + 1)
         except FileNotFoundError:
-            # The copy counts as damaged, because it is a link that a user has made.
+            # The copy counts as damaged, because it is a link or another special file.
             return None
         except OSError as error:
             raise OSError(error.errno, f"{self._path}/{COPY} cannot be read: {error.strerror}")
@@ -390,8 +390,8 @@ def _stampAt(name: str, directory: int) -> FileStamp | None:
 
 def _valueIn(opened: OpenFolders, places: Mapping[str, Place], base: str) -> str | None:
     """
-    @return: the value of the field C{X-UIDL} of a message; L{None} if the file of the message does
-        not exist.
+    @return: the value of the field C{X-UIDL} of a message; L{None} if the message has no such field
+        or was not listed.
     @raise OSError: the message was renamed meanwhile, or the work was cancelled.
     """
     place = places.get(base)

@@ -26,7 +26,7 @@ __all__ = [
 # requires ":".  The other separators are for file systems that do not allow ":".
 SEPARATORS = ":;!-_+"
 _FLAGS = re.compile(rf"([{re.escape(SEPARATORS)}])2,[A-Za-z]*")
-# Finds the size with CRLF line ends.  Dovecot and maildrop write it after the size of the file.
+# Finds the size with CRLF line ends.  Dovecot writes it after the size of the file.
 _SIZE = re.compile(r",S=[0-9]{1,12},W=([0-9]{1,12})(?![0-9])[^/]*/")
 
 # The part of a name before the flags, and the seconds and the microseconds of delivery in this
@@ -102,11 +102,11 @@ def nameWithUniqueID(uniqueID: str, separator: str = "") -> str:
     """
     @param separator: the separator before the flags; empty if it is not known.
     @return: a name for a file whose message gets this unique-id.  If there is no such name, the
-        result is another name.  It is always the same for the same unique-id.
+        result is made from a hash of the unique-id.
     """
     isName = not uniqueID.startswith(".") and "/" not in uniqueID
     isPlain = isName and (separator or ":") not in uniqueID
-    # The separator is not known, so it may be any of these characters.
+    # A store that finds its separator from the names may use any of these characters.
     mayHaveFlags = any(f"{each}2," in uniqueID for each in SEPARATORS)
     if isPlain and not mayHaveFlags and uniqueIDFor(uniqueID) == uniqueID:
         return uniqueID

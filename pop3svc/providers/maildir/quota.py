@@ -28,8 +28,8 @@ _LIMIT = re.compile(rb"([0-9]{1,18})([SC])")
 # The form of the other lines: octets and messages, which may be padded with spaces.
 _CHANGE = re.compile(rb" *(-?[0-9]{1,18}) +(-?[0-9]{1,18}) *")
 # The messages are counted again if the file has more than _LONGEST octets.  They are also counted
-# again if the mailbox seems full, because the file may be wrong.  This is not necessary if the last
-# count was less than _OLDEST seconds ago and the file has not changed since then.
+# again if the mailbox seems full, because the file may be wrong.  A full mailbox is not counted
+# again if the last count was less than _OLDEST seconds ago and the file has not changed since then.
 _LONGEST = 5120
 _OLDEST = 900
 
@@ -37,7 +37,8 @@ _OLDEST = 900
 def recordDeletion(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
     """
     If the Maildir has the file C{maildirsize}, add a line for removed messages.  If the line cannot
-    be written, remove C{maildirsize}, so that the next delivery counts the messages again.  Blocks.
+    be written, remove C{maildirsize}, because its sums are wrong.  The Maildir then has no limit
+    until another program writes the file.  Blocks.
 
     @param root: a descriptor of the Maildir.
     """
@@ -55,8 +56,7 @@ def recordDeletion(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> 
             if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
                 return
             if _QUOTA.match(os.pread(descriptor, 64, 0)) is None:
-                # Write nothing, because the file is damaged.  The next delivery counts the messages
-                # again.
+                # Write nothing, because the file contains no limit.
                 return
             line = b"%d %d\n" % (-octets, -len(files))
             if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":
@@ -76,8 +76,8 @@ class _Use(NamedTuple):
     The content of C{maildirsize}.
 
     @ivar first: the first line, which contains the limits.
-    @ivar octets: the sum of the octets in all other lines; L{None} if the file has to be written
-        again.
+    @ivar octets: the sum of the octets in all other lines; L{None} if the messages have to be
+        counted again.
     @ivar isFresh: whether the messages were counted recently, and the file has not changed since
         then.
     """
@@ -103,8 +103,8 @@ class _Use(NamedTuple):
 def checkQuota(root: int, size: int) -> None:
     """
     If the Maildir has the file C{maildirsize}, check that there is room for another message.  Count
-    the messages again if the file is damaged or too long, or if it says that the mailbox is full.
-    Blocks.
+    the messages again if the file is too long, if a line after the first is damaged, or if the
+    mailbox seems full and was not counted recently.  Blocks.
 
     @param root: a descriptor of the Maildir.
     @param size: the size of the message's file in octets.

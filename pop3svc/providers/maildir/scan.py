@@ -24,7 +24,7 @@ from pop3svc.threadpool import isCancelled
 
 __all__ = ["MaildirFormat"]
 
-# The most times that a listing is repeated because a message was renamed before its stat().
+# The most times that a Maildir is listed if a message is renamed before its stat() each time.
 _LOOKS = 10
 
 
@@ -36,7 +36,8 @@ class MaildirFormat:
     file is used.
     """
 
-    # Read new before cur.  A message that moves during a scan is then found twice, and not missed.
+    # Read new before cur.  A message that moves to cur during a scan may then be found twice, but
+    # is not missed.
     folders = ("new", "cur")
 
     def __init__(
@@ -98,7 +99,7 @@ class MaildirFormat:
         if countDistinct(bases) != len(bases):
             several.update(base for base, times in Counter(bases).items() if times > 1)
         # Check all names in one call, because a call for each of many messages would take too much
-        # time.  None of these names looks like a derived unique-id.
+        # time.  A name that begins with seconds does not look like a derived unique-id.
         areLegal = areUniqueIDs(bases)
         kept = self._kept(root, scan, bases)
         found: list[MessageRef]

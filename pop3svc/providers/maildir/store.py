@@ -48,8 +48,8 @@ def _formerServers(
     uidl: str, control: str, duplicates: str, usesHeaders: bool, readOnly: bool
 ) -> tuple[FormerServer | None, FormerServer | None]:
     """
-    @return: the previous server of the Maildirs as two objects, for sessions and for deliveries;
-        L{None} if there was no previous server.
+    @return: the previous server of the Maildirs as two objects, for sessions and for deliveries.
+        Both are L{None} if there was no previous server.
     @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
     """
     if uidl:
@@ -65,8 +65,9 @@ def _formerServers(
 @implementer(IMailboxStore)
 class MaildirStore:
     """
-    A store with a Maildir for each user.  The name of the user determines the path of the Maildir.
-    A store that is not read-only also provides L{IDelivery<pop3svc.interfaces.IDelivery>}.
+    A store with a Maildir for each user.  The name or the home directory of the user determines the
+    path of the Maildir.  A store that is not read-only also provides
+    L{IDelivery<pop3svc.interfaces.IDelivery>}.
 
     @ivar caches: the caches that the mailboxes of the store share.
     """
@@ -103,7 +104,7 @@ class MaildirStore:
         @param uidl: the way in which the previous server has stored its unique-ids; see
             L{parseScheme<pop3svc.migration.schemes.parseScheme>}.  It is empty if there was no
             previous server.
-        @param control: the directory with the previous server's file; empty for the Maildir.
+        @param control: the directory with the previous server's file; empty if it is the Maildir.
         @param duplicates: see C{parseScheme}.
         @param usesHeaders: whether the previous server used the field C{X-UIDL} of messages.
         @param isOwnedByUsers: whether each user's files are opened with the rights of this user.
@@ -152,8 +153,8 @@ class MaildirStore:
 
     def looksUnmounted(self) -> str | None:
         """
-        @return: a sentence for the operator if no mailbox exists, because its file system may not
-            be mounted; otherwise L{None}.
+        @return: a sentence for the operator if no mailbox exists, because the file system of the
+            mailboxes may not be mounted; otherwise L{None}.
         """
         if self._template.hasAny():
             return None
@@ -164,8 +165,8 @@ class MaildirStore:
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Eventual[FileMailbox | None]:
         """
-        See L{IMailboxStore.openMailbox}.  A user without a Maildir has an empty maildrop.  If the
-        name of the user is not allowed in a path, the login is refused.
+        See L{IMailboxStore.openMailbox}.  A user who has never had a Maildir has an empty maildrop.
+        If the name of the user is not allowed in a path, the login is refused.
         """
         if not self._owners.isDirect:
             return self._openOwned(username)
@@ -201,7 +202,7 @@ class MaildirStore:
         self, copies: Sequence[DeliveryCopy], content: BinaryIO
     ) -> list[DeliveryError | None]:
         """
-        See L{IDelivery.deliver}.  If a Maildir does not exist, it is created.
+        See L{IDelivery.deliver}.  If a Maildir has never existed, it is created.
         """
         return await self._delivery.deliver(copies, content)
 
