@@ -118,7 +118,9 @@ class Presence:
             raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
         if not wasThere:
             if isFirst:
-                log.info("mailbox {path} is incomplete: serving what exists", path=path)
+                log.info(
+                    "mailbox {path} does not exist or is incomplete: serving what exists", path=path
+                )
             return
         if isFirst:
             log.error(

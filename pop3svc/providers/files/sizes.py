@@ -597,8 +597,8 @@ class MailboxSizes:
 
 class UnsavedSizes(MailboxSizes):
     """
-    Sizes that are kept in memory and never written, for callers that must not write the file.  If
-    another process has written the file, this class reads it.
+    Sizes that are kept in memory and never written, for callers that do not save sizes.  If the
+    file exists because another caller has saved sizes, this class reads it.
     """
 
     __slots__ = ()
