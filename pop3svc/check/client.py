@@ -85,6 +85,14 @@ def _redacted(command: bytes) -> str:
     return show(verb + b" ..." if verb in _SECRET and len(command) > 4 else command)
 
 
+def _redactedSASL(line: bytes) -> str:
+    """
+    @param line: a line of a SASL exchange: the command AUTH, a response, or C{*}.
+    @return: the line for error messages.  A response is not shown, because it may hold a password.
+    """
+    return _redacted(line) if line == b"*" or line[:5].upper() == b"AUTH " else "a SASL response"
+
+
 @dataclass(frozen=True, slots=True)
 class Reply:
     """
@@ -392,12 +400,13 @@ class Client(Protocol):
         @return: the challenge after its C{+ }, with the line end (RFC 5034 section 4); or the reply
             that ends the exchange.
         """
+        shown = _redactedSASL(command)
         self.send(command + b"\r\n")
         line = await self.line()
         if line.startswith(b"+") and line[:3].upper() != b"+OK":
-            expect(line.startswith(b"+ "), f"{_redacted(command)} is answered {show(line)}")
+            expect(line.startswith(b"+ "), f"{shown} is answered {show(line)}")
             return line[2:]
-        reply = Reply(_redacted(command), line)
+        reply = Reply(shown, line)
         self._record(reply)
         return reply
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from pop3svc.check.table import Level, inOrder
-from tests.check.mutants import INNOCENT, MUTANTS, OTHERWISE
+from pop3svc.check.target import plainResponse
+from tests.check.mutants import INNOCENT, MUTANTS, OTHERWISE, PASSWORD, USER
 
 Outcomes = dict[str, list[str]]
 
@@ -68,3 +69,12 @@ def test_rulesSayWhatHolds() -> None:
         assert rule.reference, rule.name
         # Only this group is skipped without --destructive.
         assert rule.destructive == (rule.group == "deletion"), rule.name
+
+
+def test_noSecretIsTold(outcomes: dict[str, Outcomes]) -> None:
+    """
+    No report contains the password, in clear text or in a response of SASL.
+    """
+    told = json.dumps(outcomes)
+    for secret in (PASSWORD, plainResponse(USER, PASSWORD)[8:]):
+        assert secret.decode() not in told
