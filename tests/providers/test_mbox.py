@@ -35,7 +35,7 @@ from pop3svc.providers.mbox import MboxStore, directory
 from pop3svc.providers.mbox import scan as scanning
 from pop3svc.providers.mbox.rewriting import exchange
 from pop3svc.providers.mbox.scan import nameMessages, scanMessages
-from pop3svc.providers.mbox.text import Unquoter, isEnvelope, unquoted
+from pop3svc.providers.mbox.text import MessageDigest, Unquoter, isEnvelope, unquoted
 from pop3svc.service.factory import POP3Factory
 from pop3svc.service.plugins import makeMbox
 from pop3svc.testing import Client, Inline, MailboxContract
@@ -973,3 +973,18 @@ def test_plugin(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=text):
             makeMbox(f"{tmp_path}:{bad}")
+
+
+def test_digestOfALongHeader() -> None:
+    """
+    The digest is the same for pieces of each size, also if the header is very long.
+    """
+    header = b"".join(b"X-Field-%d: %s\n" % (number, b"x" * 100) for number in range(4000))
+    message = header + b"Status: RO\n\nbody\n"
+    digests = set()
+    for size in (131_072, 262_144, 1_048_576):
+        digest = MessageDigest(b"From x\n")
+        for first in range(0, len(message), size):
+            digest.feed(message[first : first + size])
+        digests.add(digest.digest())
+    assert len(digests) == 1

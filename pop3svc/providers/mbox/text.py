@@ -112,8 +112,9 @@ class MessageDigest:
             return
         self._header += data
         end = headerEnd(self._header)
-        if end is None and len(self._header) > _LONGEST_HEADER:
-            end = _LONGEST_HEADER
+        if len(self._header) > _LONGEST_HEADER:
+            # Divide a longer header at the same octet, however large the pieces are.
+            end = min(end or _LONGEST_HEADER, _LONGEST_HEADER)
         if end is not None:
             whole, self._header = self._header, None
             self._hash.update(_CHANGING.sub(b"", whole[:end]))
