@@ -6,7 +6,7 @@ about once an hour.  A node is a process of the service.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -14,6 +14,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from pop3svc.database import Database, DatabaseUnavailable, Transaction
+from pop3svc.errors import POP3ResponseError
 from pop3svc.providers.sql.deletion import deleteIn
 from pop3svc.providers.sql.leases import Node
 from pop3svc.providers.sql.statements import execute, names, now, one, query
@@ -45,12 +46,21 @@ class Housekeeping:
     # A node waits at most FIRST seconds before its first round.
     INTERVAL, FIRST = 3600.0, 60.0
 
-    def __init__(self, database: Database, node: Node, expireDays: int, clock: Any) -> None:
+    def __init__(
+        self,
+        database: Database,
+        prepare: Callable[[], Awaitable[None]],
+        node: Node,
+        expireDays: int,
+        clock: Any,
+    ) -> None:
         """
+        @param prepare: makes sure that the tables of the database can be used.
         @param expireDays: the age in days at which messages are deleted; 0 if they are never
             deleted.
         """
         self._database = database
+        self._prepare = prepare
         self._node = node
         self._expireDays = expireDays
         self._clock = clock
@@ -85,6 +95,7 @@ class Housekeeping:
         Do a round if one is due and no other node has done it.
         """
         try:
+            await self._prepare()
             isDue = await self._database.run(self._isDue)
             self._doubt(isDue is None)
             if not isDue:
@@ -93,9 +104,8 @@ class Housekeeping:
             while await self._database.run(_removeUnused, mayRepeat=True):
                 pass
             await self._database.run(_forgetNodes, mayRepeat=True)
-        except DatabaseUnavailable:
-            # The class Database has already logged the failure.  The next round will continue the
-            # work.
+        except (DatabaseUnavailable, POP3ResponseError):
+            # The failure is already in the log.  The next round will continue the work.
             pass
 
     def _doubt(self, isDoubted: bool) -> None:

@@ -36,8 +36,6 @@ log = Logger(namespace="pop3svc")
 
 # The most leases in one statement.  Databases limit the number of parameters of a statement.
 _CHUNK = 500
-# Milliseconds after which the row of a dead node is removed.
-_FORGET = 86_400_000
 
 
 class LeaseHeld:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from contextlib import suppress
 from dataclasses import dataclass
 
 from pop3svc.database import Transaction
@@ -89,7 +90,9 @@ class ListingCache:
         known = self._listings.get(mailbox)
         if known is None or known.changes != changes:
             return None
-        self._listings.move_to_end(mailbox)
+        # Another thread may have dropped the listing meanwhile.
+        with suppress(KeyError):
+            self._listings.move_to_end(mailbox)
         return known
 
     def put(self, mailbox: int, listing: MailboxListing) -> None:

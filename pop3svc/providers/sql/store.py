@@ -93,7 +93,9 @@ class SQLStore(Service):
         self._isPrepared = self._isRefused = False
         self.node = Node(self._database, self._renewals, lease, clock)
         self.expireDays = expireDays
-        self._housekeeping = Housekeeping(self._database, self.node, expireDays, clock)
+        self._housekeeping = Housekeeping(
+            *(self._database, self._prepareOnce, self.node, expireDays, clock)
+        )
 
     def check(self) -> None:
         """
@@ -153,6 +155,10 @@ class SQLStore(Service):
         except DatabaseUnavailable:
             raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
         self._isPrepared = True
+
+    async def _prepareOnce(self) -> None:
+        if not self._isPrepared:
+            await self.prepare()
 
     def startHousekeeping(self) -> None:
         """
@@ -219,6 +225,8 @@ class SQLStore(Service):
         """
         See L{IDelivery.deliver}.
         """
+        if self._readOnly:
+            return [StoreUnavailable("The mailbox is read-only.") for _ in copies]
         if not self._isPrepared:
             try:
                 await self.prepare()

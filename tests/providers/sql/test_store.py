@@ -8,6 +8,7 @@ import io
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -19,7 +20,7 @@ from zope.interface.verify import verifyObject
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.domains import DomainProvider
 from pop3svc.database import Database, DatabaseUnavailable
-from pop3svc.drivers import Driver, SQLite
+from pop3svc.drivers import Driver, SQLite, makeDriver
 from pop3svc.errors import OverQuota, POP3ResponseError, StoreUnavailable
 from pop3svc.interfaces import DeliveryCopy, IHousekeeping
 from pop3svc.policy import Policy
@@ -576,6 +577,28 @@ def test_clockIsDoubted(makeStore: Callable[..., SQLStore], driver: Driver, days
     change(driver, statement)
     finish(house.run())
     assert ask(driver, "SELECT SUM(messages) FROM mailbox") == [(0,)]
+
+
+def test_housekeepingOfANewDatabase(tmp_path: Path) -> None:
+    """
+    Housekeeping makes the tables of a new database if no login and no delivery has made them.
+    """
+    driver = makeDriver(f"sqlite:{tmp_path}/new.db", mayCreate=True)
+    pool = InlinePool(driver)
+    store = SQLStore(driver, expireDays=30, clock=Clock(), pool=pool, executor=Inline())
+    finish(store._housekeeping.run())
+    assert deliver(store, b"x\n", "alice") == [None]
+    pool.drop()
+
+
+def test_deliveryToAReadOnlyStore(makeStore: Callable[..., SQLStore], driver: Driver) -> None:
+    """
+    A read-only store takes no mail, even if the database would let the store write.
+    """
+    deliver(makeStore(), b"old\n", "alice")
+    [error] = deliver(makeStore(readOnly=True), b"new\n", "alice")
+    assert isinstance(error, StoreUnavailable)
+    assert ask(driver, "SELECT SUM(messages) FROM mailbox") == [(1,)]
 
 
 def test_housekeeping(makeStore: Callable[..., SQLStore]) -> None:
