@@ -15,6 +15,7 @@ from twisted.internet.defer import Deferred
 from pop3svc.admin.sessions import countStates, describe, numberIn, stateOf
 from pop3svc.awaiting import isAwaitable
 from pop3svc.interfaces import Eventual
+from pop3svc.policy import Policy
 from pop3svc.preparation import prepareName
 from pop3svc.timing import TimeSlice
 
@@ -134,6 +135,18 @@ def addressIn(text: str) -> str:
         raise OperationError(f"{text} is not an IP address.")
 
 
+def preparedName(user: str, policy: Policy) -> str:
+    """
+    @param policy: tells whether names that differ only in upper and lower case are the same.
+    @return: the prepared name of a user (RFC 8265).
+    """
+    try:
+        return prepareName(user, policy.nameCase == "mapped")
+    except ValueError:
+        # No session has such a name.
+        return user
+
+
 def secondsIn(text: str | None, default: int, most: int) -> int:
     """
     @param text: the argument C{seconds}, or L{None} for the default.
@@ -142,7 +155,7 @@ def secondsIn(text: str | None, default: int, most: int) -> int:
     if text is None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 9 and 1 <= int(text) <= most):
-        raise OperationError(f"The seconds of a trace are a whole number, from 1 to {most}.")
+        raise OperationError(f"The argument seconds is a whole number, from 1 to {most}.")
     return int(text)
 
 
@@ -232,14 +245,7 @@ class ProcessOperations:
         await self._traces.run(send, target, seconds)
 
     def _prepared(self, user: str) -> str:
-        """
-        @return: the prepared name of a user (RFC 8265).
-        """
-        try:
-            return prepareName(user, self._service.factory.policy.nameCase == "mapped")
-        except ValueError:
-            # No session has such a name.
-            return user
+        return preparedName(user, self._service.factory.policy)
 
     def _kick(self, target: str, only: str = "") -> int:
         """

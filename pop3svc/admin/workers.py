@@ -12,7 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred, DeferredList
 from twisted.python.failure import Failure
 
-from pop3svc.admin.operations import OperationError, Send, addressIn, isAddress
+from pop3svc.admin.operations import OperationError, Send, addressIn, isAddress, preparedName
 
 __all__ = ["Asked", "WorkersOperations"]
 
@@ -133,7 +133,7 @@ class WorkersOperations:
             target = arguments["target"]
             if isAddress(target):
                 return throttle.lift(addressIn(target))
-            return throttle.lift(None, target)
+            return throttle.lift(None, preparedName(target, self._supervisor.policy))
         if name == "status":
             return await self._status(send)
         if name == "reload":

@@ -5,6 +5,7 @@ The commands C{pop3svc config check} and C{pop3svc config show}.
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -279,10 +280,22 @@ def _value(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, str):
-        # A JSON string is a TOML string.
-        return json.dumps(_LEFT_OUT if isinstance(value, Secret) else value)
+        return _quoted(_LEFT_OUT if isinstance(value, Secret) else value)
     items = sorted(value) if isinstance(value, frozenset) else value
     return f"[{', '.join(_value(str(each)) for each in items)}]"
+
+
+def _quoted(text: str) -> str:
+    """
+    @return: a TOML string.  A JSON string is a TOML string, except that JSON writes a character
+        above U+FFFF as two surrogates.
+    """
+    pieces = re.split("([\U00010000-\U0010ffff])", text)
+    return f'"{"".join(map(_piece, pieces))}"'
+
+
+def _piece(text: str) -> str:
+    return f"\\U{ord(text):08x}" if text > "\uffff" else json.dumps(text)[1:-1]
 
 
 def _lines(declared: Iterable[Setting], *values: Any) -> Iterable[str]:

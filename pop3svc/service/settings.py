@@ -595,8 +595,8 @@ STORE = (
     Setting(
         "kind",
         TEXT,
-        "Kind of the provider, such as maildir, or the dotted name of a class or object; see "
-        "--help-providers.",
+        "Kind of the provider, such as maildir, mbox or sql, or the dotted name of a class or "
+        "object; see --help-providers.",
         isOption=False,
     ),
     Setting(
@@ -860,7 +860,9 @@ class Settings:
         @return: these settings, but with the values from C{first} for the settings of the workers'
             parent.
         """
-        return replace(self, **{name: getattr(first, name) for name in _OF_PARENT})
+        limits = {name: getattr(first.policy, name) for name in _LIMITS_OF_PARENT}
+        kept = {name: getattr(first, name) for name in _OF_PARENT}
+        return replace(self, policy=replace(self.policy, **limits), **kept)
 
     def changesTo(self, other: Settings, hasWorkers: bool = False) -> tuple[Policy, list[str]]:
         """
@@ -876,6 +878,11 @@ class Settings:
                 _NAMES.get(name, name)
                 for name in _OF_PARENT
                 if getattr(self, name) != getattr(other, name)
+            ]
+            changed += [
+                name
+                for name in _LIMITS_OF_PARENT
+                if getattr(self.policy, name) != getattr(other.policy, name)
             ]
             return other.policy, changed
         live = {each.name: getattr(other.policy, each.name) for each in LIMITS if each.isLive}
@@ -904,7 +911,11 @@ _OF_PARENT = (
     *("certificate", "privateKey", "certificates", "certificateDirectory", "tlsDefaultName"),
     *("ocspResponse", "ocspFetch"),
     *("clientCa", "clientName"),
-    *("lmtp", "lmtpMode", "listeners"),
+    *("lmtp", "lmtpMode", "listeners", "banExempt"),
+)
+# The parent also counts failed logins, so that new workers know about bans.
+_LIMITS_OF_PARENT = (
+    *("banStrikes", "banTime", "userStrikes", "unknownNetworkStrikes", "strikesTime"),
 )
 # Settings of the service that are fields of the policy.
 _IN_POLICY = ("cleartext-login", "name-case", "utf8-headers", "without", "enable")

@@ -171,6 +171,6 @@ def _run(arguments: argparse.Namespace) -> None:
             raise ValueError(f"there is no user {name}")
         setPassword(path, name, _askPassword(), arguments.form)
     _complain(path, readPasswordFile(path))
-    if arguments.file is None and arguments.action != "list":
+    if arguments.file is None:
         # Name the file, because the service may read another file.
         print(f"changed {escaped(path)}")

@@ -363,6 +363,7 @@ class Supervisor(Operated):
     stops them.  The class is long because most of its methods use the same table of workers.
 
     @ivar kept: an object that must exist as long as the workers, such as their temporary directory.
+    @ivar policy: the limits of the service.
     @ivar throttle: counts the login attempts of all workers.
     @ivar asked: sends questions to the workers.
     @ivar isDraining: whether the workers admit no more logins; see L{drain}.
@@ -402,7 +403,7 @@ class Supervisor(Operated):
         self._certificates = certificates
         self._config = config
         self.kept: object = None
-        self._policy = policy
+        self.policy = policy
         self.throttle = throttle
         self.asked = Asked(reactor)
         self.isDraining = False
@@ -444,7 +445,7 @@ class Supervisor(Operated):
         Use other limits.  The parent needs them to know, for example, how long workers may take to
         start and to end.
         """
-        self._policy = policy
+        self.policy = policy
 
     def startService(self) -> None:
         """
@@ -500,7 +501,7 @@ class Supervisor(Operated):
         self._tried.add(number)
         self._workers[number] = worker
         self._reading.add(worker)
-        self.clock.callLater(self._policy.workerStartTimeout, self._killUnlessServing, worker)
+        self.clock.callLater(self.policy.workerStartTimeout, self._killUnlessServing, worker)
 
     def _killUnlessServing(self, worker: _Worker) -> None:
         """
@@ -533,7 +534,7 @@ class Supervisor(Operated):
         """
         for worker in self.serving:
             worker.silence += 1
-            if worker.silence * BEAT_EVERY > self._policy.workerHangTimeout:
+            if worker.silence * BEAT_EVERY > self.policy.workerHangTimeout:
                 if not worker.isHanging:
                     worker.isHanging = True
                     self.clock.callLater(PATIENCE, self._reportUnkilled, worker)
@@ -554,7 +555,7 @@ class Supervisor(Operated):
             return
         worker.leaves = True
         worker.outbox.send(LEAVE, "null")
-        policy = self._policy
+        policy = self.policy
         patience = policy.drainTimeout + policy.shutdownTimeout + policy.answerTimeout + PATIENCE
         self.clock.callLater(patience, self._killIfThere, worker)
 
@@ -606,7 +607,7 @@ class Supervisor(Operated):
         del self._workers[worker.number]
         how = "ended"
         if worker.isHanging:
-            seconds = self._policy.workerHangTimeout
+            seconds = self.policy.workerHangTimeout
             how = f"sent no heartbeat for {seconds} s and was killed"
         elif reason.signal is not None:
             how = f"died by {signal.Signals(reason.signal).name}"
@@ -656,7 +657,7 @@ class Supervisor(Operated):
 
     def _restart(self, worker: _Worker, how: str) -> None:
         self.restarts += 1
-        longest = self._policy.maxRestartDelay
+        longest = self.policy.maxRestartDelay
         number = worker.number
         delay = self._delays.get(number, 1)
         if self.clock.seconds() - worker.began > longest:
@@ -779,7 +780,7 @@ class Supervisor(Operated):
             worker.signal("TERM")
         if not self._reading:
             self._over()
-        patience = self._policy.shutdownTimeout + self._policy.answerTimeout + PATIENCE
+        patience = self.policy.shutdownTimeout + self.policy.answerTimeout + PATIENCE
         timers = [
             self.clock.callLater(patience, self._kill),
             # Do not wait longer for the output, because another process may still hold the pipe of

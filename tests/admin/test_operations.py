@@ -444,8 +444,9 @@ class Workers:
         def __str__(self) -> str:
             return f"worker {self.number}"
 
-    def __init__(self) -> None:
+    def __init__(self, policy: Policy = Policy()) -> None:  # noqa: B008 (it is frozen)
         self.clock = Clock()
+        self.policy = policy
         self.asked = Asked(self.clock)
         self.workers = [self.Worker(1), self.Worker(2)]
         self.throttle = SharedThrottle(self.clock, tell=self.tell)

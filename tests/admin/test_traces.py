@@ -223,7 +223,7 @@ def test_ends() -> None:
 
 @pytest.mark.parametrize("seconds", ["0", "3601", "-1", "x", "", "\u0661", "9" * 5000])
 def test_badSeconds(seconds: str) -> None:
-    with pytest.raises(OperationError, match="^The seconds of a trace are a whole number, from 1"):
+    with pytest.raises(OperationError, match="^The argument seconds is a whole number, from 1"):
         Process().do("trace", target="alice", seconds=seconds)
 
 

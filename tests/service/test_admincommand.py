@@ -263,7 +263,7 @@ def test_trace(service: Service) -> None:
     # The traces have ended with their clients.
     for _ in range(6):
         assert service.say("trace", "nobody", "--seconds", "1") == ""
-    says = "The seconds of a trace are a whole number, from 1 to 3600"
+    says = "The argument seconds is a whole number, from 1 to 3600"
     assert service.refuses("trace", "alice", "--seconds", "0") == says
 
 

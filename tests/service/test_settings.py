@@ -8,6 +8,7 @@ import json
 import os
 import textwrap
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -370,6 +371,22 @@ def test_changes() -> None:
     assert (policy.idleTimeout, policy.without) == (700, frozenset(["DELI"]))
     assert (policy.banTime, policy.nameCase) == (Policy.banTime, "preserved")
     assert rest == ["banTime", "name-case", "workers", "ban-exempt", "listener"]
+    # With workers, new workers take the new settings, except those that the parent also uses.
+    policy, rest = old.changesTo(other.settings(), hasWorkers=True)
+    assert (policy.idleTimeout, policy.nameCase) == (700, "mapped")
+    assert rest == ["workers", "listener", "ban-exempt", "banTime"]
+    kept = other.settings().withThoseOfParent(old)
+    assert (kept.policy.banTime, kept.banExempt) == (Policy.banTime, old.banExempt)
+    assert kept.policy.idleTimeout == 700
+
+
+@pytest.mark.parametrize("text", ["\U0001f4e7 ä \u2028", 'a"b\\c', "\x7f\x1b\n"])
+def test_showStrings(tmp_path: Path, text: str) -> None:
+    """
+    A string of any characters is shown so that it can be read again.
+    """
+    settings = replace(load(tmp_path, ""), data=text)
+    assert tomllib.loads(toTOML(settings))["data"] == text
 
 
 def test_theExampleOfTheDocumentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
