@@ -12,6 +12,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -361,6 +362,14 @@ def writeWhole(
     except BaseException:
         os.unlink(temporary)
         raise
+    # Otherwise a power failure could bring the old file back.  Ignore an error, because the new
+    # file has been written.
+    with suppress(OSError):
+        directory = openDirectory(os.path.dirname(path) or ".")
+        try:
+            os.fsync(directory)
+        finally:
+            closeQuietly(directory)
 
 
 def countOctets(descriptor: int) -> int:

@@ -129,10 +129,11 @@ class Transaction:
         yield self._lock()
         yield then(self._list(), self._setMaildrop)
 
-    def _setWatch(self, endWatch: Callable[[], object]) -> None:
+    def _setWatch(self, endWatch: Callable[[], object] | None) -> None:
         if self._calls.isOver:
             # End the watch, because the mailbox has returned although the call was cancelled.
-            self._calls.release(endWatch)
+            if endWatch is not None:
+                self._calls.release(endWatch)
             raise CancelledError()
         self._endWatch = endWatch
 

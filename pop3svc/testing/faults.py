@@ -138,7 +138,7 @@ class NoFinalDot(Fault):
     The final dot of a multi-line reply is missing, and the connection stays open.
     """
 
-    verbs = frozenset(["AUTH", "CAPA", "LIST", "RETR", "TOP", "UIDL"])
+    verbs = frozenset(["AUTH", "CAPA", "LANG", "LIST", "RETR", "TOP", "UIDL"])
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ __all__ = ["FaultyReply", "ReplySplitter", "isMultiLine"]
 # The commands whose positive replies are always multi-line, and the commands whose positive replies
 # are multi-line only without an argument.
 _MULTI_LINE = frozenset(["CAPA", "RETR", "TOP"])
-_MULTI_LINE_ALONE = frozenset(["AUTH", "LIST", "UIDL"])
+_MULTI_LINE_ALONE = frozenset(["AUTH", "LANG", "LIST", "UIDL"])
 _END = b"\r\n.\r\n"
 
 _SIZES = re.compile(rb"(\+OK )?([0-9]+) ([0-9]+)(?=\r\n| _\r\n)")

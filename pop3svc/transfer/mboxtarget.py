@@ -233,7 +233,9 @@ def _parse(line: bytes, before: int) -> _Entry | None:
         return None
     try:
         uniqueID, end = json.loads(line)
-    except ValueError:
+        if not (isinstance(uniqueID, str) and isinstance(end, int)):
+            return None
+    except (TypeError, ValueError):
         return None
     return _Entry(uniqueID, end, before + len(line))
 

@@ -55,6 +55,8 @@ def test_split(step: int, start: int) -> None:
         (b"UIDL UID:1\r\n", False),
         (b"AUTH\r\n", True),
         (b"AUTH PLAIN\r\n", False),
+        (b"LANG\r\n", True),
+        (b"LANG de\r\n", False),
         (b"STAT\r\n", False),
         (b"\r\n", False),
     ],

@@ -378,6 +378,22 @@ def test_mboxIsContinuedWhereTheMailboxIsTheSame(bench: Bench, tmp_path: Path) -
     assert exported("mbox", path) == [WRITTEN[0], *WRITTEN[2:]]
 
 
+@pytest.mark.parametrize("line", [b'["message-2", ', b"5\n", b"null\n", b'["message-2", "x"]\n'])
+def test_badLineInTheJournal(bench: Bench, tmp_path: Path, line: bytes) -> None:
+    """
+    An export goes on before a line of the journal that is torn or wrong.
+    """
+    path, store = tmp_path / "out", MemoryStore(MESSAGES)
+    asked = iter([False] * 3 + [True])
+    with pytest.raises(TryAgain):
+        bench.export(store, targetAt("mbox", path), mustEnd=lambda: next(asked))
+    journal = tmp_path / "out.unfinished" / "journal"
+    first, second = journal.read_bytes().splitlines(keepends=True)[:2]
+    journal.write_bytes(first + second + line)
+    assert bench.export(store, targetAt("mbox", path)) == 0
+    assert exported("mbox", path) == WRITTEN
+
+
 def test_mboxKilledAfterItHasItsName(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
