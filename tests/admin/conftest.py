@@ -1,5 +1,5 @@
 """
-The hashes in the tests of the operator's commands.
+The tests of the operator's commands hash passwords with little work.
 """
 
 from __future__ import annotations

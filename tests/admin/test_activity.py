@@ -1,5 +1,5 @@
 """
-Logins, sleepers and wakes as they happen, in memory.
+The operation C{activity} in memory: it reports logins, sleepers and wakes as they happen.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.support.connections import makeFactory
 
 class Process:
     """
-    A process that counts, and its activity.
+    A process with a meter, and its L{Activity}.
     """
 
     def __init__(self, worker: int = 0) -> None:
@@ -121,7 +121,7 @@ def test_refused() -> None:
 
 def test_withoutNumbers() -> None:
     """
-    A service that counts nothing hears nothing either.
+    If the service counts nothing, the operation C{activity} fails, and the error names the reason.
     """
     operations = ProcessOperations(None, dict, Clock())
     failures: list[Any] = []

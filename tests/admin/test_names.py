@@ -1,5 +1,5 @@
 """
-The operator may write the name of a user in each spelling (RFC 8265).
+The operator may write the name of a user in any spelling that the service accepts (RFC 8265).
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def test_who() -> None:
 
 def test_waitsFor() -> None:
     """
-    A session whose provider does not answer can be ended, too.
+    A session that waits for the provider is listed as such, and can be ended.
     """
     process = Process()
     process.factory.provider.authenticate = lambda *arguments: Deferred()
@@ -124,7 +124,7 @@ def test_waitsFor() -> None:
 
 def test_kick() -> None:
     """
-    A session ends at once, and only that session.
+    C{kick} ends the session with the id, or all sessions of the user, and no other session.
     """
     process = Process(worker=3)
     clients = [process.connect() for _ in range(3)]
@@ -174,13 +174,13 @@ def test_bans() -> None:
 
 def test_manyBansAreListedInSlices() -> None:
     """
-    The reactor serves others while tens of thousands of bans are listed.
+    The reactor serves clients while many bans are listed.
     """
     process = Process()
     for number in range(200):
         process.do("ban", address=f"192.0.2.{number}")
     times = iter(range(10_000))
-    # Each look at the clock takes a whole slice.
+    # Each time the clock is read, a whole slice has passed.
     process.clock.seconds = lambda: 1e6 + next(times) / 10  # type: ignore[method-assign]
     listing = process.begin("bans")
     assert not listing.called
@@ -194,7 +194,7 @@ def test_manyBansAreListedInSlices() -> None:
 
 def test_liftUser() -> None:
     """
-    The failed logins of a user are forgotten, from all networks.
+    C{lift} forgets the failed logins for a user, from whatever network they came.
     """
     process = Process()
     for host in range(10):
@@ -226,7 +226,7 @@ def test_status() -> None:
 
 def test_drain() -> None:
     """
-    Nobody logs in any more; who is logged in goes on; a sleeper is told at its next command.
+    Logins are refused.  A session that is awake goes on.  A sleeper is refused at WAKE, and ends.
     """
     process = Process()
     asleep, awake, other = (process.connect() for _ in range(3))
@@ -296,7 +296,7 @@ def test_notAnAddress() -> None:
 
 def test_aThousandSessions() -> None:
     """
-    The reactor serves others between two parts of a long answer.
+    The reactor serves clients between two parts of a long answer.
     """
     process = Process(policy=Policy(maxUnauthenticated=5000, maxConnections=5000))
     for number in range(400):
@@ -407,7 +407,7 @@ def test_silentClient() -> None:
 
 def test_aClientThatLeaves() -> None:
     """
-    A client that ends a lasting operation, as by Ctrl-C, leaves nothing in the log.
+    If a client ends a lasting operation, for example by Ctrl-C, nothing is logged.
     """
     socket = Socket(Process())
     socket.say(b'{"do": "trace", "arguments": {"target": "alice"}}\n')
@@ -515,7 +515,7 @@ def test_workersTogether() -> None:
 
 def test_aWorkerHangs() -> None:
     """
-    The answer names the worker, after a limited time.
+    If a worker does not answer within the time limit, the error names this worker.
     """
     workers = Workers()
     workers.workers[1].hangs = True
@@ -533,7 +533,7 @@ def test_aWorkerHangs() -> None:
 
 def test_slowAnswer() -> None:
     """
-    Each line of an answer has the whole time.
+    The time limit begins again with each line of an answer.
     """
     workers = Workers()
     items: list[Any] = []
@@ -557,8 +557,8 @@ def test_nobodyWaitsAnyMore() -> None:
 
 def test_laterWorkersAreFollowed() -> None:
     """
-    An operation that follows the work of all workers hears at once from those that begin to serve
-    meanwhile, and ends when the time of the first ones is over.
+    A lasting operation also receives items from workers that begin to serve meanwhile.  It ends
+    when it has lasted for its full time in one worker.
     """
     workers = Workers()
     asked: list[Any] = []
@@ -572,7 +572,7 @@ def test_laterWorkersAreFollowed() -> None:
     workers.ask = ask  # type: ignore[method-assign]
     results = workers.begin("activity", seconds="30")
     assert [each[0] for each in asked] == ["worker 1", "worker 2"]
-    # The successors of both begin to serve, and both end.
+    # The successors of both workers begin to serve.  Then the two old workers end.
     old, workers.workers = workers.workers, [workers.Worker(3), workers.Worker(4)]
     for each in workers.workers:
         for join in workers.joined:
@@ -585,7 +585,7 @@ def test_laterWorkersAreFollowed() -> None:
     asked[2][1].callback(None)
     assert results == [None]
     assert asked[4:] == ["worker 4 is cancelled"] and workers.joined == []
-    # A worker that serves and does not answer is an error, and so is the end of all workers.
+    # The operation fails if a worker that still serves does not answer, or if no worker is left.
     for workers.workers, error in ((old, "worker 1: no answer in time"), ([], "No worker serves")):
         asked.clear()
         present, workers.workers = workers.workers, old[:1]

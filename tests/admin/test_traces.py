@@ -32,7 +32,7 @@ from tests.admin.test_operations import Process, Socket
 from tests.support.connections import BIG
 
 SECRET = b"hunter2-is-secret"
-# The trace still runs when the service gives up a client that reads nothing.
+# With this stallTimeout the service gives up a client that reads nothing before the trace ends.
 SHORT = Policy(cleartextLogin="always", stallTimeout=30)
 
 
@@ -48,7 +48,7 @@ class Traced(Process):
 
     def lines(self) -> list[str]:
         """
-        @return: the lines so far, without session and time.
+        @return: the lines since the last call, without session and time.
         """
         json.dumps(self.items)
         found = [f"{each['from']}: {each['text']}" for each in self.items]
@@ -106,7 +106,8 @@ def test_address() -> None:
 
 def test_user() -> None:
     """
-    The lines before the login are shown when the user is known; the lines of others never.
+    When the client has sent the name of the traced user, its earlier lines are shown, too.  The
+    lines of other users are never shown.
     """
     process = Traced("alice", lambda process: process.connect().logIn())
     bob, alice = process.connect(), process.connect()
@@ -127,7 +128,7 @@ def test_user() -> None:
     assert process.lines()[0] == "C: PASS ****"
     alice.say(b"NOOP")
     assert process.lines()[0] == "C: NOOP"
-    # The next user of the connection is another.
+    # The next user of the connection is not the traced one.
     alice.say(b"QAUT")
     alice.say(b"USER bob")
     process.lines()
@@ -139,7 +140,7 @@ def test_user() -> None:
 
 def test_whoeverIsThere() -> None:
     """
-    Sessions that exist are traced from the next line on, even if a command is running.
+    A trace shows existing sessions from their next line on, even if a command is running.
     """
     running: list[Any] = []
 
@@ -170,7 +171,7 @@ def test_whoeverIsThere() -> None:
     assert client.protocol._running is not None
     process.over.addErrback(lambda failure: failure.trap(CancelledError))
     process.over.cancel()
-    # Its sender goes on, and tells nobody.
+    # The client still gets the rest of its reply, but the trace shows no more.
     process.items.clear()
     client.transport.isStalled = False
     client.received()
@@ -198,7 +199,7 @@ def test_cut() -> None:
 
 def test_ends() -> None:
     """
-    A trace ends by itself, or when its client goes; then nothing is left of it.
+    A trace ends when its time is over, or when the operator cancels it.  Nothing is left of it.
     """
     process = Traced("alice")
     client = process.connect()
@@ -355,7 +356,7 @@ def assertNoSecret(shown: str) -> None:
 @pytest.mark.parametrize("lines", LINES)
 def test_noSecret(lines: list[bytes], target: str, tmp_path: Path) -> None:
     """
-    No secret appears, wherever a client puts it: whole, in single octets, and pipelined.
+    No secret appears, wherever a client puts it, and however the octets of the lines are divided.
     """
     data = b"".join(each + b"\r\n" for each in lines)
     for provider in (None, offering(tmp_path)):
@@ -379,7 +380,8 @@ def test_noSecretInAnySplit(data: Any) -> None:
 
 def test_digests(tmp_path: Path) -> None:
     """
-    Challenges and digests of successful logins are blank, and so is the content of a message.
+    A trace does not show the challenges and digests of successful logins, or the content of a
+    message.
     """
     process = Traced("192.0.2.7")
     process.factory.usePolicy(Policy(enable=ENABLED))
@@ -410,7 +412,7 @@ def test_digests(tmp_path: Path) -> None:
 
 def test_anotherSpelling() -> None:
     """
-    The names of the operator and of the client are compared as the service does it.
+    A trace compares the operator's and the client's spelling of a name as the service does.
     """
     process = Process(policy=Policy(nameCase="mapped", cleartextLogin="always"))
     process.begin("trace", target="ALICE")
@@ -426,7 +428,7 @@ def test_anotherSpelling() -> None:
 
 def test_clientThatDoesNotRead() -> None:
     """
-    It is dropped when too much waits for it, and its trace ends.
+    A client of the admin socket is dropped when too much output waits for it, and its trace ends.
     """
     process = Process(policy=Policy(cleartextLogin="always"))
     socket = Socket(process)
@@ -504,7 +506,7 @@ def test_tap() -> None:
 @pytest.mark.parametrize("line", [b"NOOP", b"CAPA", b"LIST"])
 def test_tapThatDetachesItself(line: bytes) -> None:
     """
-    The reply to the line arrives, and further replies.
+    The client still receives the reply to that line, and further replies.
     """
     client = Process().connect()
     client.logIn()

@@ -1,5 +1,5 @@
 """
-What a meter counts, by sessions in memory.
+What a meter counts for sessions in memory.
 """
 
 from __future__ import annotations
@@ -99,14 +99,14 @@ def test_aSession() -> None:
         assert metered.count("pop3svc_command_seconds", verb) == 1, verb
     assert metered.count("pop3svc_command_seconds", "NOOP") == 0
     assert metered.number("pop3svc_connections_total") == 1
-    # The calls return at once.
+    # The provider's calls return at once, so they do not count.
     assert metered.all("pop3svc_provider_call_seconds") == {}
 
 
 def test_sessionsAreCountedInSlices(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The reactor serves others meanwhile.  A session may end before it is counted, and the counters
-    do not decrease.
+    The reactor serves clients while the sessions are counted.  If a session ends before it is
+    counted, the counters still do not decrease.
     """
     monkeypatch.setattr("pop3svc.metrics.numbers._AT_ONCE", 1)
     metered = Metered(MemoryProvider({f"user{each}": "x" for each in range(9)}, [b"a: b\n\nc\n"]))
@@ -120,7 +120,7 @@ def test_sessionsAreCountedInSlices(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "pop3svc_messages_sent_total"
     assert metered.process.last()[name] == 9
     times = iter(range(10_000))
-    # Each look at the clock takes a whole slice.
+    # Each time the clock is read, a whole slice has passed.
     metered.clock.seconds = lambda: 1e6 + next(times)  # type: ignore[method-assign]
     collecting = Deferred.fromCoroutine(metered.process.collect())
     assert not collecting.called
@@ -193,7 +193,7 @@ def test_wakes() -> None:
 
 class Failing(MemoryProvider):
     """
-    A provider whose answers the test gives.
+    A provider whose answer the test sets.
     """
 
     answer: Any = None
@@ -289,8 +289,8 @@ class Blocking(MemoryProvider):
 @pytest.mark.parametrize(("seconds", "count"), [(0.0009, 0), (0.002, 1), (0.7, 1)])
 def test_aCallThatBlocks(seconds: float, count: int, isCoroutine: bool) -> None:
     """
-    A call that returns at once is not measured, and others are, with a warning if it blocks for
-    long.
+    A call that takes less than a millisecond is not measured; a longer call is.  If a call that is
+    not a coroutine blocks the reactor for long, a warning is logged.
     """
     found: list[Metered] = []
     found.append(Metered(Blocking(found, seconds, isCoroutine)))
@@ -312,8 +312,8 @@ def test_aCallThatBlocks(seconds: float, count: int, isCoroutine: bool) -> None:
 
 def test_frequentCommandsAreSampled() -> None:
     """
-    If a command runs often, one of eleven runs is measured and counts for all of them.  Other
-    commands, logins and wakes are counted each.
+    If a command runs often, one of eleven runs is measured, and counts eleven times.  Each run of a
+    rarer command is counted, and so is each wake.
     """
     metered = Metered()
     timer = metered.meter.timer(metered.clock)
@@ -337,7 +337,7 @@ def test_frequentCommandsAreSampled() -> None:
         client.say(b"WAKE")
     assert metered.count("pop3svc_command_seconds", "WAKE") == 3
     assert metered.all("pop3svc_wakes_total") == {"none": 3}
-    # The command is rare again, and each run is measured when the last sample has been taken.
+    # The command is rare again: after one last sample, each run is measured.
     metered.clock.advance(1)
     metered.clock.advance(1)
     for _ in range(11):

@@ -51,7 +51,8 @@ class Workers:
 
     def collect(self, *answers: dict[str, Any]) -> Any:
         """
-        @param answers: of the workers that serve.
+        @param answers: the answers of all workers, in the order in which they were started.  The
+            answer of a worker that no longer serves is not used.
         """
         collected = self.begin()
         for number, each in enumerate(self.reactor.started):
@@ -73,8 +74,8 @@ def test_workersAreAddedUp() -> None:
 
 def test_countersNeverDecrease() -> None:
     """
-    A worker that ends sends what it has counted; one that is killed has sent it at the last
-    request.
+    A worker that ends sends what it has counted.  If a worker is killed, its answer to the last
+    request still counts.
     """
     workers = Workers()
     workers.collect({CONNECTIONS: 3, SESSIONS: 1}, {CONNECTIONS: 4, SESSIONS: 1})
@@ -100,7 +101,7 @@ def test_aWorkerEndsWhileItIsAsked() -> None:
     workers.answer(1, **{CONNECTIONS: 4})
     results: list[Any] = []
     collected.addBoth(results.append)
-    # The answer of the worker came first, but it was used only after its end.
+    # The first worker ended before its new answer was used, so its previous answer counts.
     assert results[0][CONNECTIONS] == 7
     assert workers.collect({}, {CONNECTIONS: 4})[CONNECTIONS] == results[0][CONNECTIONS]
 
