@@ -1,6 +1,5 @@
 """
-Fixtures for tests of the service; C{site} is the mail host of the tests from
-outside.
+Fixtures for tests of the service.  C{site} is the mail host of tests that run a real service.
 """
 
 from __future__ import annotations

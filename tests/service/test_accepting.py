@@ -30,7 +30,7 @@ from tests.support.running import Connection, Running, freePort
 
 class Port:
     """
-    What is asked of a port.
+    What L{AcceptLimiter} uses of a port of Twisted.
     """
 
     def __init__(self) -> None:
@@ -50,10 +50,10 @@ class Port:
 @pytest.mark.parametrize(("takesTurns", "each"), [(True, 1), (False, 12)])
 def test_fewAtATime(monkeypatch: pytest.MonkeyPatch, takesTurns: bool, each: int) -> None:
     """
-    Not more than there are descriptors for, or one at a time where there are
-    other processes, however many Twisted would take next.
+    In one turn a port accepts half of the reserved number of connections, or one if processes take
+    turns, whatever number Twisted would take next.
     """
-    # However many this process has open.
+    # The result must not depend on the descriptors that this process has open.
     monkeypatch.setattr(accepting, "_openNow", lambda: 10)
     took = []
 
@@ -80,7 +80,7 @@ def test_pausesAndGoesOn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accepting, "_lowestFree", lambda: (looked.append(free), free)[1])
 
     def accepted() -> None:
-        # Of 25 that are kept, three may come without a look.
+        # Of the 25 reserved descriptors, three may be used without a check.
         before = len(looked)
         for _ in range(4):
             assert len(looked) == before
@@ -93,7 +93,7 @@ def test_pausesAndGoesOn(monkeypatch: pytest.MonkeyPatch) -> None:
         accepted()
         pauser.accepted()
         assert not port.isReading and len(clock.getDelayedCalls()) == 1
-        # Not at the first that is free again, or it would never hold still.
+        # Accepting does not go on at the first free descriptor, because it would soon pause again.
         for free in (None, 75, 70):
             clock.advance(AcceptLimiter.LOOK)
             assert not port.isReading
@@ -119,19 +119,19 @@ def test_lowestFree() -> None:
 
 def test_whoComesWaits(tmp_path: Path) -> None:
     """
-    With more clients than descriptors nobody is cut off: who is in is served,
-    and who waits gets in when others leave.
+    With more clients than descriptors no client is cut off.  The accepted clients are served, and
+    the waiting clients are accepted when others leave.
     """
     port = freePort()
     with Running(
         tmp_path / "home", "--endpoint", f"tcp:{port}:interface=127.0.0.1:backlog=200"
     ) as running:
-        # Long before it looks: it imports Twisted first.
+        # The service reads its limit later, because it imports Twisted first.
         resource.prlimit(running.process.pid, resource.RLIMIT_NOFILE, (100, 100))
         running.up()
         login = (running.home / ".local/share/pop3svc/demo.netrc").read_text().split()
         password = login[login.index("password") + 1].encode()
-        # All at once: as many as a port would take in one turn, and more.
+        # The clients come at once, and are more than a port would accept in one turn.
         running.process.send_signal(signal.SIGSTOP)
         clients = [Connection(port) for _ in range(120)]
         running.process.send_signal(signal.SIGCONT)
@@ -141,7 +141,7 @@ def test_whoComesWaits(tmp_path: Path) -> None:
         assert clients[0].say(b"RETR 1").startswith(b"+OK")
         assert clients[0].lines()
         for each in clients[1:]:
-            # Also those who were behind: each in its turn.
+            # The clients that had to wait are served, too, each in its turn.
             assert each.line().startswith(b"+OK")
             assert each.say(b"QUIT").startswith(b"+OK")
             each.socket.close()
@@ -152,7 +152,8 @@ def test_whoComesWaits(tmp_path: Path) -> None:
 
 def test_loginsThatCanBeServed(tmp_path: Path) -> None:
     """
-    With 900 clients and 1,024 descriptors whoever is let in is served, all at once.
+    With 900 clients and 1,024 descriptors, all users whose login succeeds can read mail at the same
+    time.
     """
     port = freePort()
     mail = tmp_path / "mail"
@@ -180,7 +181,7 @@ def test_loginsThatCanBeServed(tmp_path: Path) -> None:
                 assert client.line().startswith(b"+OK")
                 said = client.line()
             except TimeoutError:
-                # In the kernel's queue, as all behind it.
+                # This client and all later ones wait in the kernel's queue.
                 break
             if said.startswith(b"+OK"):
                 let.append(client)
@@ -191,7 +192,7 @@ def test_loginsThatCanBeServed(tmp_path: Path) -> None:
         for client in let:
             client.socket.settimeout(60)
             client.socket.sendall(b"RETR 1\r\n")
-        # None has read yet, so that all messages are open.
+        # No client has read its message yet, so the files of all messages are open.
         for client in let:
             assert client.line().startswith(b"+OK")
         for client in let:
@@ -208,7 +209,7 @@ def drained(running: Running) -> list[str]:
 
 def test_promised() -> None:
     """
-    What those who are in may need is kept for them, by logins and by accepting.
+    Logins and accepting leave the descriptors that the present sessions may need.
     """
     inUse = (0, 0)
     pauser = AcceptLimiter(Clock(), limit=1000, inUse=lambda: inUse)
@@ -225,7 +226,7 @@ def test_promised() -> None:
 
 def test_raiseLimit(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    To the hard limit, and where there is none to a number that is enough.
+    The soft limit is raised to the hard limit, or to 1,048,576 if there is no hard limit.
     """
     wanted: list[Any] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: wanted.append(limits))
@@ -274,7 +275,7 @@ class Greeting(Protocol):
 
 class Site:
     """
-    A port, and what its factory was asked.
+    A port, and the addresses for which its factory made protocols.
     """
 
     def __init__(self, family: int = socket.AF_INET, limit: int = 1000) -> None:
@@ -313,7 +314,7 @@ def test_ownPort(family: int) -> None:
     site = Site(family)
     assert not site.below.isReading
     clients = [site.connect() for _ in range(5)]
-    # One, two, and so on: a burst is accepted in few turns.
+    # The number of connections in a turn doubles, so a burst is accepted in few turns.
     site.reactor.turn(3)
     assert [each.recv(10) for each in clients] == [b"hello"] * 5
     if family == socket.AF_UNIX:
@@ -347,7 +348,7 @@ def test_zoneOfAnAddress() -> None:
 
 def test_connectionsThatCannotBeServed() -> None:
     """
-    They are closed, and the next is served.
+    A connection without a protocol is closed, and the next connection is served.
     """
 
     def fail() -> None:
@@ -369,7 +370,7 @@ def test_connectionsThatCannotBeServed() -> None:
 
 def test_connectionThatCannotBeWatched(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    It is closed, its protocol hears of that, and all others go on.
+    The connection is closed, its protocol is told, and other connections are served.
     """
     site = Site()
     first = site.connect()
@@ -405,7 +406,8 @@ def test_connectionThatCannotBeWatched(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_errorsOfAccept(code: int, isPaused: bool) -> None:
     """
-    Without descriptors the port pauses.  A client that is gone already is nothing.
+    The port pauses if descriptors or memory run out.  It does not pause for a client that has
+    already gone.
     """
     site = Site()
 
@@ -434,7 +436,7 @@ def test_errorsOfAccept(code: int, isPaused: bool) -> None:
 
 def test_mayNotAccept() -> None:
     """
-    The limiter is asked each time.
+    A port accepts no connection if the limiter admits none.
     """
     site = Site(limit=100)
     site.limiter._atFirst = 90

@@ -1,5 +1,5 @@
 """
-The commands that ask a running service, against a real one.
+The commands that ask a running service, with a real service.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Service:
             try:
                 main(command)
             except SystemExit as ended:
-                # As Python ends a process.
+                # Python gives a process this status, and prints this text.
                 status = ended.code if isinstance(ended.code, int) else 1
                 if isinstance(ended.code, str):
                     print(ended.code, file=errors)
@@ -69,7 +69,7 @@ class Service:
         Wait until the socket is open.
         """
         self.running.up()
-        # The reactor runs only when the socket is open.
+        # A greeting shows that the reactor runs, and then the admin socket is open.
         connection = Connection(self.port)
         assert connection.line().startswith(b"+OK")
         connection.socket.close()
@@ -226,7 +226,7 @@ def traced(service: Service, tracing: Tracing, name: bytes = b"alice") -> list[s
     """
     Log in until the trace has begun.
 
-    @return: its lines up to the end of a whole session.
+    @return: the lines of the trace up to the end of a whole session.
     """
     done: list[str] = []
 
@@ -275,7 +275,7 @@ def test_onlyItsUser(service: Service) -> None:
     path.parent.chmod(0o755)
     path.chmod(0o666)
     with forEverybody() as link:
-        # The directories above belong to root alone, so another user needs another way to it.
+        # Only root may enter the directories above the socket, so link it to where anybody may go.
         (link / "d").mkdir()
         os.link(path, link / "d" / "admin.sock")
         (link / "d").chmod(0o755)
@@ -408,14 +408,14 @@ def test_workers(workers: tuple[Site, Service]) -> None:
 
 def test_traceWorkers(workers: tuple[Site, Service]) -> None:
     """
-    Sessions in all workers are traced, and the workers end the trace with its client.
+    Sessions in all workers are traced.  The workers end a trace whose client has ended.
     """
     those, service = workers
     tracing = Tracing(service, "127.0.0.1", "--json")
     lines = [json.loads(each) for each in traced(service, tracing)]
     assert lines[0]["session"].partition(".")[0] in ("1", "2")
     tracing.end()
-    # Longer than a worker has for the next line of an answer.
+    # The trace lasts longer than a worker may take for the next line of an answer.
     tracing = Tracing(service, "127.0.0.1", "--json", "--seconds", "7")
     traced(service, tracing)
     for number in (1, 2):

@@ -1,5 +1,5 @@
 """
-Application passwords, remembered checks and added verifiers, from outside: a real twistd.
+Application passwords, remembered checks and added verifiers in a real service.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.support.maildirs import deliver
 from tests.support.running import PATIENCE, Connection, Running, environment, freePort, script
 from tests.support.site import run
 
-# Twenty by hand: POP3SVC_KILLS=20.
+# How often a process is killed.  Set POP3SVC_KILLS to kill it more often.
 KILLS = int(os.environ.get("POP3SVC_KILLS", "6"))
 
 
@@ -107,7 +107,7 @@ def test_lifeOfAnAppPassword(users: Path) -> None:
         sleeper.logIn(b"ann", secret.encode())
         assert sleeper.say(b"SLEE").startswith(b"+OK")
         while not lastUses(str(users)):
-            # It is written five seconds after the first use; this login takes its time, too.
+            # The last use is written five seconds after the first one.  A refused login takes time.
             assert logIn(port, "wrong").startswith("-ERR [AUTH]")
         shown = user(users, "app-password", "list", "ann").splitlines()
         assert [each.split("\t")[1] for each in shown] == [secret[:4], elsewhere[:4]]
@@ -125,7 +125,7 @@ def test_lifeOfAnAppPassword(users: Path) -> None:
 
 def test_command(users: Path) -> None:
     """
-    A user who is removed leaves no application passwords, also to a later user of the name.
+    A removed user leaves no application passwords, and a later user of the same name gets none.
     """
 
     def bad(*arguments: str) -> str:
@@ -175,7 +175,7 @@ def test_command(users: Path) -> None:
 
 def test_addedVerifiers(users: Path) -> None:
     """
-    A login with a password adds the verifier, with which SCRAM works then.
+    A login with a password adds a verifier.  A changed password takes effect all the same.
     """
     port = freePort()
     more = ["--add-verifiers", "SCRAM-SHA-256", "--remember-checks", "60"]
@@ -232,7 +232,7 @@ while True:
 @pytest.mark.parametrize("what", ["app passwords", "uses", "verifiers"])
 def test_killed(tmp_path: Path, what: str) -> None:
     """
-    kill -9 at any time leaves each file whole, and no lock.
+    After kill -9 at any time each file is whole, and nothing stays locked.
     """
     path = tmp_path / "users"
     stored = "{SSHA}" + "A" * 32

@@ -147,7 +147,8 @@ def test_names() -> None:
 
 def test_chooses(tmp_path: Path) -> None:
     """
-    By whole names, by wildcards, by given names, and the default for all others.
+    A name is found as a whole name, by a wildcard, or among configured names.  Every other name
+    gets the default certificate.
     """
     for name, *names in (
         ("own", "mail.example.org"),
@@ -280,7 +281,7 @@ def test_directory(tmp_path: Path, said: list[str]) -> None:
     named(creator, "a.example")
     assert named(creator, "a.example") == "b.example"
     assert named(creator, "new.example") == "new.example"
-    # Of two certificates for the same name the one that ends last.
+    # Of two certificates for the same name, the one that expires last is served.
     certbot(tmp_path, "a-0001", "new.example", "second.example", days=60)
     assert after(lambda: None, "new.example") == "new.example"
     assert certificates.all()[1].end == creator._names.find("new.example").end
@@ -297,7 +298,7 @@ def test_directory(tmp_path: Path, said: list[str]) -> None:
 
 def test_unusableInDirectory(tmp_path: Path, said: list[str]) -> None:
     """
-    One certificate that cannot be used does not keep the others from being served.
+    A certificate that cannot be used does not keep another one from being served.
     """
     certbot(tmp_path, "a", "a.example")
     certbot(tmp_path, "b", "b.example")
@@ -324,7 +325,7 @@ def test_unusableInDirectory(tmp_path: Path, said: list[str]) -> None:
 
 def test_reloadSaysAgain(tmp_path: Path, said: list[str]) -> None:
     """
-    Each error is in the log once, and again if the operator reloads.
+    Each error is logged once, and again after each reload.
     """
     certbot(tmp_path, "a", "a.example")
     creator = load(tmp_path, f'certificate-directory = "{tmp_path}/live"').of()
@@ -343,7 +344,8 @@ def test_reloadSaysAgain(tmp_path: Path, said: list[str]) -> None:
 
 def test_looksOnce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A directory that does not change is not read again, and one that changes once a second at most.
+    A directory that does not change is not read again.  A directory that changes is read at most
+    once a second.
     """
     certbot(tmp_path, "a", "a.example")
     creator = load(tmp_path, f'certificate-directory = "{tmp_path}/live"').of()
@@ -379,7 +381,8 @@ def test_looksOnce(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now += 60
     named(creator, "a.example")
     assert looked == 3
-    # A second change may not change the times of the directory.
+    # If the stamps cannot be trusted, the directory is always read again, because a change may
+    # leave its times as they are.
     monkeypatch.setattr(certificateset, "areStampsTrustworthy", lambda stamps: False)
     (tmp_path / "live" / "b").mkdir()
     for expected in (4, 5):
@@ -417,7 +420,7 @@ def test_manyNew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         creator.serverConnectionForTLS(None)
         counts.append(len(creator.all))
     assert counts == [1, 2, 4, 5, 5, 5]
-    # Neither do those that are incomplete, nor other files.
+    # Directories without certificates, and other files, do not stop the others either.
     for name in "hij":
         (tmp_path / "live" / name).mkdir()
         (tmp_path / "live" / f"{name}.txt").touch()
@@ -450,7 +453,7 @@ def test_manyRenewed(tmp_path: Path) -> None:
 def test_otherAuthorityForMany(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     When the authorities of clients change, no handshake and no reload makes the contexts of all
-    certificates.  Each is made when a client needs it.
+    certificates.  Each context is made when a client needs it.
     """
     names = [f"{each}.example" for each in "abcdefghijkl"]
     for name in names:
@@ -472,7 +475,7 @@ def test_otherAuthorityForMany(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     others.write(tmp_path / "ca.pem")
     others.issue(tmp_path / "client.pem", ["alice@example.org"], isForClients=True)
     own = str(tmp_path / "client.pem")
-    # The default certificate once for its authorities, and once for the key of its tickets.
+    # The default certificate gets two contexts: for the authorities, and for the key of tickets.
     for act, contexts in (
         (lambda: shake(creator, "l.example", certificate=own), ["a.example"] * 2 + ["l.example"]),
         (lambda: shake(creator, "l.example", certificate=own), []),
@@ -514,7 +517,7 @@ def test_handed(tmp_path: Path) -> None:
 def test_clientCertificates(tmp_path: Path, version: int) -> None:
     """
     The certificate of a client verifies, whatever name the client asks for, also when the session
-    is resumed.  An authority that was replaced counts at once, for all names.
+    is resumed.  After the authority was replaced, its certificates verify for no name.
     """
     certbot(tmp_path, "a", "a.example")
     certbot(tmp_path, "b", "b.example")
@@ -540,7 +543,8 @@ def test_clientCertificates(tmp_path: Path, version: int) -> None:
 
 def test_renewedDuringHandshake(tmp_path: Path) -> None:
     """
-    OpenSSL goes on to call the callbacks of the first context, which must not be freed.
+    If a certificate is renewed during a handshake, the first context is not freed, because OpenSSL
+    still calls its callbacks.
     """
     import gc
 
@@ -597,7 +601,7 @@ def test_ticketKeys(tmp_path: Path) -> None:
 
 def test_renewedBeforeSecondHello(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The first context is kept, too, if a client has to send a second hello.
+    The first context is also kept if a client has to send a second hello.
     """
     certbot(tmp_path, "a", "a.example")
     certbot(tmp_path, "b", "b.example")
@@ -615,7 +619,8 @@ def test_renewedBeforeSecondHello(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_otherDefaultDuringHandshake(tmp_path: Path) -> None:
     """
-    A client gets the certificate for its name, also if that becomes the default meanwhile.
+    A client gets the certificate for its name, even if this certificate has become the default
+    meanwhile.
     """
     certbot(tmp_path, "b", "b.example")
     certbot(tmp_path, "c", "c.example")
@@ -638,7 +643,7 @@ def test_otherDefaultDuringHandshake(tmp_path: Path) -> None:
 
 def test_neverRaises(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    An error in the callback, which C code calls, leaves the default certificate.
+    If the callback fails, which C code calls, the client gets the default certificate.
     """
     certbot(tmp_path, "a", "a.example")
     certbot(tmp_path, "b", "b.example")
@@ -650,7 +655,7 @@ def test_neverRaises(tmp_path: Path, said: list[str], monkeypatch: pytest.Monkey
 
 def test_warns(tmp_path: Path, said: list[str]) -> None:
     """
-    Each certificate that ends soon has a warning, once.
+    A warning is logged once for each certificate that expires soon.
     """
     for name, days in (("a", 5), ("b", 90), ("c", 20)):
         certbot(tmp_path, name, f"{name}.example", days=days)
@@ -716,7 +721,7 @@ def test_bad(tmp_path: Path, text: str, says: str) -> None:
 
 def test_configCheck(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """
-    Each fault has its sentence, and all of them are listed.
+    C{pop3svc config check} lists all faults, each in a sentence of its own.
     """
     issue(tmp_path / "a.pem", "a.example")
     issue(tmp_path / "b.pem", "b.example")

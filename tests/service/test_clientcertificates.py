@@ -149,8 +149,8 @@ def site(tmp_path: Path) -> Site:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_verifies(site: Site, version: int) -> None:
     """
-    In a full handshake, and when its session is resumed.  A client without a certificate is let
-    in, too.
+    A certificate names its user in a full handshake, and when the session is resumed.  A client
+    without a certificate can connect, too.
     """
     certificate = site.client(ALICE)
     names, session = site.connect(certificate, version)
@@ -165,8 +165,8 @@ def test_verifies(site: Site, version: int) -> None:
 @pytest.mark.parametrize("why", ["stranger", "expired", "server"])
 def test_doesNotVerify(site: Site, version: int, why: str) -> None:
     """
-    The handshake goes on, and the certificate names nobody.  So it is when the session is resumed,
-    where OpenSSL does not verify again.
+    The handshake succeeds, and the certificate names nobody.  It names nobody in a resumed session
+    either, although OpenSSL does not verify it again.
     """
     if why == "stranger":
         site.authority = Authority()
@@ -183,7 +183,7 @@ def test_expiresMeanwhile(site: Site, version: int) -> None:
     _, session = site.connect(site.client(ALICE, days=3), version)
     site.days = 0.9
     assert site.resume(session) == (ALICE,)
-    # Of the chain, the authority's own certificate expires first.
+    # In this chain the authority's own certificate expires first.
     site.days = 1.1
     assert site.resume(session) == ()
 
@@ -191,7 +191,8 @@ def test_expiresMeanwhile(site: Site, version: int) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_forgotten(site: Site, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The memory is bounded.  The certificate that was used least recently is forgotten.
+    The number of remembered certificates is limited.  The one that was used least recently is
+    forgotten.
     """
     monkeypatch.setattr(clientcertificate, "_REMEMBERED", 2)
     sessions = {}
@@ -205,7 +206,8 @@ def test_forgotten(site: Site, version: int, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_severalNames(site: Site) -> None:
     """
-    Each once.  Names that nobody could type are dropped.
+    A certificate may have several names.  A repeated name counts once, and invalid names are
+    dropped.
     """
     names = [ALICE, "bob@example.org", ALICE, "a\tb@example.org", "x" * 250 + "@example.org"]
     assert site.connect(site.client(*names))[0] == (ALICE, "bob@example.org")
@@ -264,9 +266,9 @@ def user(builder: Any) -> Any:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_chain(site: Site, version: int) -> None:
     """
-    The client sends the certificates between its own and the authority's.  A certificate that
-    breaks the constraints of the one above it does not verify: OpenSSL reports this error after it
-    has reported that the certificate itself is right.
+    A certificate of an intermediate authority verifies if the client sends the intermediate
+    certificate, and if the certificate keeps the constraints of this authority.  OpenSSL reports
+    broken constraints after it has reported that the certificate itself is right.
     """
     root = signed(None, authority)
     put(site.path / "ca.pem", root)

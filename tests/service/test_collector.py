@@ -39,14 +39,14 @@ class _Reactor(Clock):
 
     def stop(self) -> None:
         """
-        End.
+        Call the triggers of the shutdown.
         """
         for call, *arguments in self.ends:
             call(*arguments)
 
     def run(self) -> None:
         """
-        Begin to run.
+        Make the calls of L{callWhenRunning}.
         """
         for call, *arguments in self.begins:
             call(*arguments)
@@ -55,7 +55,7 @@ class _Reactor(Clock):
 @pytest.fixture
 def reactor() -> Iterator[_Reactor]:
     """
-    A reactor, and the collector as it was afterwards.
+    A reactor.  After the test the collector has its former settings again.
     """
     before = gc.get_threshold()
     made = _Reactor()
@@ -67,7 +67,7 @@ def reactor() -> Iterator[_Reactor]:
 
 def test_relieved(reactor: _Reactor) -> None:
     """
-    Once the reactor runs, the collector leaves out what exists, and runs less often.
+    When the reactor has started, the collector ignores existing objects, and runs less often.
     """
     relieveCollector(reactor, 20_000)
     assert gc.get_freeze_count() == 0
@@ -80,7 +80,7 @@ def test_relieved(reactor: _Reactor) -> None:
 
 class _Slow:
     """
-    An object whose end takes time on a clock.
+    An object in a cycle, whose destruction takes time on the clock of the reactor.
     """
 
     def __init__(self, reactor: _Reactor, seconds: float) -> None:
@@ -95,7 +95,7 @@ class _Slow:
 @pytest.mark.parametrize("seconds", [0.019, 0.021])
 def test_longCollection(reactor: _Reactor, seconds: float) -> None:
     """
-    After a full collection that takes long, what remains is exempt, for a day.
+    After a full collection that takes long, the remaining objects are exempt for a day.
     """
     gc.disable()
     relieveCollector(reactor, 20_000, reactor.seconds)

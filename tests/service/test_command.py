@@ -89,7 +89,7 @@ def test_noOutput(tmp_path: Path) -> None:
 
 def test_deliverHelpThatNobodyReads(tmp_path: Path) -> None:
     """
-    The exit status of a delivery is one of sysexits.h.
+    C{pop3svc deliver} does not end by SIGPIPE, because its exit status must be one of sysexits.h.
     """
     reader, writer = os.pipe()
     os.close(reader)

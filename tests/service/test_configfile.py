@@ -1,5 +1,5 @@
 """
-The configuration file from outside: a real twistd, real sockets, SIGHUP.
+The configuration file of a real service, with real sockets and SIGHUP.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tests.support.site import renew, run, trusting
 
 def write(path: Path, site: Path, ports: list[int], more: str = "") -> Path:
     """
-    Two domains, three listeners of which one has a certificate of its own.
+    Write a configuration with two domains and three listeners.  One listener has a certificate of
+    its own.
     """
     file = path / "pop3svc.toml"
     file.write_text(
@@ -116,8 +117,8 @@ def test_listenersAndDomains(site: Path, tmp_path: Path, ports: list[int], worke
 @pytest.mark.parametrize("workers", [1, 2])
 def test_reload(site: Path, tmp_path: Path, ports: list[int], workers: int) -> None:
     """
-    Sessions go on; new ones have the new limits; what needs a restart is named; a bad file
-    changes nothing.
+    Existing sessions go on, and new sessions have the new settings.  The log names a setting that
+    needs a restart.  A bad file changes nothing.
     """
     more = f"workers = {workers}"
     file = write(tmp_path, site, ports, more)
@@ -130,7 +131,7 @@ def test_reload(site: Path, tmp_path: Path, ports: list[int], workers: int) -> N
         before.line()
         before.logIn(b"alice", b"secret word")
         assert b"CORE" in before.say(b"CAPA") + b"".join(before.lines())
-        # New workers take all settings but those of their parent.
+        # New workers use all new settings, except those that their parent applies.
         kept = 'ban-exempt = ["10.0.0.0/8"]' if workers == 1 else 'client-name = "cn"'
         write(tmp_path, site, ports, f'{more}\nwithout = ["CORE"]\n{kept}')
         running.process.send_signal(signal.SIGHUP)
@@ -148,7 +149,7 @@ def test_reload(site: Path, tmp_path: Path, ports: list[int], workers: int) -> N
             each.socket.close()
             return found
 
-        # A worker whose place another one has taken may still accept a connection.
+        # A worker that is being replaced may still accept a connection.
         while offersCORE():
             pass
         write(tmp_path, site, ports, f"{more}\nworkres = 3")
@@ -164,8 +165,8 @@ def test_reload(site: Path, tmp_path: Path, ports: list[int], workers: int) -> N
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_secretsAfterPrivilegesAreGivenUp(site: Path) -> None:
     """
-    A secret that only root may read is read again at SIGHUP; files that everybody may change
-    are named.
+    After the service has given up its privileges, a reload still works with a secret that only root
+    may read.  The log names a configuration file that everybody may change.
     """
     with forEverybody() as path:
         port = freePort()
@@ -202,7 +203,7 @@ def test_secretsAfterPrivilegesAreGivenUp(site: Path) -> None:
 
 def test_serve(site: Path, tmp_path: Path, ports: list[int]) -> None:
     """
-    The command in the foreground: the same service.
+    C{pop3svc serve} runs the same service in the foreground.
     """
     file = write(tmp_path, site, ports)
     command = [script("pop3svc"), "serve", "--config", str(file), "--logfile", "-"]

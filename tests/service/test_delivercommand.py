@@ -73,7 +73,7 @@ def test_stored(site: Site) -> None:
     done = site.configured("--return-path", "", "--delivered-to", "bob@x.test", message=b"")
     assert done.returncode == 0
     assert site.contents("bob@x.test") == [b"Return-Path: <>\nDelivered-To: bob@x.test\n"]
-    # A whole name comes before one without its extension.
+    # A user with the whole name comes before a user with the name without its extension.
     assert site.configured("alice+own", message=b">From x\nFrom y").returncode == 0
     assert site.contents("alice+own") == [b"From y\n"]
 
@@ -105,7 +105,8 @@ def test_noSuchUser(site: Site, name: str) -> None:
 
 def test_help(site: Site) -> None:
     """
-    No terminal is needed, but a message for the user "--help" is not lost.
+    Without a message --help prints the help, even without a terminal.  With a message it is an
+    error, so that a message for the user "--help" is not lost.
     """
     done = site.deliver("--help", message=b"")
     assert (done.returncode, done.stderr) == (0, b"")
@@ -139,8 +140,8 @@ def test_refused(
     site: Site, arguments: tuple[str, ...], message: bytes, status: int, says: str
 ) -> None:
     """
-    One sentence without a path, and no status for which a mail server returns the message,
-    unless it will never be taken.
+    The error is one sentence without a path.  A mail server returns the message to its sender only
+    if the status says that the message will never be accepted.
     """
     done = site.configured(*arguments, "alice", message=message)
     assert done.returncode == status, done
@@ -159,7 +160,7 @@ def test_quota(site: Site) -> None:
 
 def test_theEmbeddedDefault(site: Site) -> None:
     """
-    Without a configuration, mail goes where the service without a configuration has it.
+    Without a configuration, mail goes to the data directory of the embedded default.
     """
     data = site.home / "data"
     data.mkdir()
@@ -173,8 +174,8 @@ def test_theEmbeddedDefault(site: Site) -> None:
 
 def test_otherProviders(site: Site) -> None:
     """
-    A provider of one's own works as well, in threads or without, and an error in it is no
-    reason to return a message.
+    The operator's own provider works, in threads or without.  If it has a fault, the mail server
+    does not return the message.
     """
     (site.home / "mine.py").write_text(
         "from pop3svc.providers.memory import MemoryStore\n"
@@ -204,7 +205,7 @@ def test_otherProviders(site: Site) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_interrupted(site: Site, number: int) -> None:
     """
-    An interruption before the message has come whole stores nothing.
+    If a delivery is interrupted before the whole message has come, nothing is stored.
     """
     process = subprocess.Popen(
         [script("pop3svc"), "deliver", "--config", str(site.config), "alice"],
@@ -215,7 +216,7 @@ def test_interrupted(site: Site, number: int) -> None:
     assert process.stdin is not None
     process.stdin.write(MESSAGE)
     process.stdin.flush()
-    # It waits for more once the handler is there and the pipe is empty.
+    # The command reads the pipe only after it has set the signal handlers.
     end = time.monotonic() + PATIENCE
     while _isUnread(process.stdin.fileno()) and time.monotonic() < end:
         os.sched_yield()

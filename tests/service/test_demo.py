@@ -19,7 +19,7 @@ from tests.support.running import Connection, Running, freePort, script
 
 def test_theDemo(tmp_path: Path) -> None:
     """
-    One command starts all of it, and leaves nothing.
+    C{pop3svc demo} starts the service and the playground, and leaves no files.
     """
     with Running(tmp_path / "home", command=[script("pop3svc"), "demo"]) as running:
         address = running.waitFor("/playground").strip()
@@ -40,7 +40,7 @@ def test_theDemo(tmp_path: Path) -> None:
 
 def test_usersOfTheEmbeddedDefault(tmp_path: Path) -> None:
     """
-    The embedded default has no playground as soon as it has another user than its own.
+    The embedded default has no playground if the operator has added a user.
     """
     home, web = tmp_path / "home", freePort()
     options = (

@@ -1,5 +1,5 @@
 """
-Endpoint strings and arguments quoted as in them.
+Endpoint strings, and arguments with the same quoting.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def test_bareSSL() -> None:
 )
 def test_backlog(text: str, backlog: int) -> None:
     """
-    A burst of clients finds room to wait, unless less is asked for.
+    Up to 1,024 new clients may wait, unless the endpoint says another number.
     """
     reactor = MemoryReactor()
     serverEndpoint(reactor, text, CertificateOptions()).listen(Factory())
@@ -88,7 +88,7 @@ def test_backlog(text: str, backlog: int) -> None:
 
 def test_inheritedPorts() -> None:
     """
-    Whatever an endpoint would listen on, it is given the next port.
+    Each endpoint is given the next inherited port, whatever the endpoint would listen on.
     """
     adopted: list[Any] = []
 

@@ -1,5 +1,5 @@
 """
-Old messages of Maildirs from outside: a real twistd, its workers, and another service.
+A real service, with and without workers, deletes old messages of Maildirs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DAY = 86400
 @pytest.mark.parametrize("workers", [1, 2])
 def test_oldMessages(tmp_path: Path, workers: int) -> None:
     """
-    One process deletes old messages, and a service that starts later does not begin again.
+    Old messages are deleted once, by one process of the service.
     """
     mail, port = tmp_path / "mail", freePort()
     for days in (31, 29):

@@ -1,5 +1,5 @@
 """
-Limits of connections: each biting, and an honest user unharmed.
+The limits of connections, sessions and logins.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def isOpen(client: Client) -> bool:
 
 def test_maxConnections(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Those who have logged in are never closed for others.
+    A connection on which somebody is logged in is never closed to make room.
     """
     monkeypatch.setattr(MemoryMailbox, "lock", lambda self, info, requestRelease: None)
     factory = make(maxConnections=3)
@@ -63,7 +63,7 @@ def test_maxConnections(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_overTLS() -> None:
     """
-    No handshake for a refusal.
+    A connection that is refused gets no TLS handshake.
     """
     factory = make(maxConnections=1)
     first = come(factory, isSecure=True)
@@ -74,8 +74,8 @@ def test_overTLS() -> None:
 
 def test_unauthenticated() -> None:
     """
-    The longest waiting of the network with the most makes room; who has logged in is no
-    stranger.
+    At the limit, the oldest unauthenticated connection of the network with the most such
+    connections is closed.  A connection on which somebody is logged in does not count.
     """
     factory = make(maxUnauthenticated=4)
     owner = come(factory, "198.51.100.1")
@@ -86,7 +86,7 @@ def test_unauthenticated() -> None:
     assert [isOpen(each) for each in flood + flood6] == [False, True, True, False, True]
     owner.received()
     owner.logIn()
-    # Fifty more of the same take no room from others.
+    # Fifty more connections from the same address take no room from others.
     other = come(factory, "203.0.113.1")
     for _ in range(50):
         come(factory, "192.0.2.1")
@@ -100,7 +100,7 @@ def test_unauthenticated() -> None:
 
 def test_fromEverywhere() -> None:
     """
-    One from each network: the longest waiting goes.
+    If each network has one connection, the oldest connection is closed.
     """
     factory = make(maxConnections=20)
     clients = [come(factory, f"192.0.2.{number}") for number in range(60)]
@@ -110,7 +110,7 @@ def test_fromEverywhere() -> None:
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 3), st.integers(0, 3)), max_size=60))
 def test_countedByNetwork(steps: list[tuple[bool, int, int]]) -> None:
     """
-    As a plain search would find it.
+    L{UnauthenticatedConnections} finds the same connection as a plain search.
     """
 
     class Stranger:
@@ -142,8 +142,8 @@ def test_countedByNetwork(steps: list[tuple[bool, int, int]]) -> None:
 
 def test_mayServe() -> None:
     """
-    Where there is not enough to serve another session, login and WAKE are refused, and
-    who is in goes on.
+    If resources for another session are lacking, logins and WAKE are refused, and sessions that are
+    awake go on.
     """
     factory = make()
     first, second = come(factory), come(factory)
@@ -192,7 +192,7 @@ def test_perAddress() -> None:
 
 def test_awakePerUser(monkeypatch: Any) -> None:
     """
-    Sleepers do not count.
+    C{maxAwakePerUser} limits logins and WAKE.  Sleepers do not count.
     """
     monkeypatch.setattr(MemoryMailbox, "lock", lambda self, info, requestRelease: None)
     factory = make(maxAwakePerUser=2)
@@ -215,8 +215,8 @@ def test_awakePerUser(monkeypatch: Any) -> None:
 
 def test_loginDelay() -> None:
     """
-    Announced and enforced, by user; to wake up is no login, a wrong password
-    is none either.
+    C{loginDelay} is announced, and enforced for each user.  Neither WAKE nor a login with a wrong
+    password counts as a login.
     """
     factory = make(loginDelay=30)
     client = come(factory)
@@ -243,7 +243,7 @@ def test_loginDelay() -> None:
 
 def test_loginDelayAfterInUse() -> None:
     """
-    A login that comes to nothing delays no other.
+    A login that fails because the mailbox is in use does not delay the next login.
     """
     factory = make(loginDelay=30)
     holder = come(factory)
@@ -258,8 +258,8 @@ def test_loginDelayAfterInUse() -> None:
 
 def test_failedTLSIsNotCounted() -> None:
     """
-    A connection whose TLS could not be set up is not counted, and keeps
-    nothing from ending.
+    A connection whose TLS could not be set up is not counted, and does not keep the service from
+    ending.
     """
     from tests.support.coroutines import start
 

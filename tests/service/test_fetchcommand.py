@@ -138,7 +138,8 @@ def test_maildir(site: Site, fetch: Fetch, home: Path) -> None:
 
 def test_logins(site: Site, fetch: Fetch, home: Path) -> None:
     """
-    SCRAM bound to the TLS connection, and a certificate, with TLS and after STLS.
+    A login works by SCRAM, with and without channel binding, and by a certificate, over TLS and
+    after STLS.
     """
     password = ["--password-file", home / "password", "--mechanism"]
     certificate = ["--certificate", site.path / "frank.pem"]
@@ -231,7 +232,7 @@ def test_sentences(
     home: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
 ) -> None:
     """
-    A mistake is one sentence.
+    An error in the arguments or the configuration is reported in one sentence.
     """
     monkeypatch.chdir(home)
     monkeypatch.setenv("HOME", str(home))
@@ -247,7 +248,7 @@ def test_sentences(
 
 def test_netrc(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A password may stand in a file .netrc, and an error does not show it.
+    A password may stand in a .netrc file, and errors do not show the password.
     """
     path = home / "netrc"
     monkeypatch.setenv("NETRC", str(path))
@@ -266,7 +267,8 @@ def test_netrc(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_refusals(site: Site, fetch: Fetch, home: Path) -> None:
     """
-    A wrong password, an unknown authority and a missing program are sentences.
+    A wrong password, an unknown authority, a missing server and a missing program are each reported
+    in one sentence.
     """
     (home / "wrong").write_text("wrong\n")
     to = ["--to", f"maildir:{home / 'Maildir'}"]
@@ -296,7 +298,7 @@ def test_prompt(site: Site, home: Path) -> None:
     At a terminal the command asks for the password, and shows its progress.
     """
     ours, theirs = pty.openpty()
-    # The library shows nothing on a terminal without lines.
+    # The library of the progress bar shows nothing on a terminal with no lines.
     termios.tcsetwinsize(theirs, (24, 80))
     arguments = command(site, home, "--to", f"mbox:{home / 'box'}", site.url("bob"))
     process = subprocess.Popen(
@@ -361,7 +363,7 @@ def test_watch(site: Site, home: Path) -> None:
 
 def test_killed(site: Site, fetch: Fetch, home: Path) -> None:
     """
-    kill -9 at random moments: each message is there once.
+    Although C{pop3svc fetch} is killed at random moments, each message is delivered exactly once.
     """
     maildir = site.mail / "erin"
     for each in (maildir / "new").iterdir():
@@ -386,7 +388,7 @@ def test_killed(site: Site, fetch: Fetch, home: Path) -> None:
             env=environment(home),
             cwd=home,
         )
-        # Kill it when it has stored some messages more.
+        # Kill the process when it has stored some more messages.
         more = choose.randrange(1, 80)
         deadline = time.monotonic() + PATIENCE
         stopped = threading.Event()
@@ -398,7 +400,7 @@ def test_killed(site: Site, fetch: Fetch, home: Path) -> None:
         process.wait()
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
-        # The service may not have noticed yet that the last connection has ended.
+        # The mailbox may be in use until the service notices that the last connection has ended.
         status, _, said = fetch(*options)
         if status != 75:
             break

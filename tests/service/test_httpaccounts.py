@@ -1,5 +1,5 @@
 """
-Accounts behind HTTP, from outside: a real twistd and a real server of twisted.web.
+Accounts that are checked by HTTP, with a real service and a real server of twisted.web.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WRONG = b"-ERR [AUTH] Wrong name or password.\r\n"
 
 class Check(Resource):
     """
-    Checks passwords; the name says how to answer.
+    Checks passwords.  The user's name in the request decides how the resource answers.
     """
 
     isLeaf = True
@@ -148,7 +148,7 @@ def test_answers(tmp_path: Path, server: Server) -> None:
 
 def test_comesAndGoes(tmp_path: Path, server: Server) -> None:
     """
-    The service starts while the server is away, and serves when it is there.
+    The service starts without the server, and logins succeed whenever the server can be reached.
     """
     port = freePort()
     url = f"http://localhost:{server.port}/check"
@@ -170,7 +170,8 @@ def test_comesAndGoes(tmp_path: Path, server: Server) -> None:
 
 def test_certificates(tmp_path: Path, server: Server) -> None:
     """
-    A certificate for another name, or one of another authority, gets no password.
+    A server gets no password if its certificate is for another name, has expired, or belongs to
+    another authority.
     """
     authority = Authority()
     authority.write(tmp_path / "ca.pem")

@@ -1,5 +1,5 @@
 """
-Keepalive on every TCP connection, whatever is around it.
+TCP keepalive on every connection: plain, with TLS, and behind a proxy.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ HEADER = b"PROXY TCP4 192.0.2.7 192.0.2.1 5555 110\r\n"
 
 def isKeptAlive(ours: socket.socket) -> bool:
     """
-    Does the other end of a connection to this machine have a timer for keepalive?  One
-    for what is not acknowledged yet stands in its place for a moment.
+    @return: whether the other end of a local connection has a timer for keepalive.  While another
+        timer is shown in its place, such as the one for unacknowledged data, wait.
     """
     while (timer := timerOf(ours)) in ("01", "04"):
         os.sched_yield()
@@ -51,7 +51,7 @@ def timerOf(ours: socket.socket) -> str:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_everyConnection(site: Path, tmp_path: Path, workers: str) -> None:
     """
-    Plain, after STLS, over TLS, and behind a proxy.
+    Keepalive is on for plain connections, after STLS, over TLS, and behind a proxy.
     """
     ports = [freePort() for _ in range(3)]
     where = [
@@ -82,7 +82,8 @@ def test_everyConnection(site: Path, tmp_path: Path, workers: str) -> None:
 
 def test_options() -> None:
     """
-    As the policy says; what cannot be is left out, and 0 is never.
+    The options have the values of the policy.  A value that the kernel refuses is left out, and 0
+    turns keepalive off.
     """
     names = ["TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT"]
     with socket.socket() as each:
@@ -96,14 +97,14 @@ def test_options() -> None:
         assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 30
     defaults = Policy()
     assert defaults.keepaliveIdle == 300
-    # Linux ends a connection whose client has no room after the same time as one whose
-    # client is gone: who stalls may do so as long as who asks nothing.
+    # Linux ends a connection after TCP_USER_TIMEOUT, also if the client only has no room.  Such a
+    # client may stall at least as long as a client may be idle.
     assert defaults.stallTimeout >= defaults.idleTimeout
 
 
 def test_inAProgramOfOnesOwn() -> None:
     """
-    A factory whose ports are not known sets it on each connection.
+    A factory that does not know its ports turns on keepalive for each connection.
     """
     factory = POP3Factory(MemoryProvider({"a": "b"}), clock=Clock())
     address = IPv4Address("TCP", "192.0.2.1", 1)

@@ -1,5 +1,5 @@
 """
-kill -9 during QUIT of 200 deletions: all or none, each time.
+If the service is killed during QUIT, it has deleted all of 200 marked messages, or none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.support.maildirs import deliver
 from tests.support.running import Connection, Running, freePort
 
 COUNT = 200
-# Fifty by hand: POP3SVC_KILLS=50.
+# How often the service is killed.  Set POP3SVC_KILLS to kill it more often.
 KILLS = int(os.environ.get("POP3SVC_KILLS", "6"))
 
 
@@ -41,7 +41,7 @@ def test_killedDuringQuit(tmp_path: Path) -> None:
             connection.logIn(b"alice", b"secret")
             for number in range(COUNT):
                 assert connection.say(b"DELE %d" % (number + 1)).startswith(b"+OK")
-            # Somewhere between the command and a little after its usual end.
+            # The kill comes at a random time between the command and a little after its usual end.
             wait = threading.Timer(
                 choose.uniform(0, 1.3 * took),
                 os.kill,
@@ -70,7 +70,7 @@ def test_killedDuringQuit(tmp_path: Path) -> None:
             files = sum(len(list((maildir / each).iterdir())) for each in ("new", "cur"))
             assert files == left
             assert left in (0, COUNT), (attempt, left)
-            # What was acknowledged is gone.
+            # If QUIT was acknowledged, the messages are gone.
             assert not (said.startswith(b"+OK") and left)
             outcomes.append((left, bool(said)))
             for folder in ("new", "cur"):
