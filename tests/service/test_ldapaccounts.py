@@ -1,5 +1,5 @@
 """
-Accounts in an LDAP directory, from outside: a real twistd and a real slapd.
+Accounts in an LDAP directory, with a real service and a real slapd.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def test_directBind(tmp_path: Path, slapd: Slapd) -> None:
 
 def test_comesAndGoes(tmp_path: Path, slapd: Slapd) -> None:
     """
-    The service starts while the server is away, and serves when it is there.
+    The service starts without the server, and logins succeed whenever the server can be reached.
     """
     slapd.stop()
     port = freePort()
@@ -119,7 +119,7 @@ def test_comesAndGoes(tmp_path: Path, slapd: Slapd) -> None:
 
 def test_wake(tmp_path: Path, slapd: Slapd) -> None:
     """
-    A sleeping session does not outlive its entry.
+    A sleeper whose entry was removed cannot wake up.
     """
     port = freePort()
     dn = slapd.addUser("sleeper")
@@ -194,7 +194,7 @@ def test_handshakeThatNeverEnds(tmp_path: Path, slapd: Slapd, silent: SilentServ
         assert seconds() >= 2
         with ThreadPoolExecutor(8) as clients:
             assert set(clients.map(answer, [port] * 24, ["ann"] * 24)) == {AWAY}
-        # Too many threads hang for another check to begin.
+        # No further check begins, because too many threads hang.
         assert seconds() < 2
         silent.endAll()
         end = time.monotonic() + 60
@@ -226,7 +226,8 @@ def test_times(tmp_path: Path, slapd: Slapd) -> None:
 
 def test_deliveries(tmp_path: Path, slapd: Slapd) -> None:
     """
-    LMTP and C{pop3svc deliver} know the users, and ask for another attempt while nobody can tell.
+    LMTP and C{pop3svc deliver} know the users.  While the directory is not available, they ask for
+    another attempt.
     """
     port, lmtp = freePort(), freePort()
     auth = search(slapd, "", "timeout=2")

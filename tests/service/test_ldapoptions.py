@@ -63,7 +63,7 @@ def test_forms() -> None:
 
 def test_password(tmp_path: Path) -> None:
     """
-    The service reads the password again for each search, and keeps it if it cannot.
+    The service reads the password file for each search.  If it cannot, it uses the former password.
     """
     path = tmp_path / "password"
     path.write_bytes("wörd\n\n".encode())

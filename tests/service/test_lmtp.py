@@ -126,7 +126,7 @@ def test_oneProcess(home: Path) -> None:
 
 def test_stop(home: Path) -> None:
     """
-    A message that has not arrived whole is not stored when the service stops.
+    If the service stops before a whole message has arrived, the message is not stored.
     """
     with Running(home, *options(home)) as running:
         running.up()
@@ -142,7 +142,7 @@ def test_stop(home: Path) -> None:
 
 def test_workers(home: Path) -> None:
     """
-    Workers share the socket, its mode stays, and it is removed at the end.
+    Workers share the socket.  Its mode stays, and the socket is removed when the service ends.
     """
     mode = ["--workers", "2", "--lmtp-mode", "600"]
     with Running(home, *options(home, *mode)) as running:

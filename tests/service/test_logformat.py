@@ -24,7 +24,7 @@ from tests.support.site import options, run, site  # noqa: F401
 @pytest.mark.parametrize("workers", [1, 2])
 def test_json(site: Path, tmp_path: Path, workers: int) -> None:  # noqa: F811
     """
-    Each line is an object; fail2ban finds the failed logins, whatever names are tried.
+    Each line is a JSON object.  fail2ban finds the failed logins, whatever names are tried.
     """
     port = freePort()
     with Running(

@@ -17,7 +17,8 @@ from tests.support.running import Connection, Running, freePort
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mbox needs Linux")
 
 MESSAGES = 150
-# A delivery agent by Debian's policy: fcntl() first, then a dot-lock; it opens the file before.
+# A delivery agent that follows Debian's policy: it opens the file, and locks it by fcntl() and then
+# by a dot-lock.
 AGENT = """
 import fcntl, os, sys, time
 path, count = sys.argv[1], int(sys.argv[2])
@@ -85,7 +86,7 @@ def _session(port: int) -> tuple[set[int], str]:
 
 def test_killed(tmp_path: Path) -> None:
     """
-    No message is lost, and none comes back that was deleted with +OK.
+    No message is lost, and no message comes back whose deletion was confirmed with +OK.
     """
     port = freePort()
     mail = tmp_path / "mail"
@@ -116,7 +117,7 @@ def test_killed(tmp_path: Path) -> None:
                 connection.socket.sendall(
                     b"".join(b"DELE %d\r\n" % (each + 1) for each in range(count)) + b"QUIT\r\n"
                 )
-                # Killed while it deletes, at some moment.
+                # The service is killed at some moment while it deletes.
                 service.end(signal.SIGKILL)
                 connection.socket.close()
             rounds += 1

@@ -1,5 +1,5 @@
 """
-Names, passwords and the language of replies, from outside: a real twistd, its password file and its
+Names, passwords and the language of replies, with a real service, its password file and its
 deliveries.
 """
 

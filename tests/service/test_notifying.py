@@ -1,5 +1,5 @@
 """
-What systemd is told, by a notify socket of the test's.
+What the service tells systemd.  The tests read the notify socket.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Manager:
 
     def next(self, start: str) -> str:
         """
-        @return: the next datagram that begins like this.
+        @return: the next datagram that begins with C{start}.
         """
         end = time.monotonic() + PATIENCE
         heard = []
@@ -122,7 +122,7 @@ def test_reloadBeforeReady(manager: Manager) -> None:
 
 def test_status(manager: Manager) -> None:
     """
-    It is sent when it has changed, and at most every few seconds.
+    The status is sent when it has changed, but only every few seconds.
     """
     made, reactor = notifier(manager)
     reactor.advance(Notifier.STATUS_EVERY)
@@ -149,7 +149,8 @@ def test_watchdog(manager: Manager) -> None:
 
 def test_fullQueue(manager: Manager) -> None:
     """
-    Changes of the state are sent later, in order; signs of life are not.
+    If the socket has no room, changes of the state are sent later, in order.  Signs of life are
+    dropped.
     """
     made, reactor = notifier(manager, watchdog=10)
     other = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -172,7 +173,7 @@ def test_fullQueue(manager: Manager) -> None:
 
 def test_newSocket(tmp_path: Path) -> None:
     """
-    A service manager that has begun anew is told, too.
+    A service manager that has opened a new socket is told, too.
     """
     old = Manager(str(tmp_path / "notify"))
     made, _ = notifier(old)
@@ -190,7 +191,7 @@ def test_newSocket(tmp_path: Path) -> None:
 
 def test_environment(manager: Manager) -> None:
     """
-    The variables are taken, so that no other process has them.
+    The variables are removed from the environment, so that no child process gets them.
     """
 
     def made(**environ: str) -> Notifier | None:
@@ -227,7 +228,7 @@ def test_service(
     workers: int,
 ) -> None:
     """
-    systemd hears that the service is ready when clients can log in, of a reload and of the end.
+    The service tells systemd when clients can log in, when it reloads, and when it ends.
     """
     monkeypatch.setenv("NOTIFY_SOCKET", manager.address)
     monkeypatch.setenv("WATCHDOG_USEC", "400000")

@@ -1,6 +1,6 @@
 """
-Tokens, from outside: a real twistd, and an issuer's server that is stopped, slow, restarted and
-wrong.
+Logins by tokens at a real service.  The issuer's server is stopped, slow, restarted or gives wrong
+answers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ AWAY = b"-ERR [SYS/TEMP] Tokens cannot be checked now.\r\n"
 @pytest.fixture
 def site(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[OAuthSite]:
     """
-    A service of the test's kind, or of both kinds in turn; the issuer's server is not running.
+    A service that checks tokens in the way of the test's parameter.  The issuer's server is not
+    running yet.
     """
     site = OAuthSite(tmp_path / "site", *request.param)
     with site.running:
@@ -66,7 +67,7 @@ def test_refused(site: OAuthSite) -> None:
     ]
     skewed = site.token(exp=now - 20, iat=now + 30, nbf=now + 30)
     assert site.tryToken(skewed) == LOGGED_IN
-    # At the same time, because each refusal is delayed.
+    # Try the tokens at the same time, because each refusal is delayed.
     for client in [site.begin(token) for token in bad]:
         assert site.finish(client) == REFUSED
     lines = site.log()
@@ -109,7 +110,7 @@ def test_comesAndGoes(site: OAuthSite) -> None:
     assert site.tryToken(token) == LOGGED_IN
     site.server.stop()
     site.reload()
-    # The keys that are known serve for a day.
+    # The service uses the keys that it has for a day.
     assert site.tryToken(token) == (LOGGED_IN if site.kind == "jwks" else AWAY)
     site.running.waitFor("is not available: it cannot be reached")
     site.start()
@@ -163,7 +164,8 @@ def test_wrongAnswers(site: OAuthSite, fault: str, reason: str) -> None:
 @BOTH
 def test_certificates(site: OAuthSite, tmp_path: Path) -> None:
     """
-    A certificate for another name, an expired one, and one of another authority get no question.
+    The service asks no server whose certificate is for another name, has expired, or belongs to
+    another authority.
     """
     site.authority.issue(tmp_path / "other", ["other.example.org"])
     site.authority.issue(tmp_path / "expired", ["127.0.0.1"], days=-1)
@@ -240,7 +242,7 @@ def test_many(site: OAuthSite) -> None:
         user = f"user{number}@example.org"
         site.addUser(user)
         clients.append(site.begin(site.token(email=user), user))
-    # The service has read all of them before it answers this one.
+    # The service has read the logins of all clients before it answers this command.
     assert site.connect().say(b"CAPA").startswith(b"+OK")
     server.gate.set()
     for each in clients:
@@ -290,7 +292,7 @@ def provider(port: int) -> Iterator[None]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_anotherIssuer(tmp_path: Path) -> None:
     """
-    Tokens and keys that another implementation has made are accepted.  It makes a new key with
+    Tokens and keys of another implementation are accepted.  This implementation makes a new key at
     each start, and its tokens do not name their key.
     """
     port = freePort()

@@ -39,7 +39,8 @@ from tests.support.running import (
 from tests.support.site import options, run, served
 from tests.support.workers import begun
 
-# A provider that is hung up on while it is made, as early as anything of ours runs.
+# A provider that sends signals to its own process while it is made.  No code of a test can run
+# earlier.
 HUNG_UP = """
 import os, signal
 from pop3svc.providers.memory import MemoryProvider
@@ -63,7 +64,7 @@ def greeted(port: int) -> Connection:
 @pytest.mark.parametrize("way", [[], ["--logfile=-"], ["--logfile=log"], ["--logfile=/dev/stdout"]])
 def test_signalsEndNothing(site: Path, tmp_path: Path, way: list[str]) -> None:
     """
-    Wherever the log goes; sessions go on.
+    SIGHUP and SIGUSR1 end neither the service nor a session, wherever the log goes.
     """
     port = freePort()
     with Running(tmp_path / "home", *options(site, *where(port)), twistd=tuple(way)) as running:
@@ -91,7 +92,7 @@ def text(path: Path) -> str:
 
 def wait(isSo: Callable[[], bool]) -> None:
     """
-    Wait for what happens in another process.
+    Wait until another process has made a condition true.
     """
     deadline = time.monotonic() + PATIENCE
     while not isSo():
@@ -101,7 +102,7 @@ def wait(isSo: Callable[[], bool]) -> None:
 
 def test_atTheStart(tmp_path: Path) -> None:
     """
-    What comes before the service runs ends nothing either, and is done.
+    Signals that arrive before the service runs do not end it, and SIGHUP is carried out later.
     """
     home, port = tmp_path / "home", freePort()
     home.mkdir()
@@ -117,7 +118,7 @@ def test_atTheStart(tmp_path: Path) -> None:
 
 def test_reload(site: Path, tmp_path: Path) -> None:
     """
-    The certificate and the accounts are read again; what is still wrong is said again.
+    A reload reads the certificate and the accounts again, and logs again what is still wrong.
     """
     port, secure = freePort(), freePort()
     users, own = tmp_path / "users", tmp_path / "own.pem"
@@ -151,7 +152,8 @@ def test_reload(site: Path, tmp_path: Path) -> None:
 
 def test_workers(site: Path, tmp_path: Path) -> None:
     """
-    The parent starts new workers; what a worker gets itself ends it no more.
+    At SIGHUP the parent replaces the workers.  A signal that a worker gets itself does not end the
+    service.
     """
     users = tmp_path / "users"
     addUser(str(users), "carol", "secret word")
@@ -199,7 +201,7 @@ def rotate(home: Path) -> None:
 @pytest.mark.parametrize("way", ["logrotate", "create", "copytruncate"])
 def test_logrotate(site: Path, tmp_path: Path, way: str, more: list[str]) -> None:
     """
-    As logrotate does it: of a thousand connections each is in the log once.
+    While logrotate moves the log away, each connection is logged exactly once.
     """
     home, port, log = tmp_path / "home", freePort(), tmp_path / "home" / "log"
     command = [script("twistd"), "--pidfile=pid", "--logfile=log", "pop3svc"]
@@ -211,8 +213,8 @@ def test_logrotate(site: Path, tmp_path: Path, way: str, more: list[str]) -> Non
             for _ in range(50):
                 assert greeted(port).say(b"QUIT").startswith(b"+OK")
             if way == "copytruncate":
-                # What is written between the two is lost whoever writes: wait until
-                # all is there.
+                # Lines that are written between the copy and the truncation are lost, whoever
+                # writes them.  Therefore wait until all lines are there.
                 wait(lambda: text(log).count("nobody from") == 50)
             moved = home / f"log.{rotation}"
             if way == "logrotate":
@@ -237,7 +239,8 @@ def test_logrotate(site: Path, tmp_path: Path, way: str, more: list[str]) -> Non
 @pytest.mark.parametrize("more", [[], ["--workers", "2"]])
 def test_linesThatWait(site: Path, tmp_path: Path, more: list[str]) -> None:
     """
-    SIGUSR1 and SIGTERM write the lines of the log that wait for others, here for an hour.
+    SIGUSR1 and SIGTERM write the lines of the log that would wait for further lines, here for an
+    hour.
     """
     home, port, log = tmp_path / "home", freePort(), tmp_path / "home" / "log"
     command = [script("twistd"), "--pidfile=pid", "--logfile=log", "pop3svc"]
@@ -262,7 +265,7 @@ def test_linesThatWait(site: Path, tmp_path: Path, more: list[str]) -> None:
 
 def everything(home: Path) -> str:
     """
-    @return: all that is in the log, whatever became of its files.
+    @return: the text of all files of the log.
     """
     packed = home.glob("log*.gz")
     return "".join(
@@ -273,7 +276,7 @@ def everything(home: Path) -> str:
 
 def test_cannotReopen(site: Path, tmp_path: Path) -> None:
     """
-    Said in the log, which goes on as it was.
+    If the log cannot be opened again, it goes on in the old file, which names the reason.
     """
     place = tmp_path / "place"
     place.mkdir()
@@ -303,7 +306,7 @@ def test_badLog(site: Path, tmp_path: Path, twistd: list[str], says: str) -> Non
 
 def test_nobodyReads(site: Path, tmp_path: Path) -> None:
     """
-    A log's pipe that nobody reads stops nothing.
+    If the log goes to a pipe that nobody reads, the service still serves.
     """
     port = freePort()
     home = tmp_path / "home"
@@ -345,7 +348,7 @@ def canConnect(port: int) -> bool:
 
 def test_warnings(site: Path, tmp_path: Path) -> None:
     """
-    What works, but should not be so, is said once at the start.
+    At the start the service warns once of each setting or file that works, but is unsafe.
     """
     with forEverybody() as own:
         for name in ("cert.pem", "key.pem", "users"):
@@ -411,7 +414,7 @@ class FromThread:
 
 def test_earlySignalsAreKept() -> None:
     """
-    What came before is done once, and what comes after at once.
+    A signal that came before L{Signals.serve} is handled once.  A later signal is handled at once.
     """
     done: list[int] = []
     signals, reactor = Signals(), FromThread()
@@ -425,7 +428,7 @@ def test_earlySignalsAreKept() -> None:
 
 def test_reloads() -> None:
     """
-    One after the other, whatever becomes of each.
+    The parts of a reload run one after the other, even if one of them fails.
     """
     events: list[Any] = []
     globalLogPublisher.addObserver(events.append)
@@ -463,7 +466,7 @@ def test_reloads() -> None:
 
 def test_observer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The application says where the log goes, unless an observer was named.
+    The application has the observer of the log, unless the operator has named another observer.
     """
     monkeypatch.chdir(tmp_path)
     made = makeLog({"logfile": "", "nodaemon": False}, None, None)

@@ -109,7 +109,7 @@ def configure(tmp_path: Path, existing: str) -> list[str]:
 
 def test_configureActsAsTheUser(tmp_path: Path) -> None:
     """
-    Root makes nothing in the directory of the user, who could put a link in its place.
+    Root makes no file in the directory of the user, because the user could put a link in its place.
     """
     data = tmp_path / "var/lib"
     for isThere in (False, True):
@@ -125,7 +125,7 @@ def test_configureActsAsTheUser(tmp_path: Path) -> None:
 @pytest.mark.parametrize("existing", ["", "passwd", "group", "passwd group"])
 def test_configureMakesUserAndGroup(tmp_path: Path, existing: str) -> None:
     """
-    A user or a group of another server is used.
+    A user or a group vmail that another server has made is used.
     """
     done = [each.split()[0] for each in configure(tmp_path, existing)]
     assert ("adduser" in done) is ("passwd" not in existing)
@@ -135,8 +135,8 @@ def test_configureMakesUserAndGroup(tmp_path: Path, existing: str) -> None:
 @pytest.mark.parametrize("mail", ["mail/alice/cur/1", "boxes/alice/cur/1", "mail.sqlite", None])
 def test_purge(tmp_path: Path, mail: str | None) -> None:
     """
-    Purging keeps all mail, wherever the operator has put it, with the empty directories of a
-    Maildir.
+    Purging keeps all mail, wherever the operator has put it.  The empty directories of a Maildir
+    are kept, too.
     """
     data, etc = tmp_path / "var/lib", tmp_path / "etc"
     made = DataDirectory(str(data))
@@ -218,7 +218,7 @@ def test_image() -> None:
         (_, base), *rest = stage
         assert re.match(r"\S+:(?!latest)\S+", base), "the base image has no version"
         for name, arguments in rest:
-            # ADD unpacks archives, and fetches what nobody has checked.
+            # ADD unpacks archives, and fetches files that nobody has checked.
             assert name != "ADD"
             if name == "COPY" and (found := re.match(r"--from=(\S+) ", arguments)):
                 assert found[1] in names
@@ -231,7 +231,7 @@ def test_image() -> None:
     last = dict(stages[-1])
     user, _, group = last["USER"].partition(":")
     assert 0 < int(user) == int(group) and f"--uid {user} " in last["RUN"]
-    # A shell would get the signals, and not pass them on.
+    # The image needs no shell as its first process, because a shell does not pass on signals.
     assert json.loads(last["ENTRYPOINT"])[:2] == ["tini", "--"] and json.loads(last["CMD"])
     health = last["HEALTHCHECK"].partition("CMD ")[2]
     assert json.loads(health)[:2] == ["pop3svc", "status"]

@@ -1,5 +1,5 @@
 """
-A service whose users are those of the system: PAM tells their passwords, NSS their homes.
+A service for the users of the system: PAM checks their passwords, and NSS knows their homes.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def site() -> Iterator[Site]:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_logins(site: Site, workers: str) -> None:
     """
-    Users with private homes, many at once, expired accounts and wrong passwords.
+    Many users with private homes log in at once.  Expired accounts and wrong passwords are refused.
     """
     users = [f"user{number}" for number in range(8)]
     for number, name in enumerate(users):
@@ -143,8 +143,7 @@ def test_logins(site: Site, workers: str) -> None:
 
 def test_notPermitted(site: Site) -> None:
     """
-    Without the group shadow, PAM cannot read the passwords: the service is out of order, and says
-    so once.
+    Without the group shadow, PAM cannot read the passwords.  Logins fail, and the log says so once.
     """
     site.user("alice", 20001)
     with site.running("pam:pop3svc", "") as service:
@@ -155,7 +154,7 @@ def test_notPermitted(site: Site) -> None:
 
 def test_stuck(site: Site) -> None:
     """
-    A module that does not return gets its login an error after the time limit, and others log in.
+    If a module of PAM does not return, the login fails after the time limit, and others can log in.
     """
     script = site.path / "stuck"
     script.write_text(STUCK.format(path=site.data))

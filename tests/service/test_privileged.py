@@ -34,7 +34,7 @@ def place() -> Iterator[Path]:
 
 def certbot(place: Path, number: int) -> None:
     """
-    As certbot keeps certificates: links in one directory of root's to another.
+    Keep certificates as certbot does: links in one directory of root lead to another.
     """
     live, archive = place / "live" / "mail", place / "archive" / "mail"
     for each in (live, archive):
@@ -79,8 +79,7 @@ def logsIn(port: int, password: bytes) -> bool:
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=forWorkers)])
 def test_renewedAndRevoked(place: Path, workers: int) -> None:
     """
-    A renewed certificate is served and a changed password holds, also where root alone
-    may read both.
+    A renewed certificate and a changed password take effect, even if only root may read the files.
     """
     host(place)
     port, secure = freePort(), freePort()
@@ -95,7 +94,7 @@ def test_renewedAndRevoked(place: Path, workers: int) -> None:
             running.waitFor("serves")
         before = served(secure)
         certbot(place, 2)
-        # What another process has to be asked for is looked at ten times a second.
+        # Files that another process must open are checked ten times a second.
         while served(secure) == before:
             pass
         running.waitFor("serving the renewed certificate")
@@ -115,7 +114,7 @@ def test_renewedAndRevoked(place: Path, workers: int) -> None:
 
 def ended(pid: int) -> bool:
     """
-    Wait for the end of a process, which may not be ours.
+    Wait for the end of a process, which need not be a child of this process.
     """
     import select
 
@@ -131,7 +130,8 @@ def ended(pid: int) -> bool:
 
 def test_othersMayChangeIt(place: Path) -> None:
     """
-    What others may put there is not read for them: said at the start, or refused.
+    A file of root in a directory that others may change is not read again after the start.  The log
+    says so at the start.
     """
     host(place)
     shutil.copytree(place / "archive" / "mail", place / "own")
@@ -206,7 +206,7 @@ def test_changeableBy(place: Path, case: str) -> None:
 
 def test_everybodysKept(place: Path) -> None:
     """
-    In a directory such as /tmp what is root's is root's.
+    In a directory such as /tmp nobody else can replace a file of root.
     """
     (place / "t").mkdir()
     (place / "t").chmod(0o1777)
@@ -242,7 +242,8 @@ def opener(place: Path) -> Iterator[Opener]:
 
 def test_opener(opener: Opener, place: Path) -> None:
     """
-    It opens what it was started for, and what nobody else may change; it waits for nothing.
+    The process opens only the files that it was started for, and only if nobody but root may change
+    them.  It does not wait for a FIFO.
     """
     for _ in range(3):
         descriptor = opener.open(str(place / "x"))
@@ -265,7 +266,7 @@ def test_opener(opener: Opener, place: Path) -> None:
 
 def test_nobodyAnswers(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    That is waited for once a minute, and no longer than a moment.
+    If the process does not answer, the service waits for a moment, and asks again after a minute.
     """
     monkeypatch.setattr(privileged, "_PATIENCE", 0.05)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -282,7 +283,7 @@ def test_nobodyAnswers(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_userOfTheFile(place: Path) -> None:
     """
-    A file that was made by 'pop3svc user' is root's alone, too.
+    Only root may read a file that root has made by C{pop3svc user}.
     """
     addUser(str(place / "made"), "alice", "secret")
     assert unreadable([str(place / "made")], NOBODY, NOBODY) == [str(place / "made")]

@@ -1,5 +1,5 @@
 """
-PROXY headers, at every split, from trusted networks only.
+PROXY headers, which arrive in any pieces, and only from trusted networks.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def connect(address: str) -> tuple[Any, MemoryTransport, Any]:
 @pytest.mark.parametrize(("header", "client"), GOOD)
 def test_fromAProxy(header: bytes, client: Any) -> None:
     """
-    The greeting waits for the header; who is behind it is the client.
+    The greeting waits for the header, and the header names the client.
     """
     protocol, transport, clock = connect("10.1.2.3")
     data = header + b"USER x\r\n"
@@ -114,7 +114,7 @@ def test_fromAProxy(header: bytes, client: Any) -> None:
 
 def test_fromOthers() -> None:
     """
-    Who is not trusted says nothing about who they are.
+    A header from a network that is not trusted is an unknown command, and changes no address.
     """
     protocol, transport, _ = connect("192.0.2.9")
     assert transport.written.startswith(b"+OK")
@@ -138,7 +138,7 @@ def test_noHeader() -> None:
 
 def test_beforeTheHeader() -> None:
     """
-    A connection counts from its beginning, and no longer when it is gone.
+    A connection counts from its beginning, before its header, until it ends.
     """
     clock = Clock()
     factory = POP3Factory(
@@ -159,7 +159,7 @@ def test_beforeTheHeader() -> None:
     came[2][0].dataReceived(GOOD[0][0])
     assert {each.address for each in factory.admission.unauthenticated} == {"10.1.2.3", "192.0.2.7"}
     assert len(factory.admission.unauthenticated) == 3
-    # Strangers before the header are the most, and go first.
+    # The proxy's network has the most unauthenticated connections, so its oldest one is closed.
     came.append(come())
     assert came[3][1].aborted and not came[2][1].aborted
     for protocol, _ in came[3:]:
@@ -171,7 +171,7 @@ def test_beforeTheHeader() -> None:
 
 def test_beforeTLS(site: Path, tmp_path: Path) -> None:
     """
-    On a plain port, with STLS behind it, and before implicit TLS.
+    The header comes first on a plain port, also before STLS, and on a port with implicit TLS.
     """
     plain, secure = freePort(), freePort()
     with Running(

@@ -27,7 +27,7 @@ from tests.support.supervisors import Reactor, died, supervisor
 
 def replace(made: Supervisor) -> list[Any]:
     """
-    @return: the result, when there is one.
+    @return: a list that gets the result.
     """
     results: list[Any] = []
     Deferred.fromCoroutine(made.replaceWorkers()).addBoth(results.append)
@@ -44,7 +44,7 @@ def told(worker: Any) -> bool:
 
 def test_oneAfterTheOther() -> None:
     """
-    An old worker leaves when its successor serves, and not before.  Nobody restarts it.
+    An old worker ends when its successor serves, and not before.  The old worker is not restarted.
     """
     reactor = Reactor()
     made = supervisor(reactor, 2)
@@ -121,7 +121,7 @@ def test_neverServes() -> None:
 
 def test_theOldOneDiesMeanwhile() -> None:
     """
-    Its successor comes anyway.  If that cannot serve, it is started again.
+    If an old worker dies, its successor still serves.  A successor that cannot serve is restarted.
     """
     reactor = Reactor()
     made = supervisor(reactor, 1)
@@ -153,8 +153,8 @@ def test_twoReloadsAtOnce() -> None:
 
 def test_nobodyWaitsForTheReload() -> None:
     """
-    If the operator goes away, the replacement goes on.  The next one waits for it, so that there
-    are never more workers than twice the number.
+    If the operator cancels a reload, the replacement goes on.  The next replacement waits for it,
+    so that there are never more than twice as many workers as configured.
     """
     reactor = Reactor()
     made = supervisor(reactor, 2)
@@ -176,7 +176,7 @@ def test_nobodyWaitsForTheReload() -> None:
 
 def test_stubborn() -> None:
     """
-    An old worker that does not end is killed, in bounded time.
+    An old worker that does not end is killed after a limited time.
     """
     reactor = Reactor()
     made = supervisor(reactor, 1)
@@ -204,7 +204,7 @@ def test_notWhileItStops() -> None:
 
 class Load:
     """
-    Clients that poll, until they are told to stop.  They share a thread.
+    Clients that poll until L{stop} is called.  The clients share a thread.
 
     @ivar faults: what went wrong.
     @ivar commands: how many commands were answered.
@@ -325,7 +325,7 @@ def test_sleepersEnd(site: Path, tmp_path: Path) -> None:  # noqa: F811
 
 def test_newCode(tmp_path: Path) -> None:
     """
-    New workers run the code that is installed then.
+    New workers run the code that is installed when they start.
     """
     port = freePort()
     module = tmp_path / "upgraded.py"

@@ -1,5 +1,5 @@
 """
-Clients resume their TLS sessions: OpenSSL's own client, against a real twistd.
+OpenSSL's client resumes its TLS sessions with a real service.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def visit(port: int, path: Path, *options: str) -> str:
 
 def ticketOctets(saved: str) -> int:
     """
-    @return: how long the ticket of a saved session is.
+    @return: the number of octets in the ticket of a saved session.
     """
     done = subprocess.run(
         ["openssl", "sess_id", "-in", saved, "-noout", "-text"],
@@ -69,8 +69,8 @@ def ticketOctets(saved: str) -> int:
 
 def test_resumes(tmp_path: Path) -> None:
     """
-    By tickets and by session ids, on both kinds of port and from one to the other;
-    after the certificate was renewed all begin anew.
+    Sessions are resumed by tickets and by session ids, on the same port and on the other one.
+    After the certificate was renewed, no earlier session is resumed.
     """
     plain, secure = freePort(), freePort()
     renew(tmp_path)
@@ -88,12 +88,12 @@ def test_resumes(tmp_path: Path) -> None:
             saved = str(tmp_path / kind)
             for port, stls in ports:
                 assert visit(port, tmp_path, *how, *stls, "-sess_out", saved) == "New", kind
-                # A short one would be but the name of a session that the server keeps.
+                # A short ticket would only name a session that the server stores.
                 assert (ticketOctets(saved) > 100) == ("ticket" in kind)
                 for again, stlsAgain in ports:
                     took = visit(again, tmp_path, *how, *stlsAgain, "-sess_in", saved)
                     assert took == "Reused", kind
-        # As good as old, but not the same files.
+        # The file has another time, but the same content.
         (tmp_path / "cert.pem").touch()
         for kind, how in KINDS.items():
             assert visit(secure, tmp_path, *how, "-sess_in", str(tmp_path / kind)) == "Reused"

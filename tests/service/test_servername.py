@@ -1,5 +1,5 @@
 """
-Several certificates: real clients that ask for host names, against a real twistd.
+Several certificates of a real service, and real clients that ask for host names.
 """
 
 from __future__ import annotations
@@ -167,7 +167,8 @@ def test_fetchmail(service: Service, tmp_path: Path) -> None:
 
 def test_renewedAddedAndRemoved(service: Service) -> None:
     """
-    As certbot does it, with SIGHUP at the end, which changes nothing any more.
+    Certificates of certbot are renewed, added and removed without a signal.  A later SIGHUP changes
+    nothing.
     """
     before = service.talk(service.secure, "-servername", "a.example")
     certbot(service.path, "a", "a.example")

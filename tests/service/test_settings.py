@@ -1,5 +1,5 @@
 """
-Settings: declared once, read from a file and from the command line.
+Settings, which are declared once, and read from a file and from the command line.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def test_theCommandLineWins(tmp_path: Path, full: str) -> None:
     assert settings.policy.without == {"CORE"}
     assert [each.endpoint for each in settings.listeners] == ["tcp:1110"]
     assert [(each.kind, each.auth) for each in settings.stores] == [(None, ("passwd:/x",))]
-    # The rest is the file's.
+    # The file has the other settings.
     assert settings.data == "/var/lib/pop3svc"
 
 
@@ -161,7 +161,7 @@ def test_addedVerifiers(tmp_path: Path) -> None:
 
 def test_rememberedChecks(tmp_path: Path) -> None:
     """
-    At most five minutes.
+    C{remember-checks} is at most five minutes.
     """
     assert load(tmp_path, "").rememberChecks == 0
     assert load(tmp_path, "remember-checks = 300").rememberChecks == 300
@@ -183,7 +183,7 @@ def test_repeated(tmp_path: Path) -> None:
 
 def test_showAndReadAgain(tmp_path: Path, full: str) -> None:
     """
-    What is shown is a configuration file of the same meaning, without the secrets.
+    C{config show} writes a configuration file with the same settings, without the secrets.
     """
     settings = load(tmp_path, full)
     shown = toTOML(settings)
@@ -236,7 +236,7 @@ def test_showAndReadAgain(tmp_path: Path, full: str) -> None:
 )
 def test_faults(tmp_path: Path, text: str, says: str) -> None:
     """
-    Each names the file and the key; the command tells all of them, and ends with 1.
+    The text of a fault names the configuration file.
     """
     with pytest.raises(SettingError) as raised:
         load(tmp_path, text)
@@ -277,7 +277,8 @@ def test_whatWouldRun(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    systemd's credentials directory: the path of a file, or the text of a secret.
+    A setting may name a file in systemd's credentials directory: it gets the path of the file, or,
+    for a secret, the text.
     """
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
     (tmp_path / "auth").write_text("memory:a:b")
@@ -294,7 +295,7 @@ def test_credential(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_secrets(tmp_path: Path) -> None:
     """
-    A secret that is too large is refused, not cut; nothing waits for a FIFO.
+    A secret that is too large is refused, and not cut.  The service does not wait for a FIFO.
     """
     text = f"[[store]]\nkind = 'memory'\nauth = [{{ file = '{tmp_path}/secret' }}]\n"
     (tmp_path / "secret").write_text("memory:a:" + "b" * 65_527)
@@ -312,7 +313,7 @@ def test_secrets(tmp_path: Path) -> None:
 
 def test_largeFile(tmp_path: Path) -> None:
     """
-    It has to fit into one line for a worker.
+    The size of a configuration file is limited, because it must fit into one line for a worker.
     """
     text = "# " + "x" * (131_072 - 3) + "\n"
     load(tmp_path, text)
@@ -343,7 +344,7 @@ def test_checkedAsAtTheStart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, says: str
 ) -> None:
     """
-    A configuration that a service would refuse is refused by the check.
+    C{config check} refuses a configuration with which the service would not start.
     """
     (tmp_path / "pop3svc.toml").write_text(text)
     with pytest.raises(SystemExit) as raised:
@@ -354,7 +355,7 @@ def test_checkedAsAtTheStart(
 
 def test_changes() -> None:
     """
-    A running service takes limits for sessions; everything else is named.
+    A running service uses changed limits of sessions.  Other changed settings are named.
     """
     options = Options()
     options.parseOptions([])
@@ -400,7 +401,7 @@ def test_theExampleOfTheDocumentation(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_declarations() -> None:
     """
-    Each is one sentence, and the values of settings have the names of the declarations.
+    The help of each setting is one sentence, and each declared setting has an attribute.
     """
     for each in (*SERVICE, *LISTENER, *STORE):
         assert each.help.endswith(".") and each.help.count(". ") == 0, each.name

@@ -1,5 +1,5 @@
 """
-Ports that systemd has opened, as its own tool for tests passes them.
+Ports that systemd opens, passed on by systemd's tool for tests.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Accounts in a database, from outside: a real twistd and a real PostgreSQL.
+Accounts in a database, with a real service and a real PostgreSQL.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def test_databaseThatTheUserCannotRead(tmp_path: Path, mail: Path) -> None:
 @needsPostgreSQL
 def test_postgresqlComesAndGoes(tmp_path: Path, mail: Path, server: PostgreSQL) -> None:
     """
-    The service starts while the server is away, and serves when it is there.
+    The service starts without the server, and logins succeed whenever the server can be reached.
     """
     server.stop()
     port = freePort()
@@ -138,7 +138,7 @@ def test_endsWhileTheServerIsFrozen(tmp_path: Path, mail: Path, server: PostgreS
 @needsPostgreSQL
 def test_workers(tmp_path: Path, mail: Path, server: PostgreSQL) -> None:
     """
-    Each worker has connections of its own.  The description is in a file of its own.
+    Each worker has its own connections.  The description of the accounts is in a separate file.
     """
     port = freePort()
     (tmp_path / "accounts").write_text(f"sql:{server.dsn}:required=yes:query=\n{QUERY}\n")

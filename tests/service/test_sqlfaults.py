@@ -1,8 +1,8 @@
 """
-Logins while the database of the accounts is out of order: a real twistd and a real PostgreSQL.
+Logins while the database of the accounts is out of order.  Service and PostgreSQL are real.
 
-Whatever happens to the database, a login is answered in bounded time, by C{[SYS/TEMP]}.  It does not
-count as a guess, and logins work again without a restart of the service.
+If the database cannot answer, a login is refused with C{[SYS/TEMP]} in bounded time.  The login
+does not count as a guess, and logins work again without a restart of the service.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ AWAY = b"-ERR [SYS/TEMP] Accounts are not available now.\r\n"
 IN = b"+OK Logged in.\r\n"
 WRONG = b"-ERR [AUTH] Wrong name or password.\r\n"
 METHODS = ("PASS", "PLAIN", "CRAM-MD5", "SCRAM-SHA-256")
-# Seconds within which a login is answered; a busy machine needs some more.
+# Seconds within which a login is answered: the limit, and a reserve for a busy machine.
 BOUND = Database.LIMIT + 5
 
 
@@ -173,7 +173,7 @@ def test_frozen(tmp_path: Path, server: PostgreSQL) -> None:
 
 def test_othersWhileFrozen(tmp_path: Path, server: PostgreSQL) -> None:
     """
-    Clients that do not wait for the database are served at once: a listed mailbox, and a new
+    Clients that do not need the database are served at once: a session that is logged in, and a new
     connection.
     """
     with Service(tmp_path, server.port) as service:
@@ -192,7 +192,7 @@ def test_othersWhileFrozen(tmp_path: Path, server: PostgreSQL) -> None:
             other = Connection(service.port)
             assert other.line().startswith(b"+OK")
             assert other.say(b"CAPA").startswith(b"+OK")
-            # Shorter than any limit of the database.
+            # This time is shorter than any limit of the database.
             assert time.monotonic() - began < 3
             assert waiting.line() == AWAY
         finally:
@@ -202,7 +202,7 @@ def test_othersWhileFrozen(tmp_path: Path, server: PostgreSQL) -> None:
 
 def test_restartsUnderLoad(tmp_path: Path, server: PostgreSQL) -> None:
     """
-    While clients log in, the server restarts in order, and is killed and started.
+    While clients log in, the server is restarted in order, and is killed and started again.
     """
     with Service(tmp_path, server.port) as service:
         said: set[bytes] = set()
@@ -230,7 +230,7 @@ def test_restartsUnderLoad(tmp_path: Path, server: PostgreSQL) -> None:
 
 def test_slow(tmp_path: Path, proxy: Proxy) -> None:
     """
-    A slow database delays a login; one that is too slow does not answer it.
+    A slow database delays a login.  If the database is too slow, the login gets an error.
     """
     with Service(tmp_path, proxy.port) as service:
         assertAll(service.answers(), IN)

@@ -1,5 +1,5 @@
 """
-TLS to the database, from outside: a real twistd and a real PostgreSQL.
+TLS to the database, with a real service and a real PostgreSQL.
 """
 
 from __future__ import annotations

@@ -144,7 +144,8 @@ class Authority:
 @pytest.mark.parametrize("kind", ["ec", "rsa", "ed"])
 def test_good(kind: str) -> None:
     """
-    Signed by the issuer, or by a key that the issuer has certified for this.
+    A response is good if it is signed by the issuer, or by a key that the issuer has certified for
+    responses.
     """
     authority = Authority(kind)
     leaf, _ = authority.issue("a.example")
@@ -162,7 +163,7 @@ def test_good(kind: str) -> None:
 
 def test_bad() -> None:
     """
-    Whatever a client would refuse is refused.
+    The service refuses a response that a client would refuse.
     """
     authority, other = Authority(), Authority()
     leaf, key = authority.issue("a.example")
@@ -207,7 +208,7 @@ RESPONSE = AUTHORITY.answer(
 @settings(max_examples=500)
 def test_anyOctets(place: int, octets: bytes) -> None:
     """
-    A damaged response is refused in a sentence, or is not damaged where it counts.
+    A damaged response is refused with an error text, unless the damage does not matter.
     """
     data = RESPONSE[:place] + octets + RESPONSE[place + len(octets) :]
     try:
@@ -307,7 +308,8 @@ def fetching(monkeypatch: pytest.MonkeyPatch) -> Running60:
 
 def test_fetches(fetching: Running60, said: list[str]) -> None:
     """
-    At once, again when half of the time is over, and never during a handshake.
+    The service asks the responder at once, and again when half of the response's time is over.  A
+    handshake causes no request.
     """
     context = fetching.context()
     fetching.service.startService()
@@ -324,7 +326,7 @@ def test_fetches(fetching: Running60, said: list[str]) -> None:
     assert context.respond(None) == second
     assert fetching.after(86400 - 180) == 2
     assert fetching.after(120) == 3
-    # No answer: the present response is sent until it ends.
+    # Without a new answer the service sends the present response until its time ends.
     assert fetching.after(86400 - 180) == 3 and context.respond(None) == second
     assert fetching.after(120) == 3 and context.respond(None) == b""
     said.clear()
@@ -363,7 +365,7 @@ def test_failures(fetching: Running60, said: list[str]) -> None:
 
 def test_newCertificate(fetching: Running60, said: list[str]) -> None:
     """
-    A renewed certificate is asked for at once, and nobody asks for the former one any more.
+    The status of a renewed certificate is requested at once, and that of the former one no longer.
     """
     fetching.service.startService()
     fetching.after(0)
@@ -386,7 +388,7 @@ def test_newCertificate(fetching: Running60, said: list[str]) -> None:
 
 def test_newCertificateMeanwhile(fetching: Running60) -> None:
     """
-    A certificate that comes while a responder is asked is asked for directly afterwards.
+    If a certificate is renewed during a request, the request for the new one follows directly.
     """
     fetching.service.startService()
     one = fetching.context("a.example")
@@ -431,8 +433,8 @@ def test_issuerIsAdded(fetching: Running60, said: list[str]) -> None:
 
 def test_file(tmp_path: Path, said: list[str]) -> None:
     """
-    A file is read at the start, and again when the operator has replaced it.  One that cannot be
-    used leaves the former response.
+    A file with a response is read at the start, and again when the operator has replaced it.  If
+    the new file cannot be used, the former response stays.
     """
     authority, days = Authority(), 0.0
     leaf = authority.issue("a.example")[0]
@@ -534,8 +536,8 @@ def status(port: int, path: Path, *arguments: str) -> str:
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 def test_openssl(site: Path, tmp_path: Path) -> None:
     """
-    The service asks the responder, and sends its response: for the certificate that a client asks
-    for, also after STLS, and for one with a file.  A responder that never answers delays nothing.
+    The service sends the response for the certificate that a client asks for, also after STLS.  The
+    response comes from a responder or from a file.  A responder that never answers delays nothing.
     """
     authority = Authority()
     asked, plain, secure = freePort(), freePort(), freePort()
@@ -578,7 +580,7 @@ def test_openssl(site: Path, tmp_path: Path) -> None:
 
 def test_withoutTreq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    One sentence says what is missing.
+    If treq is not installed, one sentence says so.
     """
     import sys
 

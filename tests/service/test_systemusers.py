@@ -1,5 +1,5 @@
 """
-A service that uses the mail of the system's users with their rights.
+A service that accesses the mail of the system's users with the rights of these users.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def run(command: list[str], text: bytes = b"") -> subprocess.CompletedProcess[by
 @pytest.mark.parametrize("start", [list, capable])
 def test_commands(place: Place, start: Any, tmp_path: Path) -> None:
     """
-    The commands deliver, import and export work for root and with the two capabilities.
+    The commands deliver, import and export work as root, and as a user with the two capabilities.
     """
     store = ["--provider", OWNED.format(homes=place.homes), "--auth", f"passwd:{place.users}"]
     done = run(start(pop3svc("deliver", *store, "alice")), MESSAGE)

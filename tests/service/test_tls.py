@@ -1,5 +1,5 @@
 """
-Certificates: the whole chain, and what cannot be one.
+Certificates: their chains, keys, renewal and expiry.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ def test_keysOfAnyKind(tmp_path: Path) -> None:
 
 def test_keysOfTicketsAge(tmp_path: Path) -> None:
     """
-    The context, and so the key of the tickets, is made anew once a day; before that
-    it stays, even if the files are written anew.
+    The context is made anew once a day, and with it the key of the tickets.  Before that the
+    context stays, even if the file has a new time.
     """
     certificate, key = _selfSigned()
     (tmp_path / "both.pem").write_bytes(key + certificate)
@@ -159,8 +159,8 @@ def test_keysOfTicketsAge(tmp_path: Path) -> None:
 
 def test_keysOfTicketsAgeWithoutFiles(tmp_path: Path) -> None:
     """
-    Where the files cannot be read, what was handed over makes the next context, until
-    there was something to read.
+    If the files cannot be read, the next context is made from the contents that were handed over.
+    After the files could be read once, these contents are no longer used.
     """
     certificate, key = _selfSigned()
     path, now = tmp_path / "both.pem", 0.0
@@ -191,7 +191,8 @@ class Day:
 
 def test_warnsBeforeItEnds(tmp_path: Path, said: list[str]) -> None:
     """
-    21, 7 and 1 days before, and when it is over, once each; a renewed one begins anew.
+    Warnings come 21, 7 and 1 days before a certificate expires, and when it has expired, once each.
+    A renewed certificate gets its own warnings.
     """
     path, day = tmp_path / "cert.pem", Day()
 
@@ -223,7 +224,8 @@ def test_warnsBeforeItEnds(tmp_path: Path, said: list[str]) -> None:
 @pytest.mark.parametrize(("days", "says"), [(-0.5, "expired on"), (5, "expires in 4 days")])
 def test_endsAlready(tmp_path: Path, said: list[str], days: float, says: str) -> None:
     """
-    Said at the start; of a chain the first that ends counts, but not an authority's own.
+    The first look warns of a certificate that expires soon.  The first expiry in the chain counts,
+    except that of a root certificate.
     """
     root = issue("root", None, True, -0.2)
     middle = issue("middle", root, True, days)
@@ -237,7 +239,7 @@ def test_endsAlready(tmp_path: Path, said: list[str], days: float, says: str) ->
 
 def test_cannotBeLookedAt(tmp_path: Path, said: list[str]) -> None:
     """
-    Said once, and served all the same.
+    If the file can no longer be read, the log says so once, and the certificate is still served.
     """
     leaf = issue("mail.example.org", None, False, 90)
     path = tmp_path / "cert.pem"

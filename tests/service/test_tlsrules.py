@@ -1,5 +1,5 @@
 """
-Versions and ciphers of TLS: OpenSSL's client, against a real twistd.
+Versions and ciphers of TLS, between OpenSSL's client and a real service.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def test_good(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_onlyTLS13(site: Path) -> None:
     """
-    The lowest version holds in the context itself.
+    The TLS context itself has the minimum version.
     """
     from pop3svc.service.tls import RenewableCertificate
     from pop3svc.service.tlsrules import TLSRules

@@ -1,5 +1,5 @@
 """
-Large replies over TLS, to clients that are quick and slow, from a real twistd.
+A real service sends large replies over TLS to quick and slow clients.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pytest
 from pop3svc.service.datadirectory import _selfSigned
 from tests.support.running import Connection, Running, freePort
 
-# More than the kernel takes at once.
+# The message is larger than the kernel accepts at once.
 MESSAGE = b"Subject: large\r\n\r\n" + b"".join(b"%070d\r\n" % line for line in range(100_000))
 
 
@@ -21,7 +21,7 @@ MESSAGE = b"Subject: large\r\n\r\n" + b"".join(b"%070d\r\n" % line for line in r
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_largeMessage(tmp_path: Path, isSTLS: bool, version: ssl.TLSVersion) -> None:
     """
-    Its octets arrive, encrypted and in order, however slowly they are taken.
+    The octets of a large message arrive encrypted and in order, however slowly the client reads.
     """
     port = freePort()
     certificate, key = _selfSigned()
@@ -42,7 +42,7 @@ def test_largeMessage(tmp_path: Path, isSTLS: bool, version: ssl.TLSVersion) -> 
     ) as running:
         running.up()
         connection = Connection(port)
-        # So that the server has to wait.
+        # With a small buffer the server has to wait.
         connection.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         if isSTLS:
             connection.line()
@@ -52,19 +52,19 @@ def test_largeMessage(tmp_path: Path, isSTLS: bool, version: ssl.TLSVersion) -> 
             connection.startTLS(context)
             assert connection.line().startswith(b"+OK")
         connection.logIn(b"alice", b"secret")
-        # A file whose octets are known may go out by another way, without TLS.
+        # When the size is known, a reply without TLS can be sent by sendfile().
         assert connection.say(b"STAT") == b"+OK 1 %d\r\n" % len(MESSAGE)
         for _ in range(2):
             assert connection.say(b"RETR 1").startswith(b"+OK")
             assert b"".join(connection.lines()) == MESSAGE
-        # Many replies behind one another, while nothing is read.
+        # Ask for many replies, and read nothing meanwhile.
         connection.socket.sendall(b"RETR 1\r\nNOOP\r\n" * 2 + b"QUIT\r\n")
         for _ in range(2):
             assert connection.line().startswith(b"+OK")
             assert b"".join(connection.lines()) == MESSAGE
             assert connection.line().startswith(b"+OK")
         assert connection.line().startswith(b"+OK")
-        # After close_notify, not a cut connection.
+        # The connection ends with close_notify, and is not cut.
         assert connection.line() == b""
         connection.socket.close()
         assert "4 messages" in running.waitFor("alice from")

@@ -22,7 +22,7 @@ from tests.support.running import PATIENCE, Connection, Running, environment, fr
 # How often a process is killed at a random moment.
 KILLS = int(os.environ.get("POP3SVC_KILLS", "4"))
 MANY = 150
-# Megabytes of the large message; more than a process may use here.
+# Megabytes of the large message.  A process may not use as much memory.
 LARGE = int(os.environ.get("POP3SVC_LARGE", "180"))
 MBOX = ("--format", "mbox")
 
@@ -116,7 +116,8 @@ def contents(maildir: Path) -> dict[str, bytes]:
 @pytest.mark.smoke
 def test_roundTrip(site: Site) -> None:
     """
-    Maildir, SQLite, mbox, Maildir: the octets, the order and the unique-ids are the same.
+    Messages move from Maildir to SQLite, to mbox, and back to Maildir.  Their octets, order and
+    unique-ids stay the same.
     """
     path, database = source(site.home, 20), f"sql:sqlite:{site.home}/mail.db"
     status, told, said = site.run("import", database, "alice", path)
@@ -138,7 +139,7 @@ def test_roundTrip(site: Site) -> None:
     folder = site.home / "maildirs" / "alice" / "new"
     files = sorted(folder.iterdir(), key=lambda each: each.stat().st_mtime_ns)
     assert [each.read_bytes() for each in files] == list(contents(path).values())
-    # Again with X-UIDL.
+    # With X-UIDL an mbox has unique-ids.
     other = f"mbox:{site.home}/mboxes:uidl=x-uidl"
     assert site.run("import", other, "alice", out)[0] == 0
     assert site.run("export", other, "alice", site.home / "last")[0] == 0
@@ -209,7 +210,7 @@ def test_killedExport(format: str, site: Site) -> None:
         site.kill(command, random.uniform(0.4, 1.2))
     work = [each for each in os.listdir(site.home) if each.startswith("out")]
     if work == ["out"] and not (out / ".pop3svc-export").exists():
-        # It had ended before it was killed.
+        # The export had ended before it was killed.
         status, told = 0, f" has {MANY + 2} of {MANY + 2} "
     else:
         status, told, _ = site.run("export", store, "--format", format, "alice", out)
@@ -241,8 +242,8 @@ def test_interrupted(site: Site) -> None:
 
 def test_besideAService(site: Site) -> None:
     """
-    A client has the mailbox while messages are imported.  The import stores them, and waits for
-    the client's end to read the mailbox back.
+    A client has locked the mailbox while messages are imported.  The import stores the messages,
+    and reads them back when the client has ended.
     """
     path, port = source(site.home, 5), freePort()
     store = f"maildir:{site.home}/maildirs:lock=refuse"
