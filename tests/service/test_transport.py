@@ -72,7 +72,7 @@ class Hearing(Protocol):
 @implementer(IHalfCloseableProtocol)
 class HalfClosing(Hearing):
     """
-    Hears of each half.
+    Remembers which half of the connection was closed.
     """
 
     halves = ""
@@ -283,7 +283,7 @@ def test_endOfInput(make: Any) -> None:
 
 def test_halves(make: Any) -> None:
     """
-    A half-closed connection is served on, and costs no turns.
+    A half-closed connection is still served, and needs no turns of the reactor.
     """
     pair = make(HalfClosing())
     pair.client.shutdown(socket.SHUT_WR)
@@ -323,7 +323,7 @@ def test_halfIsClosedAtOnce(make: Any) -> None:
 
 def test_pause(make: Any) -> None:
     """
-    Paused it hears nothing; however often it is paused and resumed.
+    A paused protocol receives nothing, however often it is paused and resumed.
     """
     pair = make(does=lambda data: pair.transport.pauseProducing() if data else None)
     pair.say(b"a")
@@ -403,7 +403,7 @@ def test_producers(make: Any, isStreaming: bool) -> None:
 
 def test_abortWithAProducer(make: Any) -> None:
     """
-    It is stopped before the protocol hears of the end.
+    The producer is stopped before the protocol hears of the end.
     """
     pair = make()
     producer = Producer(pair.transport, 10_000)

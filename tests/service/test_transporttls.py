@@ -260,7 +260,7 @@ def test_clientClosesDuringAReply(make: Any) -> None:
 
 def test_withoutTheAlertOfTheClient(make: Any) -> None:
     """
-    A second C{loseConnection} does not wait for it.
+    A second C{loseConnection} does not wait for the client's close alert.
     """
     for isFull in (False, True):
         client = make()

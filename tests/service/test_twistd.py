@@ -1,5 +1,5 @@
 """
-The command from outside: a real twistd, real sockets, real files.
+The service in a real twistd, with real sockets and files.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def test_serves(service: tuple[Running, int, int], site: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals(service: tuple[Running, int, int], site: Path, number: int) -> None:
     """
-    Sessions end, the lock is free, nothing is deleted, exit status 0.
+    At a signal the sessions end, nothing is deleted, and the exit status is 0.
     """
     running, plain, _ = service
     deliver(site / "mail" / "alice", "1.x")
@@ -82,7 +82,7 @@ def test_signals(service: tuple[Running, int, int], site: Path, number: int) -> 
     idle.logIn(b"bob", b"secret word")
     busy.logIn(b"alice", b"secret word")
     assert busy.say(b"DELE 1").startswith(b"+OK")
-    # It never reads the rest.
+    # This client never reads the rest.
     assert busy.say(b"RETR 2").startswith(b"+OK")
     running.process.send_signal(number)
     assert idle.line() == b""
@@ -94,7 +94,7 @@ def test_signals(service: tuple[Running, int, int], site: Path, number: int) -> 
 
 def test_closesAtOnce(service: tuple[Running, int, int], site: Path) -> None:
     """
-    After QUIT, over TLS with close_notify.
+    The service closes the connection after QUIT, over TLS with close_notify.
     """
     running, plain, secure = service
     connection = Connection(plain)
@@ -162,7 +162,7 @@ def unauthenticated(running: Running, port: int) -> None:
 
 def test_unauthenticated(service: tuple[Running, int, int]) -> None:
     """
-    One quiet line each.
+    A connection on which nobody logs in gets one line in the log, without a traceback.
     """
     running, plain, secure = service
     unauthenticated(running, plain)
@@ -189,7 +189,8 @@ def servedAfterSTLS(port: int) -> bytes:
 
 def test_renewedCertificate(service: tuple[Running, int, int], site: Path) -> None:
     """
-    Served from the next handshake on; a pair that is half replaced is not.
+    A renewed certificate is served from the next handshake on.  If only one file of certificate and
+    key is replaced, the former certificate is served.
     """
     running, plain, secure = service
 
@@ -221,7 +222,7 @@ def test_renewedCertificate(service: tuple[Running, int, int], site: Path) -> No
 
 def test_everyAddress(site: Path, tmp_path: Path) -> None:
     """
-    ssl:PORT alone is IPv4 and IPv6; a client of IPv4 is one in the log.
+    C{ssl:PORT} listens on IPv4 and IPv6, and the log shows an IPv4 client with its IPv4 address.
     """
     port = freePort()
     with Running(tmp_path / "home", *options(site, "--endpoint", f"ssl:{port}")) as running:
@@ -412,7 +413,7 @@ def test_help(tmp_path: Path) -> None:
 
 def test_daemon(site: Path, tmp_path: Path) -> None:
     """
-    In the background, ports opened before it goes there.
+    The service opens its ports before it goes to the background.
     """
     home, port = tmp_path / "home", freePort()
     command = [script("twistd"), "--pidfile=pid", "--logfile=log", "pop3svc"]
@@ -433,7 +434,7 @@ def test_daemon(site: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_dropsPrivileges(site: Path, tmp_path: Path) -> None:
     """
-    Ports and keys are opened before the drop; mail is read after it.
+    The service opens ports and keys as root, and reads mail as the other user.
     """
     with forEverybody() as path:
         dropsPrivileges(site, path)
@@ -504,8 +505,8 @@ def test_providerOfOnesOwn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_largeMessages(service: tuple[Running, int, int], site: Path) -> None:
     """
-    Messages of some megabytes, as they are kept or not, over a plain
-    connection and TLS, to one that reads slowly, and to one that leaves.
+    Large messages arrive whole over plain connections and TLS, whether or not they are wire-ready.
+    A client that leaves during a reply releases the mailbox.
     """
     _, plain, secure = service
     folder = site / "mail" / "bob" / "cur"
@@ -551,8 +552,7 @@ def test_largeMessages(service: tuple[Running, int, int], site: Path) -> None:
 
 def test_refusals(service: tuple[Running, int, int]) -> None:
     """
-    Not before a second has passed, an unknown user like a wrong password; a
-    right one does not wait.
+    A wrong password and an unknown user are refused in the same way, after a second at least.
     """
     import time
 
@@ -570,8 +570,8 @@ def test_refusals(service: tuple[Running, int, int]) -> None:
 
 def test_takenOverFromAnotherProcess(site: Path, tmp_path: Path) -> None:
     """
-    Two services on one Maildir: an idle session of the one makes room for the
-    other's, a session that is not idle does not.
+    Two services share a Maildir.  An idle session at one service makes room for a login at the
+    other.  A session with marked messages does not.
     """
     ports = freePort(), freePort()
     shared = options(site, "--set", "takeoverIdle=1", "--set", "takeoverMarked=3600")
@@ -746,8 +746,8 @@ def banned(command: str, path: Path, lines: list[str]) -> list[str]:
 
 def test_oneConnection(service: tuple[Running, int, int], site: Path) -> None:
     """
-    What the extensions are for, over TLS: sleep, wake to new mail, take it by
-    its unique-id, delete it, and go on as another user.
+    Over TLS a client can sleep, wake up to a new message, fetch it by its unique-id, delete it, and
+    go on as another user.
     """
     _, _, secure = service
     maildir = site / "mail" / "alice"
@@ -796,7 +796,7 @@ def test_wakeOfARemovedAccount(service: tuple[Running, int, int], site: Path) ->
 
 def test_selfSigned(site: Path, tmp_path: Path) -> None:
     """
-    Without a certificate there is one all the same, for STLS too.
+    Without a configured certificate, the service makes a self-signed one, and serves it after STLS.
     """
     port = freePort()
     with Running(

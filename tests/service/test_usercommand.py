@@ -62,7 +62,7 @@ def test_fromAPipe(tmp_path: Path) -> None:
 
 def test_badLines(tmp_path: Path) -> None:
     """
-    They are named, and everything works.
+    Each command names the bad lines of the password file, and works all the same.
     """
     path = tmp_path / "users"
     path.write_text("nonsense\nalice:$1$x\n")
@@ -95,7 +95,7 @@ def test_embeddedDefault(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("second", "says"), [("secret", ""), ("other", "not the same")])
 def test_fromATerminal(tmp_path: Path, second: str, says: str) -> None:
     """
-    Asked twice, without an echo.
+    At a terminal the command asks for the password twice, and does not show it.
     """
     path = tmp_path / "users"
     child, terminal = pty.fork()

@@ -62,7 +62,7 @@ def hasEnded(pid: int) -> bool:
 @pytest.mark.smoke
 def test_bothServe(workers: Site) -> None:
     """
-    Neither takes all there is; the log says who it was.
+    Both workers accept connections, and the log names the worker of each connection.
     """
     for number in (signal.SIGSTOP, signal.SIGCONT):
         for pid in workers.pids.values():
@@ -84,7 +84,7 @@ def test_bothServe(workers: Site) -> None:
 
 def test_killedWorker(workers: Site, site: Path) -> None:
     """
-    Its locks are free, the other goes on, another takes its place.
+    If a worker is killed, its locks are free, the other worker goes on, and a new worker starts.
     """
     first, second = workers.connectTo(1), workers.connectTo(2)
     assert first.say(b"XLOG alice secret word").startswith(b"+OK")
@@ -135,7 +135,8 @@ def test_sleeperInAnotherWorker(workers: Site, site: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_drains(site: Path, tmp_path: Path, number: int) -> None:
     """
-    What is being read is read to its end; who does nothing is let go.
+    When the service stops, a client still receives the rest of its message, and an idle session
+    ends.
     """
     # A busy machine needs more than the default time for ten megabytes.
     for workers in begun(site, tmp_path / "home", "--set", "shutdownTimeout=50"):
@@ -155,7 +156,7 @@ def drains(workers: Site, site: Path, number: int) -> None:
         try:
             Connection(workers.port).socket.close()
         except ConnectionResetError:
-            # In the queue when the ports were closed.
+            # This connection was in the queue when the ports were closed.
             pass
         except ConnectionRefusedError:
             break
@@ -186,8 +187,8 @@ HEADER = b"PROXY TCP4 192.0.2.%d 192.0.2.200 5000 110\r\n"
 
 def test_bans(site: Path, tmp_path: Path) -> None:
     """
-    Three strikes on different workers are three; one that is started later
-    knows them, and the networks that users have logged in from.
+    The strikes of all workers count together.  A worker that is started later knows the bans, and
+    the known networks of users.
     """
     more = ["--proxy-from", "127.0.0.1", "--cleartext-login", "always"]
     for workers in begun(site, tmp_path / "home", *more):
@@ -263,7 +264,7 @@ def test_takenOver(site: Path, tmp_path: Path) -> None:
 
 def test_embeddedDefault(tmp_path: Path) -> None:
     """
-    Made once, told once; networks are kept by one.
+    The embedded default with workers makes and announces its files once, and stores known networks.
     """
     home, port = tmp_path / "home", freePort()
     with Running(
@@ -287,7 +288,7 @@ def test_embeddedDefault(tmp_path: Path) -> None:
 
 def test_daemon(site: Path, tmp_path: Path) -> None:
     """
-    In the background; one writes the log for all, and all end together.
+    In the background all workers write to one log, and the service ends completely.
     """
     home, port = tmp_path / "home", freePort()
     command = [script("twistd"), "--pidfile=pid", "--logfile=log", "pop3svc", "--workers", "2"]
@@ -295,7 +296,7 @@ def test_daemon(site: Path, tmp_path: Path) -> None:
     assert (ended.returncode, ended.stderr) == (0, "")
     parent = int((home / "pid").read_text())
     try:
-        # Whoever comes before there are workers waits.
+        # A client that comes before the workers serve must wait.
         connection = Connection(port)
         assert connection.line().startswith(b"+OK")
         assert connection.say(b"XLOG bob secret word").startswith(b"+OK")
@@ -335,7 +336,7 @@ def test_tls(site: Path, tmp_path: Path) -> None:
 
 def test_keyThatCannotBeRead(site: Path, tmp_path: Path) -> None:
     """
-    A worker that is started later has it from the parent.
+    A worker that is started later gets the key from the parent.
     """
     shutil.copytree(site, tmp_path / "site")
     for workers in begun(tmp_path / "site", tmp_path / "home"):
@@ -462,7 +463,8 @@ def test_partThatDoesNotStart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_noneServes(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """
-    If none of the workers has ever served it ends, when the last has told why.
+    If no worker has ever served, the service ends when the last worker has ended, and names its
+    last output.
     """
     statuses: list[Any] = []
     monkeypatch.setattr("atexit.register", lambda *call: statuses.append(call))
@@ -492,7 +494,7 @@ def test_noneIsStarted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_oneHasServed() -> None:
     """
-    Then all are started again, as what is wrong may pass.
+    If a worker has served once, all workers that end are restarted, because the fault may pass.
     """
     reactor = Reactor()
     supervisor(reactor, 2)
@@ -507,7 +509,7 @@ def test_oneHasServed() -> None:
 
 def test_neverBegins() -> None:
     """
-    A worker that does not begin is killed after a while; one that does is let be.
+    A worker that does not begin to serve within the limit is killed, and no other worker.
     """
     reactor = Reactor()
     supervisor(reactor, 2, False)
@@ -519,7 +521,7 @@ def test_neverBegins() -> None:
 
 def test_backoff() -> None:
     """
-    1, 2, 4, and the longest; 1 again after a longer life.
+    The pause before a restart grows up to 5 seconds, and is 1 second again after a longer life.
     """
     reactor = Reactor()
     supervisor(reactor)
@@ -589,7 +591,7 @@ def test_pipeHeldByAnother() -> None:
 
 def test_outboxIsBounded() -> None:
     """
-    While the other side takes nothing the oldest lines go.
+    While the other side does not read, the oldest lines are dropped.
     """
     transport = Transport()
     outbox = Outbox(transport)
@@ -625,7 +627,7 @@ def test_roomInTheOutbox() -> None:
 
 def test_largeEvents() -> None:
     """
-    What is too long for a line is told all the same, and cut.
+    An event that is too long for a line is cut and sent.
     """
     told: list[tuple[bytes, str]] = []
 

@@ -174,7 +174,7 @@ def test_keyboard(site: Site) -> None:
 @pytest.mark.parametrize("path", ["", "playground", "drain"])
 def test_screens(site: Site, path: str) -> None:
     """
-    Nothing is cut at any width, and dark is dark.
+    The page fits the width of the screen, and the dark scheme has another background.
     """
     browser, client = site.browser, site.connect()
     client.say(b"UIDL")

@@ -362,7 +362,8 @@ def test_theLastHour() -> None:
 
 def test_manyRequestsShareALook() -> None:
     """
-    A client that asks again and again costs little; a form shows what it has changed.
+    Requests at short intervals share one look at the service.  After a form, the page shows new
+    bans.
     """
     pages = WebPages()
     page = pages.ask("GET /")

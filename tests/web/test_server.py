@@ -27,7 +27,7 @@ from tests.support.mailboxes import logged
 
 class Service:
     """
-    The numbers of a service that a test makes.
+    A service whose numbers the test sets.
     """
 
     isAlive = True
@@ -276,7 +276,7 @@ def test_aClientThatHangs() -> None:
 
 def test_octetsAfterTheRequest() -> None:
     """
-    They are dropped, and too many of them end the connection.
+    Octets after the request are dropped, and too many of them end the connection.
     """
     port = Port()
     port.service.numbers = Deferred()
