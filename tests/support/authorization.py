@@ -1,5 +1,5 @@
 """
-The web server of an issuer, and a service whose users log in with its tokens.
+The web server of an issuer, and a service whose users log in with the issuer's tokens.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class AuthorizationServer:
             daemon_threads = True
 
             def finish_request(self, request: Any, address: Any) -> None:
-                # The handshake is done here, because it must not hold up the next connection.
+                # This runs in the thread of the connection, so that its handshake does not hold up
+                # the next connection.
                 try:
                     super().finish_request(context.wrap_socket(request, server_side=True), address)
                 except OSError:
@@ -143,9 +144,9 @@ class AuthorizationServer:
 
 class OAuthSite:
     """
-    A service that accepts the tokens of an issuer, of one of L{KINDS}.
+    A service that accepts the tokens of an issuer, and checks them in one of the L{KINDS}.
 
-    @ivar certificate: of the service and of the issuer's server.
+    @ivar certificate: the path of the certificate of the service and of the issuer's server.
     """
 
     def __init__(

@@ -17,7 +17,7 @@ __all__ = ["Browser", "browserFor"]
 
 # Seconds that any step may take; a busy machine needs long.
 _PATIENCE = 30
-# What keeps the browser from asking other machines, and from needing more than a test has.
+# These keep the browser from asking other machines, and let it run without a screen.
 _OPTIONS = (
     *("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
@@ -104,7 +104,7 @@ class Browser:
 
     def use(self, width: int = 1280, scheme: str = "light", hasScripts: bool = True) -> None:
         """
-        Choose the width of the screen in pixels, and light or dark.
+        Choose the width of the screen in pixels, light or dark, and whether scripts run.
         """
         screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         self._do("Emulation.setDeviceMetricsOverride", **screen)
@@ -117,8 +117,8 @@ class Browser:
 
     def shoot(self, name: str) -> None:
         """
-        Keep a picture of the whole page, if somebody wants to look at it: in the directory
-        C{POP3SVC_SCREENSHOTS}.
+        Save a picture of the whole page in the directory that the environment variable
+        C{POP3SVC_SCREENSHOTS} names, if it is set.
         """
         directory = os.environ.get("POP3SVC_SCREENSHOTS")
         if directory is None:

@@ -13,7 +13,7 @@ from typing import Any
 
 __all__ = ["Cost", "costOf"]
 
-# The parts of the path of code that does not count, because it stands for a client.
+# Code whose path contains one of these does not count, because it stands for a client or a clock.
 _CLIENT = ("/pop3svc/testing/", "/tests/", "/twisted/internet/task.py", "/twisted/internet/base.py")
 
 
@@ -46,7 +46,7 @@ class Cost:
 
 def costOf(work: Callable[[], object]) -> Cost:
     """
-    Do the work twice, and count at the second time.
+    Do the work twice, and count the second time.
 
     @return: the cost of everything but the client and the clock.
     """

@@ -75,7 +75,7 @@ class Box:
 
 class Fetching:
     """
-    A command C{pop3svc fetch} in memory.  Each instance is a process of its own.
+    A command C{pop3svc fetch} in memory.  Each instance stands for a process of its own.
     """
 
     def __init__(

@@ -21,7 +21,8 @@ def logging(isWanted: Callable[[LogEvent], bool] = _isOurs) -> Iterator[list[str
     """
     Collect lines of the log.
 
-    @param isWanted: which events; the service's own that are no debugging messages if not given.
+    @param isWanted: tells whether to collect an event.  Without it, the service's own events are
+        collected, except those for debugging.
     @return: a list that gets each line.
     """
     lines: list[str] = []

@@ -21,7 +21,7 @@ def deliver(maildir: Path, name: str, message: bytes = b"a: b\n\nc\n", folder: s
 
 def failMoving(test: TestCase, part: str) -> None:
     """
-    Make moving files fail whose names contain C{part}.
+    Let L{os.rename} fail if the name of the source contains C{part}.
     """
     rename = os.rename
 

@@ -44,7 +44,7 @@ def delivered(store: MboxStore, message: bytes, username: str = "alice", **more:
     return results[0][0] if isinstance(results[0], list) else results[0].raiseException()
 
 
-# All calls that change files.
+# The calls that can change files, except setxattr.
 CALLS = "mkdir open write pwrite ftruncate fsync rename unlink link fchown fchmod utime".split()
 
 
@@ -81,7 +81,8 @@ def killedAt(number: int, isAfter: bool, work: Callable[[], object]) -> bool:
     Do work in a child process that ends at one of its system calls.
 
     @param number: the number of the call.
-    @param isAfter: end after the call, or after half of it, instead of before.
+    @param isAfter: end after the call instead of before it; if the call writes, after half of the
+        octets.
     @return: whether the work ended before that call.
     """
     child = os.fork()
@@ -138,7 +139,7 @@ def failingAt(number: int, error: int, work: Callable[[], object]) -> bool:
 
 def appendTo(path: Path, message: bytes) -> None:
     """
-    Append a message like a delivery agent that follows Debian's policy.
+    Append a message as a delivery agent does, but without locks.
     """
     with path.open("ab") as file:
         file.write(mboxOf(message))

@@ -67,10 +67,10 @@ class System:
         self, name: str, uid: int, password: str, aging: str = "0:99999:7::", changed: int = -10
     ) -> Path:
         """
-        Add a user with a home of mode 0700.
+        Add a user with a home, which has mode 0700 unless it is root's.
 
         @param aging: the fields of shadow(5) after the time of the change.
-        @param changed: the day of the last change of the password, from today.
+        @param changed: the day of the last change of the password, counted from today.
         @return: the home.
         """
         home = self.path / "home" / name

@@ -1,6 +1,6 @@
 """
 Two real PostgreSQL under Patroni and etcd in a temporary directory: a leader, and its synchronous
-standby.  HAProxy leads every connection to the leader.
+standby.  HAProxy passes every connection on to the leader.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.running import freePort
 
 __all__ = ["LOOP_WAIT", "TTL", "Cluster", "Member", "whyNoPatroni"]
 
-# Seconds until a leader that does not renew its key is replaced: Patroni's least.
+# Seconds until a leader that does not renew its key is replaced: the least that Patroni accepts.
 TTL = 20
 # Seconds between two rounds of Patroni.
 LOOP_WAIT = 2
@@ -40,7 +40,7 @@ _PACKAGES = "(apt-get install patroni python3-etcd etcd-server haproxy)"
 
 def whyNoPatroni() -> str:
     """
-    @return: why there can be no cluster; empty if there can.
+    @return: why there can be no cluster; empty if there can be one.
     """
     reason = whyNoPostgreSQL()
     if reason:
@@ -48,7 +48,7 @@ def whyNoPatroni() -> str:
     for program in ("patroni", "etcd", "haproxy"):
         if shutil.which(program) is None:
             return f"{program} is not installed {_PACKAGES}"
-    # Patroni is a script of a Python that needs the module.
+    # Patroni is a Python script, and its interpreter needs the module etcd.
     with open(str(shutil.which("patroni")), "rb") as script:
         interpreter = script.readline().decode(errors="replace").removeprefix("#!").split()
     try:
@@ -60,8 +60,7 @@ def whyNoPatroni() -> str:
 
 def _isAlive(process: int) -> bool:
     """
-    @return: whether a process runs.  One that has ended, and whose parent has not noticed it, does
-        not run.
+    @return: whether a process runs.  A zombie does not run.
     """
     try:
         with open(f"/proc/{process}/stat") as file:
@@ -79,7 +78,7 @@ def _waitFor(condition: Callable[[], Any], wanted: str) -> None:
 
 class _Daemon:
     """
-    A program that runs as the user postgres.
+    A program that runs in the background, as the user postgres if this process is root's.
     """
 
     def __init__(self, directory: str, name: str, *command: str) -> None:
@@ -194,7 +193,7 @@ class Member:
         """
         try:
             number = int(Path(self._data, "postmaster.pid").read_text().split("\n")[0])
-            # The file may be older than the process.
+            # The file may be left over, and its number may belong to another process by now.
             command = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
         except (OSError, ValueError):
             return None
@@ -210,7 +209,7 @@ class Member:
 
     def end(self) -> None:
         """
-        Stop at once.  PostgreSQL removes what it has outside of the directory.
+        Stop at once, but let PostgreSQL remove what it has outside of the directory.
         """
         self.patroni.kill()
         self._signalAll(signal.SIGQUIT)

@@ -35,7 +35,8 @@ PATIENCE = 60
 
 def programs() -> Path | None:
     """
-    @return: the directory of PostgreSQL's programs: Debian's newest, or that of the PATH.
+    @return: the directory of PostgreSQL's programs: of the newest version from Debian's packages,
+        else of the C{initdb} in the C{PATH}; L{None} if there is none.
     """
     debian = sorted(
         Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda each: int(each.parts[-3])
@@ -48,7 +49,7 @@ def programs() -> Path | None:
 
 def whyNoPostgreSQL() -> str:
     """
-    @return: why there can be no server; empty if there can.
+    @return: why there can be no server; empty if there can be one.
     """
     try:
         import psycopg  # noqa: F401
@@ -74,7 +75,7 @@ def asPostgres(*command: str) -> list[str]:
     @return: a command that runs as the user postgres if this process is root's, because PostgreSQL
         refuses root.
     """
-    # setpriv is replaced by the program, so that the process is the program itself.
+    # setpriv executes the program in its own process, so that signals reach the program.
     other = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
     return [*(other if os.geteuid() == 0 else []), *command]
 
@@ -164,7 +165,8 @@ class PostgreSQL:
         assert self._process is None
         data = os.path.join(self._directory, "data")
         with open(os.path.join(self._directory, "log"), "ab") as log:
-            # A child of this process, which waits for it: a zombie would keep its lock file valid.
+            # The server is a child of this process, because this process then reaps the server.
+            # A zombie would keep its lock file valid.
             self._process = subprocess.Popen(
                 self._command("postgres", "-D", data),
                 start_new_session=True,
@@ -201,13 +203,13 @@ class PostgreSQL:
 
     def stop(self) -> None:
         """
-        Stop the server in order; its sessions are ended.
+        Stop the server by a fast shutdown, which ends its sessions.
         """
         self._end(signal.SIGINT)
 
     def kill(self) -> None:
         """
-        Kill the server as a power failure would.  Its children notice, and end.
+        Kill the server as a power failure would, and wait until its children have ended.
         """
         children = self._children()
         self._end(signal.SIGKILL)

@@ -18,10 +18,11 @@ class Proxy:
 
     @ivar port: where it listens.
     @ivar delay: the seconds by which each piece of an answer is late.
-    @ivar isSilent: whether it keeps back all answers.
-    @ivar cutAt: closes a connection after this many octets of answers; L{None} for never.
-    @ivar lie: what it sends in place of the next answer of each connection.
-    @ivar connections: how many there were.
+    @ivar isSilent: whether it discards all answers.
+    @ivar cutAt: it closes a connection after this many octets of answers; L{None} for never.
+    @ivar lie: if not empty, it sends this in place of the next answer on a connection, and closes
+        the connection.
+    @ivar connections: how many connections it has accepted.
     """
 
     def __init__(self, target: int) -> None:

@@ -105,8 +105,8 @@ def forEverybody() -> Iterator[Path]:
 
 # These sockets reserve the ports.  The kernel gives a port to which a socket is bound neither to a
 # bind to port 0 nor to an outgoing connection.  A service can still listen there, because both
-# sockets have SO_REUSEADDR and this one never listens.  The oldest sockets are closed, because a
-# run of all tests needs hundreds.
+# sockets have SO_REUSEADDR and the reserving one never listens.  The oldest sockets are closed,
+# because a run of all tests needs hundreds of ports.
 _held: deque[socket.socket] = deque()
 _HELD = 100
 
@@ -145,7 +145,7 @@ class Running:
         command: list[str] | None = None,
     ) -> None:
         """
-        @param command: another command that serves.
+        @param command: the command to run instead of twistd.
         """
         home.mkdir(exist_ok=True)
         self.home = home
@@ -260,9 +260,9 @@ class Connection:
 
     def lines(self) -> list[bytes]:
         """
-        @return: the lines up to the line of a dot.
+        @return: the lines before the single dot that ends a reply.
         """
-        # Read at once, because line() would copy the buffer for each line of a large message.
+        # Read all lines before splitting them, because line() would copy the buffer for each line.
         end = b"\r\n.\r\n"
         data = bytearray(b"\r\n" + self._buffer)
         looked = 0
@@ -288,7 +288,7 @@ class Connection:
 
     def logIn(self, name: bytes, password: bytes) -> None:
         """
-        Log in by USER and PASS; the greeting has to be read before.
+        Log in by USER and PASS.  The greeting must have been read.
         """
         assert self.say(b"USER " + name).startswith(b"+OK")
         reply = self.say(b"PASS " + password)
@@ -299,7 +299,7 @@ def replyToLogin(port: int, name: str, password: str) -> bytes:
     """
     Log in, sleep and wake, in a session of its own.
 
-    @return: the reply to PASS.  If it is C{+OK}, the user has one message of 11 octets.
+    @return: the reply to PASS.  If it is C{+OK}, the user must have one message of 11 octets.
     """
     connection = Connection(port)
     try:

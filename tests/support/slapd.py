@@ -30,7 +30,7 @@ SCHEMAS = Path("/etc/ldap/schema")
 BASE = "ou=people,dc=example,dc=org"
 READER = "cn=reader,dc=example,dc=org"
 _ROOT = "cn=root,dc=example,dc=org"
-# Of every user, of the reader and of the root.
+# The password of the reader, of the root, and of each user that was added without a password.
 PASSWORD = "topsecret"
 
 _CONFIGURATION = """
@@ -82,7 +82,7 @@ def _program(name: str) -> str | None:
 
 def whyNoSlapd() -> str:
     """
-    @return: why there can be no server; empty if there can.
+    @return: why there can be no server; empty if there can be one.
     """
     try:
         import ldap  # noqa: F401
@@ -98,9 +98,9 @@ needsSlapd = pytest.mark.skipif(bool(whyNoSlapd()), reason=whyNoSlapd() or "ther
 
 class Slapd:
     """
-    A server with some users, and a certificate for 127.0.0.1.
+    A server with one user, ann, and a certificate for 127.0.0.1.
 
-    @ivar authority: has signed the certificate; its own is the file C{ca}.
+    @ivar authority: the authority that has signed the certificate.
     """
 
     def __init__(self, idleTimeout: int = 0) -> None:
@@ -166,7 +166,7 @@ class Slapd:
     @property
     def ca(self) -> str:
         """
-        The file of the authority's certificate.
+        The path of the authority's certificate.
         """
         return str(self._file("ca.pem"))
 

@@ -149,7 +149,7 @@ class StoreUnderTest(ABC):
 
     def listed(self) -> list[str]:
         """
-        @return: the unique-ids, as a session that changes nothing sees them.
+        @return: the unique-ids, as a read-only store lists them.
         """
         return list(done(self._reader.openMailbox(None, self.user).listMessageUniqueIDs, None))
 
@@ -194,7 +194,7 @@ class InFolder(StoreUnderTest):
 
     def touch(self, path: Path) -> None:
         """
-        Let another change of a directory be seen as such.
+        Give a directory a new time of modification, so that its change is noticed.
         """
         stamp = next(self._stamps)
         os.utime(path, ns=(stamp, stamp))
@@ -234,7 +234,7 @@ class InMbox(StoreUnderTest):
         os.utime(self.place / self.user, ns=(stamp, stamp))
 
     def remove(self, uniqueID: str) -> None:
-        # No test message has such a line.
+        # No test message contains the beginning of the From_ lines that the store writes.
         position = self.listed().index(uniqueID)
         mbox = self.place / self.user
         parts = mbox.read_bytes().split(b"From MAILER-DAEMON")

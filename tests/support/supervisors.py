@@ -20,7 +20,7 @@ __all__ = ["Reactor", "Transport", "died", "supervisor"]
 
 class Transport:
     """
-    A process, or a pipe, as far as it is asked.
+    A process or a pipe, with the methods that the supervisor calls.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Transport:
 
 class Reactor(Clock):
     """
-    A clock that starts processes.
+    A clock that notes processes instead of starting them.
     """
 
     def __init__(self) -> None:

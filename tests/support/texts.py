@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent.parent.parent / "pop3svc"
 _TAKERS = ("BadArguments", "POP3ResponseError", "err", "ok")
 # These packages make replies for tests, or read the replies of other servers.
 _OTHERS = ("check", "testing")
-# Arguments that are no literals, because another call has made the text.
+# Arguments that are no literals: their texts are found elsewhere, or are never translated.
 _MADE_ELSEWHERE = (
     "error.text",
     "reply.text",

@@ -18,7 +18,7 @@ class RecordingThrottle:
     """
     Admits each attempt, or refuses each.
 
-    @ivar told: the calls: a word, and the arguments after the client.
+    @ivar told: each call as a word and the arguments after C{info}.
     @ivar admits: whether attempts are admitted.
     @ivar error: raised in place of a decision.
     """

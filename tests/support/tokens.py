@@ -27,7 +27,7 @@ def encoded(data: bytes) -> str:
 
 def compact(header: Any, payload: Any, key: Any, algorithm: str) -> str:
     """
-    Sign octets or objects, also such ones that the library would not sign.
+    Sign octets or objects, even those that the library would refuse to sign.
 
     @param algorithm: how the signature is made, whatever the header says.
     """
@@ -42,7 +42,7 @@ def compact(header: Any, payload: Any, key: Any, algorithm: str) -> str:
 
 class Issuer:
     """
-    Has keys of all types, named C{rsa}, C{ec} and C{ed}.
+    An issuer with one key of each type, named C{rsa}, C{ec} and C{ed}.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Issuer:
 
     def claims(self, **changes: Any) -> dict[str, Any]:
         """
-        @param changes: other values of claims; L{None} leaves one out.
+        @param changes: the claims to change; L{None} leaves a claim out.
         """
         now = int(time.time())
         claims = {
@@ -71,8 +71,8 @@ class Issuer:
         self, name: str = "rsa", algorithm: str = "RS256", header: Any = None, **changes: Any
     ) -> str:
         """
-        @param name: the key's.
-        @param header: other values of the header; L{None} leaves one out.
+        @param name: the name of the key.
+        @param header: the parameters of the header to change; L{None} leaves a parameter out.
         """
         fields = {"alg": algorithm, "typ": "at+jwt", "kid": name} | (header or {})
         fields = {each: value for each, value in fields.items() if value is not None}
@@ -80,7 +80,7 @@ class Issuer:
 
     def published(self, *names: str) -> bytes:
         """
-        @param names: of keys; all if none is given.
+        @param names: the names of the keys; all keys if no name is given.
         @return: the key set.
         """
         keys = [self.keys[each].as_dict(private=False) for each in names or self.keys]

@@ -44,7 +44,7 @@ def capable(
 ) -> list[str]:
     """
     @param capabilities: the capabilities to keep.
-    @return: like L{unprivileged}, a command whose process has some capabilities.
+    @return: a command like that of L{unprivileged}, except that it keeps some capabilities.
     """
     start = unprivileged([], groups=groups)[:-1]
     return [
@@ -55,7 +55,7 @@ def capable(
     ]
 
 
-# Starts itself once more, as a service starts its workers.
+# Starts a second Python, as a service starts its workers.
 _PROBE = """
 import subprocess, sys
 import pop3svc.service.tap, twisted.internet.reactor, OpenSSL
@@ -66,8 +66,8 @@ sys.exit(subprocess.call([sys.executable, "-c", ""]))
 @cache
 def pythonForOthers() -> tuple[str, ...] | None:
     """
-    @return: the beginning of a command that runs Python with this checkout as any user; L{None} if
-        other users cannot run Python.
+    @return: the beginning of a command with which any user can run Python with this checkout;
+        L{None} if other users cannot run Python.
     """
     if not hasRoot():
         return None
@@ -91,7 +91,7 @@ def pythonForOthers() -> tuple[str, ...] | None:
 
 def twistd(*options: str) -> list[str]:
     """
-    @return: a command that runs C{twistd -n pop3svc} as any user.
+    @return: a command with which any user can run C{twistd -n pop3svc}.
     """
     python = pythonForOthers()
     assert python is not None
@@ -101,7 +101,7 @@ def twistd(*options: str) -> list[str]:
 
 def pop3svc(*arguments: str) -> list[str]:
     """
-    @return: a command that runs C{pop3svc} as any user.
+    @return: a command with which any user can run C{pop3svc}.
     """
     python = pythonForOthers()
     assert python is not None

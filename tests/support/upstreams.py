@@ -86,7 +86,7 @@ class End:
 
     def deliver(self, most: int) -> bool:
         """
-        Give the protocol its data.
+        Take one step: lose the connection, give octets to the protocol, or let its producer go on.
 
         @return: whether anything happened.
         """
@@ -173,7 +173,7 @@ def result(network: Network, coroutine: Any, seconds: float = 0) -> Any:
     """
     Drive a coroutine to its end.
 
-    @param seconds: time that passes meanwhile.
+    @param seconds: how long the clock may run until the end.
     """
     results: list[Any] = []
     Deferred.fromCoroutine(coroutine).addBoth(results.append)

@@ -1,5 +1,5 @@
 """
-The port for HTTP in memory, with the operator's page of a service that a test makes.
+The port for HTTP in memory, with the operator's page of a fake service.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Transport(StringTransport):
 
 class FakeNumbers:
     """
-    The numbers of a service that a test makes.
+    The numbers of a fake service.
     """
 
     isAlive = True
@@ -68,9 +68,9 @@ class FakeNumbers:
 
 class FakeHandler:
     """
-    Carries out admin operations.
+    Answers admin operations with what a test has set.
 
-    @ivar done: the operations that change something, and their arguments.
+    @ivar done: the operations that would change something, and their arguments.
     """
 
     def __init__(self) -> None:

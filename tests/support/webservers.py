@@ -1,5 +1,5 @@
 """
-A web server in memory, and what the service logs about it.
+A web server in memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Server:
     """
     Connections in memory.
 
-    @ivar error: of further connections.
+    @ivar error: the error of further attempts to connect; L{None} if they succeed.
     """
 
     def __init__(self) -> None:

@@ -27,7 +27,7 @@ class Site:
     """
     A service with two workers.
 
-    @ivar pids: of the workers, by number.
+    @ivar pids: the process ids of the workers, by number.
     """
 
     def __init__(self, running: Running, port: int) -> None:
@@ -48,7 +48,7 @@ class Site:
 
     def workersOf(self, *connections: Connection) -> list[int]:
         """
-        Which workers have accepted connections.
+        @return: the number of the worker that has accepted each connection.
         """
         sockets: dict[str, int] = {}
         for number, pid in self.pids.items():
@@ -70,7 +70,7 @@ class Site:
 
     def connect(self, header: bytes = b"") -> tuple[int, Connection]:
         """
-        @return: a connection whose greeting was read, and which worker has it.
+        @return: the number of a worker, and a connection to it whose greeting was read.
         """
         connection = Connection(self.port)
         self.open.append(connection)
@@ -90,7 +90,10 @@ class Site:
 
     def end(self) -> int:
         """
-        End it; the clients have gone, so that nobody waits for them.
+        Close the clients' connections, because the service would wait for them, and end the
+        service.
+
+        @return: the exit status.
         """
         for each in self.open:
             each.socket.close()
@@ -108,7 +111,7 @@ def begun(site: Path, home: Path, *more: str) -> Iterator[Site]:
 
 def mayRunHere() -> bool:
     """
-    May nobody, the user, run this Python with this package?
+    @return: whether this process may run this Python with this package as the user nobody.
     """
     if os.geteuid() != 0:
         return False
