@@ -121,7 +121,7 @@ def outcome(box: Path, sizes: MailboxSizes, listedBy: Counter[str]) -> Any:
 
 
 def test_sameAsInGeneral(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Also small Maildirs are compared by the inodes of their files only.
+    # Do not call stat() for each file of a small Maildir, as for a large one.
     monkeypatch.setattr(folders, "_STATTED", -1)
     monkeypatch.setattr(scanning, "stampOf", lambda *_: (((1, 1, 1, 1),) * 2, True))
     listedBy: Counter[str] = Counter()
@@ -173,7 +173,7 @@ def test_sortInSlices(monkeypatch: pytest.MonkeyPatch) -> None:
         assert sortInSlices(list(range(length)), values.__getitem__) == sorted(
             range(length), key=values.__getitem__
         )
-        # Values in one order already need no more than one limit.
+        # Sorted values stay sorted.
         assert sortInSlices(sorted(names)) == sorted(names)
 
 

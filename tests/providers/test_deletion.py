@@ -83,7 +83,7 @@ def test_renamed(tmp_path: Path) -> None:
 
 def test_fullDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A removal on a full disk needs no new directory.
+    A removal creates no directory but the staging directory and its folders.
     """
     root = make(tmp_path)
     recover(root, FOLDERS)
@@ -120,7 +120,8 @@ def test_foldersRemoved(tmp_path: Path) -> None:
 
 def test_bothStages(tmp_path: Path) -> None:
     """
-    If both staging directories exist, one is put back and the other one removed.
+    If both staging directories exist, the files of one are put back, and those of the other are
+    removed.
     """
     root = make(tmp_path)
     for state, name in (("pop3svc-removing", "a"), ("pop3svc-removed", "d")):
@@ -141,7 +142,7 @@ def test_renamedAllTheTime(tmp_path: Path) -> None:
 
 def test_somethingElseNow(tmp_path: Path) -> None:
     """
-    A directory or link with the message's name is not touched.
+    A directory that has replaced a message's file is not removed.
     """
     root = make(tmp_path)
     (tmp_path / "cur" / "c").unlink()
@@ -152,7 +153,7 @@ def test_somethingElseNow(tmp_path: Path) -> None:
 
 def failingAt(monkeypatch: pytest.MonkeyPatch, step: int, happens: Any) -> list[str]:
     """
-    Call C{happens} instead of the step-th call of the file system.
+    Call C{happens} before the step-th call of the file system.
     """
     calls: list[str] = []
 
@@ -172,7 +173,7 @@ def failingAt(monkeypatch: pytest.MonkeyPatch, step: int, happens: Any) -> list[
 
 def test_killedAtEveryStep(tmp_path: Path) -> None:
     """
-    After the recovery all files exist or none.
+    After the recovery, all files that were to be removed exist, or none of them.
     """
     outcomes = set()
     for step in range(1, 200):
@@ -208,8 +209,8 @@ def test_killedAtEveryStep(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC, errno.EIO])
 def test_faultAtEveryStep(tmp_path: Path, code: int) -> None:
     """
-    After an error all files exist, otherwise none; the next recovery cleans up after the
-    error.
+    After an error, no file is removed; without one, all are that were to be removed.  The next
+    recovery cleans up after the error.
     """
 
     def fault() -> None:

@@ -1,5 +1,5 @@
 """
-Old messages of Maildirs are deleted, and nothing else.
+Old messages of Maildirs and old files in their C{tmp} are deleted, and nothing else.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def put(maildir: Path, days: float, more: str = "1", folder: str = "new", **valu
 
 def makeDue(mark: Path) -> None:
     """
-    Make the latest round long enough ago.
+    Let the latest round be so long ago that the next one is due.
     """
     then = time.time() - Expiry.INTERVAL - 1
     os.utime(mark, (then, then))
@@ -72,7 +72,7 @@ class Store(ExpiringMaildirStore):
         """
         Do a round.
 
-        @param isDue: forget that there was one.
+        @param isDue: let the latest round be long ago first.
         """
         mark = Path(self.expiry._mark)
         if isDue and mark.exists():
@@ -92,7 +92,7 @@ class Store(ExpiringMaildirStore):
 
 def test_age() -> None:
     """
-    The age of a message counts from the later of the two times.
+    The age of a message counts from the time in its name or that of its file, whichever is later.
     """
     assert arrivalOf("1600000000.M1P1.host", 5.0) == 1600000000
     assert arrivalOf("1600000000.M1P1.host", 1700000000.0) == 1700000000
@@ -106,7 +106,7 @@ def test_oldMessages(tmp_path: Path, logged: list[str]) -> None:
     put(alice, 31)
     put(alice, 32, folder="cur")
     put(bob, 31)
-    # A program has copied this one lately, and this one was restored.
+    # The first has a recent name, like a copy; the second has a recent time, like a restored file.
     copied, restored = put(bob, 1), put(bob, 40)
     os.utime(copied, (1, 1))
     os.utime(restored)
@@ -244,7 +244,7 @@ def test_otherPaths(tmp_path: Path, template: str) -> None:
 def test_options(tmp_path: Path) -> None:
     assert type(makeMaildir(f"{tmp_path}:expire=0")) is MaildirStore
     verifyObject(IHousekeeping, makeMaildir(f"{tmp_path}:expire=30"))
-    # A command that imports or exports would start it.
+    # A command that imports or exports would start it if it were a service.
     assert not IService.providedBy(makeMaildir(f"{tmp_path}:expire=30"))
     assert makeMaildir(f"{tmp_path}:expire=30").expireDays == 30  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="expire is a number"):
@@ -264,7 +264,7 @@ def test_capability(tmp_path: Path) -> None:
 
 def test_links(tmp_path: Path, logged: list[str]) -> None:
     """
-    The operator's links lead to mailboxes; those of others do not.
+    The operator's links are followed; links that others could make are not.
     """
     mail, elsewhere = tmp_path / "mail", tmp_path / "elsewhere"
     mail.mkdir(mode=0o755)
@@ -284,7 +284,7 @@ def test_links(tmp_path: Path, logged: list[str]) -> None:
 
 def test_incompleteMaildir(tmp_path: Path) -> None:
     """
-    A directory without "cur" may be a mount point.
+    Nothing is deleted in a directory without "cur", because it may be a mount point.
     """
     old = put(tmp_path / "alice", 31)
     (tmp_path / "alice" / "cur").rmdir()
@@ -392,7 +392,7 @@ def test_oneProcessAtATime(tmp_path: Path) -> None:
 
 def test_fileThatCannotBeUsed(tmp_path: Path, logged: list[str]) -> None:
     """
-    Nobody else may prevent or begin a round.
+    If the file of rounds is a link or a FIFO, there is no round, and the log says why.
     """
     old = put(tmp_path / "alice", 31)
     (tmp_path / MARK).symlink_to(old)
@@ -410,7 +410,7 @@ def test_fileThatCannotBeUsed(tmp_path: Path, logged: list[str]) -> None:
 
 def test_faults(tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A fault of one Maildir does not keep the others.
+    A fault in one Maildir does not keep old messages in the others.
     """
     for user in ("alice", "bob", "carol"):
         put(tmp_path / user, 31)
@@ -507,7 +507,7 @@ def test_diskThatHangs(tmp_path: Path, logged: list[str]) -> None:
 
 def test_serviceStartsAndStops(tmp_path: Path) -> None:
     """
-    The rounds begin with the service and end with it, also in the middle.
+    The rounds begin with the service.  They end with it, even in the middle of a round.
     """
     for user in ("alice", "bob"):
         put(tmp_path / user, 31)

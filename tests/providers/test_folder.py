@@ -85,7 +85,7 @@ def test_edited(tmp_path: Path) -> None:
         unique.append(client.say(b"UIDL 1").split()[2])
         client.say(b"QUIT")
     assert unique[0] == b"note.eml" and len(set(unique)) == 3
-    # The folder holds nothing else.
+    # The store has written no file of sizes.
     assert [each.name for each in tmp_path.glob("pop3svc-s*")] == []
 
 

@@ -34,7 +34,7 @@ def maildir(tmp_path: Path) -> Path:
 
 def put(maildir: Path, place: str, octets: bytes) -> Path:
     """
-    Deliver a message, each with a different time.
+    Deliver a message with a time that no other message has.
     """
     path = maildir / place
     path.write_bytes(octets)
@@ -138,14 +138,14 @@ def test_replacedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch, 
     for command in (b"DELE 1", b"RETR 1", b"TOP 1 0"):
         path = put(maildir, f"cur/{BASE}:2,", ONE)
         os.utime(path)
-        # Until the times of the directory are old enough to be trusted.
+        # Wait until the times of the directory are old enough to be trusted.
         time.sleep(0.03)
         client = begin(maildir)
         client.say(b"UIDL")
         if command == b"DELE 1":
             client.say(command)
-        # In a large mailbox the time of the listing decides, and the times of files have the
-        # kernel's tick.
+        # In a large mailbox the time of the listing decides, and the times of files have only the
+        # resolution of the kernel's tick.
         time.sleep(0.03)
         path.unlink()
         os.utime(put(maildir, f"new/{BASE}", TWO))
@@ -213,7 +213,7 @@ def test_twoLinksOfOneFile(maildir: Path) -> None:
 @pytest.mark.parametrize("command", ["RETR 1", "STAT", ""])
 def test_sameSizeAndInode(maildir: Path, command: str) -> None:
     """
-    A new file may have the inode of the removed one.
+    A new file gets another unique-id, even if it has the name, size and inode of a removed file.
     """
     for number in range(10):
         name = f"{BASE}{number}"
@@ -230,7 +230,7 @@ def test_sameSizeAndInode(maildir: Path, command: str) -> None:
 
 def test_renamedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A renamed file is the same message, also if its time is ahead of the clock.
+    A renamed file is the same message, and so is a file whose time is ahead of the clock.
     """
     monkeypatch.setattr(folders, "_STATTED", 0)
     path = put(maildir, f"cur/{BASE}:2,", ONE)

@@ -336,7 +336,7 @@ def test_recoveredAtLogin(maildir: Path) -> None:
 
 def test_lockAmongProcesses(maildir: Path) -> None:
     """
-    Another process sees the lock; the kernel releases it when its process ends.
+    The lock excludes other processes; the kernel releases it when the process that holds it ends.
     """
     deliver(maildir, "1.x")
     script = (
@@ -360,7 +360,7 @@ def test_lockAmongProcesses(maildir: Path) -> None:
             other = conversation(Anybody(store), "S: +OK…")
             other.send(b"XLOG alice x\r\n")
             if manners.takeover:
-                # A process that does not release the lock has one second to do so.
+                # The other process has one second to release the lock.
                 assert other.received() == b""
                 clock.pump([0.25] * 5)
             assert other.received() == b"-ERR [IN-USE] Mailbox is locked by another session.\r\n"
@@ -496,7 +496,7 @@ def test_sizesAreRemembered(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for _ in range(2):
         conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 4 44\nC: QUIT\nS: +OK…\nS: (closed)")
     assert len(counted) == 4
-    # Also by a service that was restarted.
+    # A service that was restarted remembers them, too.
     store = MaildirStore(str(maildir.parent), runner=Inline())
     conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 4 44\nC: QUIT\nS: +OK…\nS: (closed)")
     assert len(counted) == 4
@@ -735,7 +735,7 @@ def test_firstLogin(maildir: Path, monkeypatch: pytest.MonkeyPatch, bound: int) 
     deliver(maildir, "1.x")
     store = MaildirStore(str(maildir.parent), runner=Counting())
     for threads in (1, 0):
-        # Until the times of the directory are old enough to be trusted.
+        # Wait until the times of the directory are old enough to be trusted.
         time.sleep(0.03)
         ran.clear()
         client = conversation(Anybody(store), ALICE + "C: UIDL\nS: +OK…\nS: 1 1.x\nS: .")
@@ -745,8 +745,7 @@ def test_firstLogin(maildir: Path, monkeypatch: pytest.MonkeyPatch, bound: int) 
 
 def test_wakingToAnUnchangedMailbox(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    WAKE of an unchanged mailbox needs no scan; after any change it does.  Each session has
-    its own view.
+    WAKE of an unchanged mailbox needs no scan, and WAKE after a change shows the change.
     """
     scans: list[int] = []
     original = MaildirFormat.scan
@@ -818,7 +817,8 @@ def test_recentChangesAreNotTrusted(maildir: Path, monkeypatch: pytest.MonkeyPat
 
 def test_timesInSeconds(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Some file systems count in whole seconds.
+    Times in whole seconds are trusted only after two seconds, because some file systems count in
+    seconds.
     """
     changed = 1_700_000_000_000_000_000
     for later, settled in ((50_000_000, False), (1_999_999_999, False), (2_100_000_000, True)):

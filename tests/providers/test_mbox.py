@@ -118,7 +118,7 @@ class ContractReadOnly(Contract):
 
     def test_nothingIsWritten(self) -> None:
         """
-        A read-only store locks by no file, and writes nothing.
+        A read-only store makes no lock file, and writes nothing.
         """
         self.path.write_bytes(mboxOf(ONE))
         self.store = MboxStore(str(self.path.parent), readOnly=True, runner=Inline())
@@ -214,7 +214,7 @@ D = b"Mon Nov  2 10:00:00 2026"
         (ENVELOPE + b"a: b\n\nc", [b"a: b\n\nc\n"]),
         (ENVELOPE + b"a: b\n\nc\n", [b"a: b\n\nc\n"]),
         (b"\n" + ENVELOPE + b"a: b\n\nc\n\n\n", [b"a: b\n\nc\n\n"]),
-        # Without an empty line, or without a date, a line is text.
+        # A line "From ..." without a date, or without an empty line before it, is text.
         (ENVELOPE + b"a: b\n\nc\n" + ENVELOPE + b"d\n\n", [b"a: b\n\nc\n" + ENVELOPE + b"d\n"]),
         (ENVELOPE + b"a: b\n\nFrom here on\n\n", [b"a: b\n\nFrom here on\n"]),
         (
@@ -346,7 +346,8 @@ LINES = st.lists(
 )
 def test_deliveredAndRead(messages: list[bytes], variant: str) -> None:
     """
-    Messages come back octet for octet as they were delivered.
+    Messages are sent as they were delivered; in mboxcl2, Content-Length and line ends at the end
+    may differ.
     """
     with tempfile.TemporaryDirectory() as place:
         store = MboxStore(place, runner=Inline(), clock=Clock(), variant=variant)
@@ -363,7 +364,7 @@ def test_deliveredAndRead(messages: list[bytes], variant: str) -> None:
 
 def test_longLines(mbox: Path) -> None:
     """
-    Quotes that are longer than a piece are kept, in bounded memory.
+    Quotes and lines that are longer than a piece are kept.
     """
     store = MboxStore(str(mbox.parent), runner=Inline(), clock=Clock(), variant="mboxrd")
     messages = [
@@ -380,8 +381,8 @@ def test_longLines(mbox: Path) -> None:
 
 def test_equalMessages(mbox: Path) -> None:
     """
-    Of equal messages, the rest keep their unique-ids when some are deleted, and a further one
-    gets a new unique-id.
+    When some of several equal messages are deleted, the rest keep their unique-ids.  A further
+    equal message gets a new unique-id.
     """
     mbox.write_bytes(mboxOf(ONE, ONE, TWO, ONE))
     first = named(mbox)
@@ -435,8 +436,8 @@ def test_goneIsBounded(mbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_xUIDL(mbox: Path) -> None:
     """
-    X-UIDL is the unique-id if the operator says so; not one that occurs twice, was deleted, or
-    is malformed.
+    With C{usesXUIDL}, X-UIDL is the unique-id, unless it is malformed, an earlier message has it,
+    or a message with it was deleted.
     """
     mbox.write_bytes(
         mboxOf(
@@ -455,7 +456,7 @@ def test_xUIDL(mbox: Path) -> None:
 
 def test_manyEqualMessages() -> None:
     """
-    Naming many equal messages takes no square time.
+    Naming many equal messages does not take quadratic time.
     """
     stored = scanning.Stored(0, 0, 0, 0, 0, "d", "", False)
     assert len(nameMessages([stored] * 100_000, frozenset(), False)) == 100_000
@@ -466,7 +467,7 @@ def test_manyEqualMessages() -> None:
 
 def test_appendedMeanwhile(mbox: Path) -> None:
     """
-    A message that is appended in a session stays, and is listed at the next login.
+    A message that is appended during a session stays, and is listed at the next login.
     """
     mbox.write_bytes(mboxOf(ONE, TWO))
     client = served(mbox)
@@ -548,7 +549,7 @@ def test_waitingForTheOldFile(mbox: Path) -> None:
 
 def left(mbox: Path) -> list[str]:
     """
-    @return: files that are not needed any more.
+    @return: the names of the files that the store should have removed.
     """
     there = [each.name for each in mbox.parent.iterdir() if each.name.endswith(".lock")]
     own = mbox.parent / f".{mbox.name}.pop3svc"
@@ -558,7 +559,7 @@ def left(mbox: Path) -> list[str]:
 
 def test_ownerAndMode(mbox: Path) -> None:
     """
-    Owner, group, mode and times stay when a message is deleted.
+    Owner, group, mode and time of modification stay when a message is deleted.
     """
     mbox.write_bytes(mboxOf(ONE, TWO))
     mbox.chmod(0o640)
@@ -707,7 +708,8 @@ def test_dotLock(mbox: Path) -> None:
 )
 def test_staleDotLock(content: str, age: int, isStale: bool, mbox: Path) -> None:
     """
-    A dot-lock is stale if its process is gone; without a process id, after five minutes.
+    A dot-lock is stale if its process is gone or is this one; without a process id, it is stale
+    after five minutes.
     """
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -727,7 +729,7 @@ def test_staleDotLock(content: str, age: int, isStale: bool, mbox: Path) -> None
 
 def test_lockWhileListed(mbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    While the file is read, both locks are held: fcntl() first, then the dot-lock.
+    While the file is read, both the fcntl() lock and the dot-lock are held.
     """
     mbox.write_bytes(mboxOf(ONE))
     seen: list[tuple[bool, bool]] = []
@@ -754,7 +756,7 @@ def test_lockWhileListed(mbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_readerOfAnotherProgram(mbox: Path, holder: Any) -> None:
     """
-    A read-only store reads beside another reader, but not beside a writer.
+    A read-only store does not read while another program holds the lock of a writer.
     """
     mbox.write_bytes(mboxOf(ONE))
     holder("LOCK_EX")
@@ -825,7 +827,7 @@ def test_killedWhileDelivering(isAfter: bool, isAppended: bool, tmp_path: Path) 
         found = everything(mbox)
         whole = [asSent(ONE), asSent(large), asSent(TWO)]
         if isAppended and found[1:] == [] and number < 12:
-            # The file lacked its last line end; the other program does not care.
+            # The file lacked its last empty line, and the other program has not added it.
             assert found == [asSent(ONE + mboxOf(TWO)[:-1])]
         else:
             assert found in (
@@ -843,8 +845,8 @@ def test_killedWhileDelivering(isAfter: bool, isAppended: bool, tmp_path: Path) 
 @pytest.mark.parametrize("isAfter", [False, True])
 def test_killedWhileMoving(isAfter: bool, tmp_path: Path) -> None:
     """
-    Whenever a process is killed that moves a message from the replaced file, the message is
-    there once.
+    Whenever a process that moves a message from the replaced file is killed, the message is there
+    once.
     """
     for number in range(1, 200):
         mbox = tmp_path / str(number) / "alice"
@@ -912,7 +914,8 @@ def test_faults(error: int, tmp_path: Path) -> None:
 
 def test_uniqueIDsOfAnotherServer(mbox: Path) -> None:
     """
-    An imported message keeps its unique-id, and is imported once, also after it was deleted.
+    With C{usesXUIDL}, an imported message keeps its unique-id, and is not stored again, even after
+    its deletion.  Without it, the message is refused.
     """
     store = MboxStore(str(mbox.parent), runner=Inline(), clock=Clock())
     assert isinstance(delivered(store, ONE, uniqueID="abc"), DeliveryError)
@@ -941,7 +944,7 @@ def test_header(mbox: Path) -> None:
 
 def test_deliveryMeetsALock(mbox: Path) -> None:
     """
-    A delivery to a locked mbox is tried again later by the sender.
+    A delivery to an mbox that stays locked fails, so that the sender tries again later.
     """
     mbox.write_bytes(mboxOf(ONE))
     mbox.with_name("alice.lock").write_text(f"{os.getppid()}\n")

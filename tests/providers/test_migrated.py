@@ -56,7 +56,7 @@ def logged() -> Iterator[list[str]]:
 
 def put(maildir: Path, name: str, folder: str = "new", message: bytes = b"a: b\n\nc\n") -> Path:
     """
-    Deliver a message, each with a different time.
+    Deliver a message with a time that no other message has.
     """
     path = deliver(maildir, name, message, folder)
     when = next(_clock)
@@ -92,7 +92,7 @@ def uniqueIDs(client: Client) -> list[str]:
 
 def listed(maildir: Path, uidl: str = "dovecot", **options: Any) -> list[str]:
     """
-    @return: what a service that was just started tells.
+    @return: the unique-ids that a new service lists.
     """
     return uniqueIDs(login(makeStore(maildir, uidl, **options)))
 
@@ -131,7 +131,7 @@ class Contract(MailboxContract, TestCase):
 @pytest.mark.parametrize("name", NAMES)
 def test_samples(name: str, readOnly: bool, tmp_path: Path) -> None:
     """
-    Maildirs of the real servers, served in place.
+    When the Maildir of a real server is served in place, clients keep their unique-ids.
     """
     (tmp_path / "work").mkdir()
     sample = unpack(name, tmp_path / "work")
@@ -195,7 +195,7 @@ def test_formerServerGoesOn(maildir: Path) -> None:
 
 def test_listedByThisServiceBefore(maildir: Path) -> None:
     """
-    The service ran without uidl= before.
+    The former server's unique-ids count, even if the service ran without uidl= before.
     """
     assert set(listed(maildir, "")) == {A, B, C}
     assert listed(maildir) == KEPT
@@ -204,7 +204,7 @@ def test_listedByThisServiceBefore(maildir: Path) -> None:
 
 def test_nothingToImport(maildir: Path) -> None:
     """
-    A user who is new: Dovecot's file comes after the first listing.
+    If Dovecot's file comes after the first listing, the unique-ids of that listing stay.
     """
     (maildir / "dovecot-uidlist").rename(maildir / "other")
     ours = listed(maildir)
@@ -238,7 +238,8 @@ def test_otherSettings(maildir: Path) -> None:
 
 def test_newMailWithAnOldUniqueID(maildir: Path) -> None:
     """
-    The name of a new file is the unique-id of an old message, or of one that is gone.
+    A new file whose name is the unique-id of an old message, present or gone, gets another
+    unique-id.
     """
     (maildir / "dovecot-uidlist").write_text(
         f"3 V10 N9\n1 P1700000000.M1P1.h :{A}\n2 P1700000001.M1P1.h :1.gone\n"
@@ -266,7 +267,7 @@ def test_deliveredByThisService(
     maildir: Path, isListed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    The name that a delivery chooses is the unique-id of an old message.
+    A delivered message gets another unique-id if its name is the unique-id of an old message.
     """
     names = [f"170000000{each}.M1P1.h" for each in range(3)]
     old = [f"{each},S=8,W=11" for each in names]
@@ -389,7 +390,7 @@ def test_namesWithoutATime(maildir: Path) -> None:
 
 def test_renamedDuringASession(maildir: Path) -> None:
     """
-    Another program changes the flags of a message.
+    A message is found after another program has changed its flags.
     """
     client = login(makeStore(maildir))
     client.say(b"UIDL")
@@ -414,7 +415,7 @@ def test_control(maildir: Path, inbox: str) -> None:
 
 def test_controlIsMissing(maildir: Path) -> None:
     """
-    Another user has a directory of control files, this one has none.
+    A user without a directory of control files gets unique-ids of this service.
     """
     control = maildir.parent.parent / "control"
     control.mkdir()
@@ -623,7 +624,7 @@ def test_copyCannotBeWritten(
     maildir: Path, monkeypatch: pytest.MonkeyPatch, call: str, logged: list[str]
 ) -> None:
     """
-    A full disk: the mailbox is served, and the copy is written by a later listing.
+    If the copy cannot be written, the mailbox is served, and a later listing writes the copy.
     """
     real = getattr(os, call)
 
@@ -654,7 +655,8 @@ def test_killedWhileWriting(maildir: Path) -> None:
 
 def test_headersOfMessages(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    With C{pop3_reuse_xuidl} of Dovecot; new mail with such a header gets a unique-id of ours.
+    With C{pop3_reuse_xuidl} of Dovecot, X-UIDL is the unique-id of an old message, but not of new
+    mail.
     """
     put(maildir, f"{A}:2,S", "cur", b"X-UIDL: mine\n\n")
     told = ["mine", *KEPT[1:]]
@@ -668,8 +670,8 @@ def test_headerCannotBeRead(
     maildir: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError] | None
 ) -> None:
     """
-    A message is renamed while its header is to be read, or the client has gone.  Nothing is told
-    and copied then.
+    If a message is gone before its header is read, or the client has gone, the login fails, and no
+    copy is written.
     """
     real = migrated.openFile
 

@@ -84,7 +84,7 @@ HOME = "{home}/Maildir"
 
 def test_accountsFirst() -> None:
     """
-    The facts of the accounts count; the system tells those that they do not have.
+    The facts of the accounts come first; the system tells those that the accounts do not have.
     """
     site = Site(HOME)
     site.source.facts = {

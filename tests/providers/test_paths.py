@@ -96,7 +96,7 @@ def test_links(tmp_path: Path) -> None:
         os.chown(tmp_path / "home" / "alice", 1, 1, follow_symlinks=False)
         assert not opens()
         os.chown(tmp_path / "home" / "alice", 0, 0, follow_symlinks=False)
-    # A user may not create a link in the directory to which the operator's link points.
+    # The same holds for a link to which the operator's link points.
     (tmp_path / "elsewhere" / "Maildir").mkdir(parents=True)
     (tmp_path / "real").rename(tmp_path / "moved")
     (tmp_path / "users").mkdir()

@@ -51,7 +51,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def stat(maildir: Path, *wanted: str, **options: Any) -> None:
     """
-    Check the sizes that a service reports that was just started.
+    Check the sizes that a new service reports.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline(), **options)
     lines = "".join(f"S: {each}\n" for each in wanted)
@@ -97,7 +97,8 @@ def test_damaged(maildir: Path) -> None:
 
 def test_nothingIsFollowedOrOverwritten(maildir: Path, tmp_path: Path) -> None:
     """
-    The owner of a Maildir may create any file of that name.
+    A link, a FIFO or a directory in place of the file of sizes changes no other file, and does not
+    prevent a listing.
     """
     victim = tmp_path / "victim"
     file = maildir / "pop3svc-sizes"
@@ -176,7 +177,7 @@ def test_writtenAnewWhenMostIsGone(maildir: Path, monkeypatch: pytest.MonkeyPatc
 
 def uidl(maildir: Path) -> list[str]:
     """
-    @return: the unique-ids that a service lists that was just started.
+    @return: the unique-ids that a new service lists.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline())
     client = conversation(Anybody(store), ALICE)

@@ -66,7 +66,7 @@ def maildir(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenWhileAsleep]:
     """
-    The open directories, which are gone at the end of each test.
+    The directories that are kept open.  None is left at the end of each test.
     """
     made = OpenWhileAsleep(100)
     monkeypatch.setattr(lock, "openWhileAsleep", made)
@@ -90,8 +90,8 @@ def says(client: Client, *lines: str) -> None:
 
 def elsewhere(maildir: Path) -> Client:
     """
-    @return: a connection whose login does not wait for a lock; for the lock, it is one to another
-        process.
+    @return: a connection whose login does not wait for the lock.  The lock treats its store like
+        that of another process.
     """
     store = MaildirStore(
         *(str(maildir.parent), False, Inline()), LockPolicy(takeover=False), Clock()
@@ -120,7 +120,7 @@ def test_wakesWithoutOpening(
 
 def test_anotherLoginNeverWaits(maildir: Path) -> None:
     """
-    At each stage of the sleeper's life.
+    Another login is answered at once, whether the sleeper sleeps, is awake or has quit.
     """
     client = asleep(maildir, manners=LockPolicy(takeover=False))
     for _ in range(3):
@@ -309,7 +309,7 @@ def test_failedListing(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr("pop3svc.providers.files.listing.stampOf", fails)
         says(client, "WAKE", "-ERR [SYS/TEMP]")
     assert openDescriptors() == before - 1
-    # What the failed WAKE has seen is not forgotten.
+    # The message that the failed WAKE could not report is still new.
     says(client, "WAKE", NEW, "STAT", "+OK 3 ", "QUIT", "+OK")
 
 
@@ -385,7 +385,7 @@ def test_changedAfterRefusal(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_failedUnlock(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    If the lock cannot be released, the directory is closed, which releases it.
+    If the lock cannot be released, the directory is closed, which releases the lock.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline(), clock=Clock())
     client = conversation(Anybody(store), ALICE)

@@ -85,7 +85,7 @@ def test_stored(tmp_path: Path, store: MaildirStore) -> None:
 
 def test_order(tmp_path: Path, store: MaildirStore) -> None:
     """
-    Sessions list messages in the order of arrival, and those of one arrival by their place.
+    Sessions list messages by the time of arrival, and those of the same time by C{order}.
     """
     copies = [DeliveryCopy("alice", arrival=1e9, order=order) for order in (10, 9, 8)]
     copies += [DeliveryCopy("alice", arrival=1e9 - 1), DeliveryCopy("alice")]
@@ -102,8 +102,8 @@ def test_order(tmp_path: Path, store: MaildirStore) -> None:
 
 def test_uniqueID(tmp_path: Path, store: MaildirStore) -> None:
     """
-    A message that has a unique-id keeps it.  It is stored once, also after it was moved, and
-    not after it was deleted.
+    A message that has a unique-id keeps it.  It is not stored again, even after it was moved or
+    deleted.
     """
     copy = DeliveryCopy("alice", uniqueID="UID7-1234")
     assert put(store, copy, copy) == [None, None]
@@ -270,7 +270,8 @@ def failing(number: int, error: Callable[[], BaseException]) -> Iterator[list[st
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES])
 def test_aFaultAtEachCall(tmp_path: Path, copy: DeliveryCopy, isNew: bool, code: int) -> None:
     """
-    The answer tells whether the message is there, and a message that was refused leaves nothing.
+    The answer tells whether the message is there.  A message that was refused leaves no file,
+    unless C{unlink} fails.
     """
     failed = set()
     for number in range(1, 200):

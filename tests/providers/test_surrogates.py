@@ -80,7 +80,8 @@ def test_sizesInNames(maildir: Path) -> None:
 @pytest.mark.parametrize("variant", ["mboxo", "mboxrd"])
 def test_mbox(tmp_path: Path, variant: str) -> None:
     """
-    The size of a surrogate is that of the message without the quoting of the variant.
+    The size of a surrogate is that of the message as it is sent: mboxrd removes the quoting, and
+    mboxo keeps it.
     """
     quoted = MAIL + b">From \xc3\xbc\n"
     messages = [quoted, PLAIN, LARGE]

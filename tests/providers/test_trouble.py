@@ -86,7 +86,7 @@ def test_notMounted(
 
 def test_partIsMissing(maildir: Path, tmp_path: Path) -> None:
     """
-    One directory of a Maildir may be on a file system of its own.
+    A Maildir without "cur" is refused, because "cur" may be on a file system of its own.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline())
     login = lambda wanted: conversation(Anybody(store), LOGIN + wanted)  # noqa: E731
@@ -99,7 +99,7 @@ def test_partIsMissing(maildir: Path, tmp_path: Path) -> None:
 
 def test_openedBeforeItIsMounted(maildir: Path, tmp_path: Path) -> None:
     """
-    A session may have opened the mount point before.
+    A missing mailbox is refused, even if an earlier session has opened its empty mount point.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline())
     login = lambda wanted: conversation(Anybody(store), LOGIN + wanted)  # noqa: E731
@@ -157,7 +157,7 @@ def test_noMailboxAtAll(tmp_path: Path) -> None:
 
 def full(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Make the creation of files and directories fail.
+    Make the creation of directories and links fail, and each write.
     """
 
     def cannot(*arguments: Any, **named: Any) -> Any:
@@ -233,8 +233,8 @@ def test_fullDiskKilled(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_manyFilesInTheStagingDirectory(maildir: Path) -> None:
     """
-    The owner of a Maildir may create very many files there; the reactor's thread reads one
-    entry only.
+    The owner of a Maildir may create very many files in the staging directory; the reactor's thread
+    reads one entry only.
     """
     begin(maildir, ALICE + "C: QUIT\nS: +OK…")
     staging = maildir / "pop3svc-removing" / "new"
@@ -310,7 +310,7 @@ def test_quotaThatCannotBeWritten(maildir: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_quotaOfOthers(maildir: Path, tmp_path: Path) -> None:
     """
-    The owner of a Maildir may create any file of that name.
+    If C{maildirsize} is a link, its target is not changed; if it is a FIFO, a login does not hang.
     """
     victim = tmp_path / "victim"
     victim.write_bytes(b"x\n")

@@ -160,7 +160,7 @@ def test_gone() -> None:
 
 def test_ownMailboxesThroughAPortal() -> None:
     """
-    A realm may return an L{IPOP3Mailbox}; its other interfaces are kept.
+    A realm may return an L{IPOP3Mailbox}; the mailbox keeps its other interfaces.
     """
     drop = MemoryMaildrop([b"x"])
     provider, realm = portal(MemoryMailbox(drop))

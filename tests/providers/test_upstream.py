@@ -175,7 +175,7 @@ class _IMAPServer:
 
 class Contract(MailboxContract, TestCase):
     """
-    Against this service as the other server.
+    Mailboxes of another server, which is this service.
     """
 
     most = 1 << 20
@@ -231,7 +231,7 @@ class ContractIMAPPieces(ContractIMAP):
 
 def pop3(replies: dict[bytes, bytes | None], greeting: bytes = b"+OK hello\r\n") -> Network:
     """
-    @param replies: replies by verb, over those of a good server.
+    @param replies: replies by verb, in place of those of a good server.
     """
     good: dict[bytes, bytes | None] = {
         b"CAPA": b"-ERR\r\n",
@@ -315,7 +315,7 @@ def test_refusedIMAPLogin(reply: bytes, code: str | None) -> None:
 @pytest.mark.parametrize("name", ["a\r\nDELE 1", "a\nb", "a\0b", ""])
 def test_injectedNames(name: str) -> None:
     """
-    A name or a password with a line end is wrong, and is not sent.
+    A name or a password that is empty or contains a line end or NUL is wrong, and is not sent.
     """
     network = pop3({})
     provider = network.provider(POP3, isInsecure=True)
@@ -432,7 +432,8 @@ def login(network: Network, address: str = POP3) -> Any:
 )
 def test_badListing(replies: dict[bytes, bytes | None], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A listing that is malformed or too long is answered [SYS/TEMP], and ends the connection.
+    A listing that is refused, malformed or too long is answered [SYS/TEMP].  Unless it is refused,
+    it ends the connection.
     """
     monkeypatch.setattr("pop3svc.client.protocol.MOST_MESSAGES", 250)
     network = pop3(replies)
@@ -524,8 +525,8 @@ def test_endlessMessage() -> None:
 
 def test_restOfAMessage() -> None:
     """
-    After a short message of which the client took the beginning, the connection is used again;
-    unless the message does not end.
+    If the client does not take the rest of a message, the connection is used again if the rest is
+    short, and closed if it does not end.
     """
     network = pop3({})
     mailbox = login(network)
@@ -611,7 +612,7 @@ def test_uniqueIDs() -> None:
 
 def test_deletedAtQUIT() -> None:
     """
-    POP3 deletes at QUIT; a further listing is a new connection.
+    POP3 deletes at QUIT; a further listing uses a new connection.
     """
     network = pop3({})
     mailbox = login(network)
@@ -705,7 +706,7 @@ def test_refusedExpunge(verb: bytes) -> None:
 
 def test_cutExpunge() -> None:
     """
-    If the connection is lost before EXPUNGE, the marks are removed over another connection.
+    If the connection is lost at EXPUNGE, the marks are removed over another connection.
     """
     server = _IMAPServer([b"1", b"2"])
     server.do_UID_EXPUNGE = lambda tag, rest: None  # type: ignore[method-assign,assignment,return-value]
@@ -787,7 +788,7 @@ def test_removedWhileSent() -> None:
 )
 def test_badGreeting(greeting: bytes) -> None:
     """
-    A server that does not greet as it should is away.
+    A server that does not greet as it should counts as not available.
     """
     for address, network in (
         (IMAP, Network(lambda: Scripted(greeting, lambda *_: b""))),
@@ -805,8 +806,8 @@ def test_badGreeting(greeting: bytes) -> None:
 
 def test_connectionIsRenewed() -> None:
     """
-    A session goes on when the server has closed its connection; a wrong password then is a clear
-    refusal.
+    A session goes on with a new connection when the server has closed the old one.  SLEE closes the
+    connection.
     """
     replies: dict[bytes, bytes | None] = {}
     network = pop3(replies)
@@ -824,7 +825,8 @@ def test_connectionIsRenewed() -> None:
 
 def test_inUseAgain() -> None:
     """
-    A new connection of a session waits while the server still holds the previous one.
+    A session that connects again waits while the server still holds the lock of the previous
+    connection.  If the password is refused now, the error has the code AUTH.
     """
     answers = iter(
         [
@@ -867,7 +869,7 @@ def test_abandonedLogin() -> None:
 
 def test_abandonedCommand() -> None:
     """
-    After a reply that nobody waited for, the connection is not used again.
+    If nobody waits for the reply to a command any more, the connection is closed.
     """
     network = pop3({b"LIST": b""})
     mailbox = login(network)
@@ -930,7 +932,7 @@ def test_addresses() -> None:
 )
 def test_badArguments(argument: str, text: str) -> None:
     """
-    A wrong argument is one sentence.
+    The error for a wrong argument names what is wrong.
     """
     with pytest.raises(ValueError, match=re.escape(text)):
         makeUpstream(argument)

@@ -53,7 +53,8 @@ EVENTS = {
 
 class Audit:
     """
-    Records uses of files with the wrong rights.  An audit hook cannot be removed, so there is one.
+    Records uses of files with the wrong rights.  There is only one, because an audit hook cannot be
+    removed.
     """
 
     home: Path | None = None
@@ -66,7 +67,7 @@ class Audit:
             return
         path = arguments[place]
         if isinstance(path, int):
-            # An open file has the rights with which it was opened, but a directory is read.
+            # The rights were checked when the file was opened.  Only reading a directory counts.
             if event not in ("os.scandir", "os.listdir"):
                 return
             path = os.readlink(f"/proc/self/fd/{path}")
@@ -128,7 +129,7 @@ def makeMbox(home: Path, clock: Clock, **options: Any) -> Any:
 @pytest.mark.parametrize("options", [{}, {"readOnly": True}])
 def test_everyUse(make: Callable[..., Any], options: dict[str, Any], home: Path) -> None:
     """
-    Delivery, a session with each command, sleep and deletion.
+    A delivery and a session with sleep and deletion use files with the rights of the user only.
     """
     clock = Clock()
     content = io.BytesIO(b"Subject: one\n\ntext\n")

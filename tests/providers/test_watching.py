@@ -229,7 +229,7 @@ def test_askedByAnotherProcess(maildir: Path, deletes: int) -> None:
     if deletes == 1:
         says(client, "DELI 1", "+OK")
     reactor.advance(0.25)
-    # Most sessions have ended by the next poll.
+    # The watch begins only at a later poll, because most sessions end before that.
     assert not reactor.readers
     reactor.advance(0.25)
     if deletes == 2:

@@ -131,7 +131,7 @@ def test_whatIsSentIsWhatWasDelivered(
 
 def test_oneContentForMany(makeStore: Callable[..., SQLStore], driver: Driver) -> None:
     """
-    Copies share their content, which goes with the last of them.
+    Copies share their content, which is deleted with the last copy.
     """
     store = makeStore()
     assert deliver(store, b"x\n", "alice", "bob", "alice") == [None] * 3
@@ -148,7 +148,7 @@ def test_oneContentForMany(makeStore: Callable[..., SQLStore], driver: Driver) -
 
 def test_quota(makeStore: Callable[..., SQLStore]) -> None:
     """
-    A full mailbox refuses; the other recipients get the message, and deleting makes room.
+    A full mailbox refuses further messages, and a deletion makes room.
     """
     store = makeStore(quota=Quota(octets=10, messages=2))
     assert deliver(store, b"12345678\r\n", "alice", "bob") == [None, None]
@@ -167,7 +167,7 @@ def test_quota(makeStore: Callable[..., SQLStore]) -> None:
 
 def test_importedOnce(makeStore: Callable[..., SQLStore]) -> None:
     """
-    A message with a unique-id of another server is stored once, also after it was deleted.
+    A message with a unique-id of another server is stored once, and not again after its deletion.
     """
     store = makeStore()
     copy = DeliveryCopy("alice", uniqueID="old-1", arrival=1000.0)
@@ -344,7 +344,7 @@ def nodes(makeStore: Callable[..., SQLStore]) -> Nodes:
 
 def test_idleSessionGivesWay(nodes: Nodes) -> None:
     """
-    A session of another node releases the mailbox when it is asked, as with a Maildir.
+    An idle session releases the mailbox to a session of another node, and a busy one does not.
     """
     first = nodes.client(0)
     assert first.received().startswith(b"+OK")
@@ -364,7 +364,7 @@ def test_idleSessionGivesWay(nodes: Nodes) -> None:
 
 def test_nodeThatIsGone(nodes: Nodes, driver: Driver) -> None:
     """
-    A node that does not renew its row: its mailboxes are free when the row has expired.
+    The mailboxes of a node that does not renew its row are free when the row has expired.
     """
     assert nodes.client(0).received().startswith(b"+OK")
     second = nodes.client(1)
@@ -445,7 +445,7 @@ def test_stop(nodes: Nodes, driver: Driver) -> None:
 
 def test_noUniqueIDTwice(makeStore: Callable[..., SQLStore]) -> None:
     """
-    Also not after the last message was deleted.
+    A unique-id is not used again, even if the mailbox was empty in between.
     """
     store = makeStore()
     seen: set[str] = set()
@@ -550,7 +550,7 @@ def test_expiry(makeStore: Callable[..., SQLStore], driver: Driver) -> None:
     assert ask(driver, "SELECT SUM(messages) FROM mailbox") == [(3,)]
     assert client.say(b"RETR 1").startswith(b"+OK")
     client.say(b"QUIT")
-    # Another node has done it in this hour.
+    # The latest round was so recent that another node does none.
     finish(makeStore(expireDays=30)._housekeeping.run())
     assert ask(driver, "SELECT SUM(messages) FROM mailbox") == [(3,)]
     change(driver, "UPDATE lease SET epoch = 0 WHERE mailbox = 0")
