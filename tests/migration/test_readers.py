@@ -140,7 +140,7 @@ def test_uidList() -> None:
         "3.M1P1.mx": "spaced",
         "4 blank\\057.mx": "1795645556.8/deadbeef",
     }
-    # First by O, equal ones by UID, then the others by UID.
+    # Messages with O come first, by O and then by UID.  The others follow by UID.
     assert list(keep(messages).uniqueIDs) == [
         "3.M1P1.mx",
         "4 blank\\057.mx",
@@ -252,7 +252,7 @@ def test_repeatedUniqueIDs() -> None:
     assert choose("a", "a", "b") == ({"0": "a", "2": "b"}, 0, 1)
     expected = {"0": "a", "1": "a-2", "2": "a-3"}
     assert choose("a", "a", "a", renames=True) == (expected, 0, 0)
-    # One that has the new form already.
+    # A message has the unique-id with -2 already.
     assert choose("a", "a-2", "a", renames=True) == ({"0": "a", "1": "a-2"}, 0, 1)
 
 

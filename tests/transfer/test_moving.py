@@ -1,5 +1,5 @@
 """
-Import and export in memory: what is confirmed is there, once, and the rest is told.
+Import and export: each confirmed message is there once, and the others are reported.
 """
 
 from __future__ import annotations
@@ -214,8 +214,8 @@ def test_deletedBefore(bench: Bench) -> None:
 
 def test_anotherMessageWithTheUniqueID(bench: Bench, tmp_path: Path) -> None:
     """
-    Two messages of one import are both stored.  A message that the mailbox had before stays, and
-    the import tells it.
+    Two messages of one import that have the same unique-id are both stored.  A message that the
+    mailbox had before stays, and the import reports the other one.
     """
     for name, content in (("one", b"a\n"), ("two", b"b\n")):
         deliver(tmp_path / name, "1.a", content)
@@ -349,7 +349,7 @@ def test_exported(kind: str, bench: Bench, tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", range(6))
 def test_exportContinued(kind: str, count: int, bench: Bench, tmp_path: Path) -> None:
     """
-    An interrupted export is continued.  That of another user is not touched.
+    An interrupted export is continued, but not by an export of another user.
     """
     path, store = tmp_path / "out", MemoryStore(MESSAGES)
     asked = iter([False] * count + [True])

@@ -40,7 +40,7 @@ LINES = st.lists(
 @given(LINES, st.data())
 def test_fingerprintOfPieces(lines: list[bytes], data: st.DataObject) -> None:
     """
-    It does not depend on the pieces, and not on the form of the line ends.
+    A fingerprint depends neither on the pieces nor on the form of the line ends.
     """
     message = b"".join(lines)
     cut = data.draw(st.integers(0, len(message)))
@@ -101,7 +101,7 @@ def test_maildirThatChanges(tmp_path: Path) -> None:
     deliver(tmp_path, "2.b", b"b")
     messages = source.messages()
     assert not source.hasMore()
-    # A client has read it.
+    # A client has read the first message.
     os.rename(tmp_path / "new" / "1.a", tmp_path / "cur" / "1.a:2,S")
     assert b"".join(source.pieces(messages[0])) == b"a"
     os.unlink(tmp_path / "new" / "2.b")
