@@ -59,7 +59,8 @@ def _fetch(
     Fetch in a process.
 
     @param deleted: the messages that the other server has deleted before.
-    @return: the messages that it has deleted, the number of calls, and whether it was killed.
+    @return: the messages that the other server has deleted now, the number of calls, and whether
+        the process was killed.
     """
     told, telling = os.pipe()
     child = os.fork()
@@ -107,7 +108,7 @@ def _fetch(
 
 def sweep(shim: Shim, kind: str, place: Path, how: int, step: int) -> dict[str, Any]:
     """
-    Kill the process at every call in turn.
+    Kill the process at every call, or at every C{step}-th call, in turn.
 
     @param step: 1 for every call; a larger number for fewer calls.
     @return: the number of calls, the number of kills, how many messages were stored twice, and

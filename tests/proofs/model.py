@@ -35,13 +35,13 @@ __all__ = ["Limits", "Run"]
 HERE = Path(__file__).parent
 COMPILER = next((each for each in ("cc", "gcc", "clang") if shutil.which(each)), None)
 
-# Seconds.  The time limit of a provider's call is short, so that calls that hang time out
+# Times in seconds.  The time limit of a provider's call is short, so that calls that hang time out
 # within the run.
 ANSWER = 4
 # A login needs the lock and the listing, and the machine is busy.
 GRACE = 10
 LOGIN = 2 * ANSWER + GRACE
-# Limit of any other reply; later ones are counted.
+# The time limit of any other reply.  Replies that are later are counted.
 COMMAND = 60
 START = 60
 # Time after the record of a kill or a restart in which a connection may still be affected.
@@ -162,7 +162,7 @@ class Service:
 
     def start(self) -> None:
         """
-        Start it, and wait for a greeting.
+        Start the service, and wait for a greeting.
         """
         deadline = time.monotonic() + START
         while time.monotonic() < deadline:
@@ -210,7 +210,7 @@ class Service:
 
     def kill(self) -> None:
         """
-        Kill it with its workers, and start it again.
+        Kill the service, wait for the end of its workers, and start it again.
         """
         assert self.process is not None
         down = [time.monotonic(), float("inf")]
@@ -229,7 +229,9 @@ class Service:
 
     def killWorker(self, chosen: random.Random) -> bool:
         """
-        Kill one of its workers, which it restarts.
+        Kill one of the workers, which the service restarts.
+
+        @return: whether there was a worker.
         """
         workers = self.workers()
         if not workers:
@@ -240,21 +242,21 @@ class Service:
 
     def wasDown(self, began: float) -> bool:
         """
-        @return: whether it was down at some time since then.
+        @return: whether the service was down at some time since C{began}.
         """
         now = time.monotonic()
         return any(begin <= now and began <= end + SHADOW for begin, end in self.down)
 
     def looksDead(self) -> bool:
         """
-        @return: whether it has ended without a kill.
+        @return: whether the service has ended without a kill.
         """
         isDown = bool(self.down) and self.down[-1][1] == float("inf")
         return not isDown and self.process is not None and self.process.poll() is not None
 
     def end(self) -> None:
         """
-        Stop it, with SIGTERM if possible.
+        Stop the service, with SIGTERM if possible.
         """
         if self.process is None:
             return
@@ -455,7 +457,7 @@ class Session:
             )
             if not first.startswith(b"+OK"):
                 self._journal.count(f"{command} refused")
-                # Errors of single messages do not justify it (RFC 1939 section 5).
+                # Errors of single messages do not justify a refusal (RFC 1939 section 5).
                 if isCalm and self._run.isCalmFor(self._user):
                     self._journal.violated("listing", f"{self._user}: {command}: {first!r}")
                 return False
@@ -771,7 +773,7 @@ class Run:
         return time.monotonic() <= self._spoiled.get(user, 0)
 
     def _trouble(self, user: str, seconds: float) -> None:
-        # Also for some time afterwards, because cancelled calls may still run.
+        # The trouble lasts for some time after the fault, because cancelled calls may still run.
         self._troubled[user] = max(
             self._troubled.get(user, 0), time.monotonic() + seconds + 2 * ANSWER
         )

@@ -23,18 +23,17 @@ pytestmark = pytest.mark.skipif(
     sys.version_info[:2] != (3, 11), reason="other versions of Python have other bytecodes"
 )
 
-# Bytecodes, measured with Python 3.11.  If a change needs more than 3 % more, it has to say why
-# here.
+# Bytecodes, measured with Python 3.11.  A change that needs over 3 % more has to say why here.
 SESSION = 8_867
 POLL = 3_716
 RETR = 1_831
-# What metrics may add to them on a busy service: 2 %.
+# The share that metrics may add to a session or a poll on a busy service.
 METRICS = 0.02
 
 
 class Site:
     """
-    A Maildir with twenty messages of 4 KiB, older than the time that a listing is uncertain.
+    A Maildir with twenty messages of 4 KiB.  Its times are old enough to be trusted.
     """
 
     def __init__(self, path: Path, meter: Meter | None = None) -> None:

@@ -4,7 +4,7 @@ A Maildir, and a fault or a kill at every file-system call of a session in turn.
 This proof stays with files, because the shim counts file-system calls.  For databases see
 C{test_everystatement}.  Kills of an mbox are in C{tests/providers/test_mbox.py}.
 
-C{POP3SVC_TEST_LONG} in the environment: with every kind of fault.
+With C{POP3SVC_TEST_LONG} in the environment, every kind of fault is tried.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-# Copied here, because pytest changes it while the threads below run.  Coverage would open
-# files itself, which adds calls.
+# The environment is copied, because pytest changes it while the threads below run.  Coverage would
+# open files itself, which adds calls.
 ENVIRONMENT = {key: value for key, value in os.environ.items() if not key.startswith("COV_")}
 
 
@@ -108,7 +108,7 @@ def test_everyCall(
     struck = sum(found["struck"].values())
     print(f"{scenario}: {how} {code} at {struck} of {found['calls']} calls {found['struck']}")
     assert found["wrong"] == []
-    # There was a fault at every call, and the calls are those of a whole session.
+    # There was a fault at every call (if halves are not asked for), and the session was a whole one.
     assert found["calls"] > 80
     assert how in ("half", "half kill") or struck >= found["calls"]
     assert struck

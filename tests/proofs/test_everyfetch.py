@@ -2,7 +2,7 @@
 C{pop3svc fetch}, killed at file-system calls: each message is stored, and stored once where that is
 possible.
 
-C{POP3SVC_TEST_LONG} in the environment: killed at every call, in every way.
+With C{POP3SVC_TEST_LONG} in the environment, it is killed at every call, in every way.
 """
 
 from __future__ import annotations

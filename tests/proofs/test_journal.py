@@ -57,8 +57,8 @@ def test_tokens() -> None:
 
 def test_nothingWrong(told: Told) -> None:
     """
-    Messages are read twice, listed, deleted with and without a reply, and removed by other
-    programs.
+    Messages that are read twice, listed, deleted with and without a reply, or removed by other
+    programs are no violation.
     """
     three, four = told.delivered("three", "3.host"), told.delivered("four", "4.host")
     for began in (0, 1):
@@ -76,7 +76,7 @@ def test_nothingWrong(told: Told) -> None:
 
 def test_lost(told: Told) -> None:
     """
-    A message is lost; also one whose deletion was refused.
+    A message that is missing after its deletion was refused is reported as lost.
     """
     told.deletes([told.one], False)
     told.judge(told.two)
@@ -96,7 +96,7 @@ def test_refusedAfterSilence(told: Told) -> None:
 
 def test_resurrected(told: Told) -> None:
     """
-    A deleted message exists on disk, or in a listing requested after the reply.
+    A deleted message that exists on disk, or in a listing requested after the reply, is reported.
     """
     told.read(told.one, "a")
     told.deletes([told.one], True)
@@ -115,7 +115,7 @@ def test_doubled(told: Told) -> None:
 
 def test_newUniqueID(told: Told) -> None:
     """
-    A message gets another unique-id, in another session or in the same listing.
+    A message with another unique-id, in another session or in the same listing, is reported.
     """
     told.read(told.one, "a")
     told.read(told.one, "b")
@@ -138,7 +138,7 @@ def test_reusedUniqueID(told: Told) -> None:
 
 def test_wrongOctets(told: Told) -> None:
     """
-    A message differs from its listed size, is cut, unknown, or another user's.
+    A message that differs from its listed size, or is cut, unknown or another user's, is reported.
     """
     sent = told.one.sent
     told.journal.read("alice", "a", sent, 0, len(sent) + 3)
@@ -151,7 +151,7 @@ def test_wrongOctets(told: Told) -> None:
 
 def test_someOfAll(told: Told) -> None:
     """
-    Messages of one command are deleted all or none, with or without a reply.
+    It is reported if a command without a reply has deleted some of its messages and not all.
     """
     told.deletes([told.one, told.two], None)
     told.judge(told.one, told.two)

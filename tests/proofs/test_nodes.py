@@ -54,7 +54,8 @@ def test_nodes(tmp_path: Path) -> None:
 
 def test_failover(tmp_path: Path) -> None:
     """
-    The same holds when the leader of two PostgreSQL is killed, and the service answers again.
+    Nothing that was confirmed is lost when the leader of two PostgreSQL servers is killed, and the
+    service answers again.
     """
     if reason := whyNoPatroni():
         pytest.skip(reason)

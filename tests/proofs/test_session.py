@@ -55,7 +55,7 @@ from pop3svc.testing import Client
 from tests.support.messages import NASTY, asSent, stuffed, topOf
 from tests.support.stores import InMemory, StoreUnderTest, done, octetsOf
 
-# Environment variable that asks for many more examples.
+# Whether the environment asks for many more examples.
 LONG = bool(os.environ.get("POP3SVC_TEST_LONG"))
 
 # --- a scripted provider -----------------------------------------------------------
@@ -116,7 +116,7 @@ class Box:
     A user's mailbox, and the script of the provider.
 
     @ivar there: the messages that exist, as they are sent, by unique-id.
-    @ivar sent: the same of all messages that ever existed.
+    @ivar sent: all messages that ever existed, in the same form.
     @ivar names: unique-ids by the names that the commands below use.
     """
 
@@ -934,7 +934,7 @@ SITUATIONS: list[tuple[list[str], list[str]]] = [
 
 class Sessions(RuleBasedStateMachine):
     """
-    One session after the other, with one mailbox.
+    Sessions with one mailbox, one after the other.
     """
 
     def __init__(self, makeStore: Callable[[], StoreUnderTest]) -> None:

@@ -156,7 +156,7 @@ def test_badHomes(home: str, areUsers: bool, logged: list[str]) -> None:
 
 def test_nobody(logged: list[str]) -> None:
     """
-    The log does not name recipients that do not exist.
+    A lookup that may be for a recipient does not log unknown names; a lookup for a user does.
     """
     site = Site(HOME)
     assert site.find("alice") is None
