@@ -213,7 +213,7 @@ def test_refused(
     mechanism: str, explanation: bytes, line: bytes, token: str, name: str | None
 ) -> None:
     """
-    One line follows the explanation, whatever it is, and is not judged.
+    The client answers the explanation with one line.  Whatever it contains, the login fails.
     """
     talk = Talk()
     reply = talk.begin(mechanism, token, name)
@@ -258,7 +258,7 @@ def test_lastFailure() -> None:
 @BOTH
 def test_throttled(mechanism: str) -> None:
     """
-    A refusal of the throttle looks like that of a wrong token, even for a good one.
+    A refusal by the throttle looks like the refusal of a wrong token, even if the token is good.
     """
     talk = Talk()
     talk.throttle.admits = False
@@ -304,7 +304,7 @@ def test_lostMeanwhile(mechanism: str, isThrottled: bool) -> None:
 @BOTH
 def test_refusesByError(mechanism: str) -> None:
     """
-    A provider may also refuse by an error.
+    A provider may also refuse a token by an error with the code AUTH.
     """
     talk = Talk()
     talk.tokens.error = POP3ResponseError("Not you.", "AUTH")
@@ -328,7 +328,7 @@ def test_otherUser(mechanism: str) -> None:
 
 def test_severalSources() -> None:
     """
-    What one source says about a guess does not hold for the next.
+    If one source sets C{isGuess} to C{False}, it is C{True} again for the next source.
     """
     seen: list[bool] = []
 

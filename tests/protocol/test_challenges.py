@@ -83,7 +83,7 @@ def test_loggedIn(provider: AccountsProvider, method: Any) -> None:
 @pytest.mark.parametrize("name", [b"alice", b"hashed", b"nobody"])
 def test_refused(provider: AccountsProvider, method: Any, name: bytes) -> None:
     """
-    A wrong password, a user with a hash, and a user that does not exist get one answer.
+    A wrong password, a user with a hash, and a user that does not exist get the same answer.
     """
     assert method(provider, name, b"wrong") == WRONG
 
@@ -136,7 +136,7 @@ def test_noInitialResponse(provider: AccountsProvider) -> None:
 )
 def test_off(provider: AccountsProvider, policy: Policy) -> None:
     """
-    Without APOP the greeting has no timestamp, and the service does not know the command.
+    If APOP and CRAM-MD5 are off, the greeting has no timestamp, and the service refuses both.
     """
     client, greeting = connect(provider, policy)
     assert b"<" not in greeting
@@ -146,7 +146,7 @@ def test_off(provider: AccountsProvider, policy: Policy) -> None:
 
 def test_noSecrets() -> None:
     """
-    A provider that keeps no passwords in the clear offers neither.
+    APOP is not offered if the provider keeps no passwords in the clear.
     """
     client, greeting = connect(MemoryProvider({"alice": "secret"}, []))
     assert b"<" not in greeting

@@ -1,5 +1,5 @@
 """
-The octets that identify a TLS connection, from a connection whose library is simulated.
+The channel bindings of TLS connections, with a simulated pyOpenSSL.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Certificate:
 
 class Handle:
     """
-    A connection of pyOpenSSL.
+    Simulates a connection of pyOpenSSL.
     """
 
     def __init__(self, version: str = "TLSv1.3", algorithm: Any = None) -> None:
@@ -67,7 +67,7 @@ class Transport:
 
 def test_exporter() -> None:
     """
-    RFC 9266 section 2; only with TLS 1.3.
+    C{tls-exporter} (RFC 9266 section 2) is available only with TLS 1.3.
     """
     assert channelBinding(Transport(Handle()), "tls-exporter") == b"e" * 32
     assert channelBinding(Transport(Handle("TLSv1.2")), "tls-exporter") is None

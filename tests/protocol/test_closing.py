@@ -1,5 +1,5 @@
 """
-The end of a connection: both halves, the time limits, TLS, and a stop meanwhile.
+The end of a connection: both halves, the time limits, TLS, and a shutdown meanwhile.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def test_shutdownWaitsForTheLastReply() -> None:
 
 def test_clientThatKeepsItsHalfOpen() -> None:
     """
-    After the service has closed its half, the client has some seconds, and longer only while
-    it still reads.
+    A client that does not read the last reply cannot keep the connection open for ever, even if it
+    has closed its half.
     """
     client = loggedIn()
     client.stall()
@@ -113,7 +113,7 @@ def test_closeAlertWithoutAnswer(byStartTLS: bool) -> None:
     tls.loseConnection = lambda: None
     protocol = connected(factory, StringTransport())
     if byStartTLS:
-        # The protocol of the TCP transport is TLS then.
+        # After STLS, the protocol of the TCP transport is that of TLS.
         protocol.transport.protocol = tls
         protocol.transport.loseConnection = lambda: None
         alsoProvides(protocol.transport, ISSLTransport)
@@ -146,7 +146,7 @@ def test_closingConnectionIsNotClosedAgain() -> None:
 
 def test_lastReplyThatDoesNotFit() -> None:
     """
-    The transport sends a last reply that did not fit before it closes.
+    If the last reply does not fit into the socket, the transport sends it before it closes.
     """
 
     class Transport(StringTransport):

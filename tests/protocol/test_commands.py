@@ -249,7 +249,8 @@ def test_deleRsetQuit() -> None:
 
 def test_deletionFails() -> None:
     """
-    No message is deleted, and the connection is closed with an -ERR.
+    If QUIT cannot delete the marked messages, none is deleted, and the connection is closed after
+    an -ERR.
     """
     for error, said in (
         (POP3ResponseError("Disk full.", "SYS/TEMP"), "S: -ERR [SYS/TEMP] Disk full."),
@@ -614,7 +615,8 @@ def test_authNeedsNoProvider(name: bytes, password: bytes) -> None:
 
 def test_aMechanismOfOnesOwn() -> None:
     """
-    A mechanism gets the session, and sends no cleartext password unless declared so.
+    A mechanism gets the session and the initial response.  By default it counts as a mechanism
+    without cleartext passwords.
     """
     told: list[object] = []
 
@@ -635,7 +637,7 @@ def test_aMechanismOfOnesOwn() -> None:
 
 def test_mechanismsOfAFactory() -> None:
     """
-    CAPA, AUTH and its list know the mechanisms of the connection's factory, and no others.
+    CAPA, AUTH and the list of AUTH know the mechanisms of the connection's factory, and no others.
     """
     table: dict[str, Mechanism] = {}
 
@@ -684,7 +686,7 @@ def test_aMechanismThatProvesTheName(name: str, says: str) -> None:
     assert client.protocol.session.info.userNameAtLogin == (name if isIn else None)
     if isIn:
         assert client.say(b"STAT") == b"+OK 1 3\r\n"
-    # A provider that opens no mailbox by name alone does not offer it.
+    # The mechanism is not offered if the provider opens no mailbox by name alone.
     script = "S: +OK…\nC: AUTH X-TEST eA==\nS: -ERR No such mechanism."
     conversation(provider(), script, mechanisms={**MECHANISMS, **table})
 
@@ -700,7 +702,7 @@ def test_emptyMessages() -> None:
 
 def test_longPasswords() -> None:
     """
-    PASS and XLOG accept passwords as long as those that AUTH accepts.
+    The longest password that AUTH accepts is accepted by PASS and XLOG, too.
     """
     password = "x" * 1024
     factory = POP3Factory(MemoryProvider({"alice": password}, [b"x"]), clock=Clock())
@@ -713,8 +715,8 @@ def test_longPasswords() -> None:
 
 def test_noFullStopBeforeTheEnd() -> None:
     """
-    No text contains a full stop before its end, because scanners read a multi-line reply up
-    to the first full stop.
+    The first line of a multi-line reply contains no full stop, because scanners read such a reply
+    up to the first full stop.
     """
     factory = POP3Factory(MemoryProvider({"alice": "secret"}, [b"x"]), clock=Clock())
     client = Client(factory)

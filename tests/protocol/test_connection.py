@@ -350,7 +350,7 @@ def test_bodyFailsMidway() -> None:
     assert event["connectionID"] == client.protocol.session.info.connectionID
     assert formatEvent(event).endswith("a reply failed midway")
     assert content.closed == 1
-    # Complete replies before it are still sent, the rest is not.
+    # Complete replies before the failed one are still sent; the rest is not.
     assert client.received() == b""
     content = Failing()
     client = loggedInWith(content)
@@ -369,7 +369,7 @@ def test_bodyFailsMidway() -> None:
 
 def test_bodyReportsItsFailure() -> None:
     """
-    An error that the provider has foreseen is no error of the service.
+    A failure that the provider reports by L{POP3ResponseError} is not logged as an error.
     """
 
     class Refusing(Failing):
@@ -390,7 +390,7 @@ def test_bodyReportsItsFailure() -> None:
 
 def test_bodyIsClosed() -> None:
     """
-    A body that was read, cut by TOP, or abandoned is closed once.
+    A body that TOP cuts, or that the client abandons, is closed once.
     """
     for act in (
         lambda client: client.send(b"TOP 1 0\r\n"),
@@ -461,7 +461,7 @@ def test_handshakeFails() -> None:
 
 def test_shutdown() -> None:
     """
-    At shutdown, idle sessions end at once, and busy ones may finish their command.
+    At shutdown, sessions that run no command end at once, and new connections are refused.
     """
     factory = makeFactory()
     idle, strange, busy = Client(factory), Client(factory), Client(factory)
@@ -608,7 +608,7 @@ def test_floodOfCommandsYields(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_statIsRemembered() -> None:
     """
-    STAT counts once, and is correct after each change.
+    STAT is correct after each change.
     """
     client = loggedIn(messages=[b"a", b"bb", b"ccc"])
     for line, said in (
@@ -635,7 +635,7 @@ def test_statIsRemembered() -> None:
 
 def test_loginTimeoutOfAClientThatDoesNotRead() -> None:
     """
-    A client that does not log in and does not read gets only the replies to its commands.
+    The login timeout closes the connection only after the waiting replies are sent.
     """
     client = Client(makeFactory())
     client.stall()
@@ -822,8 +822,8 @@ def test_reasonOfALastReply(reply: Any, why: str) -> None:
 
 def test_idleSessionReleasesItsLock() -> None:
     """
-    A session releases its lock when it has been idle for exactly the time, and not while a
-    command runs.
+    A session releases its lock when it has been idle for exactly 60 seconds, or 600 seconds if a
+    message is marked.  It does not do so while a command runs.
     """
     for isMarked, seconds in ((False, 60), (True, 600)):
         _, client, mailbox = later(b"LIST 1\r\n")
@@ -871,7 +871,7 @@ def test_closedByTheClientFirst() -> None:
 
         def act(it: Client = client, coming: bytes = between) -> None:
             if coming:
-                # It waits for its time slice.
+                # The input waits for its time slice.
                 it.protocol.pauseProducing()
                 it.protocol.dataReceived(coming)
             it.protocol.readConnectionLost()

@@ -120,7 +120,7 @@ def test_chunkedContent() -> None:
 @pytest.mark.parametrize("form", WireForm)
 def test_wireContent(form: WireForm) -> None:
     """
-    The content knows the form of its octets; those of other pieces are raw.
+    A body has the form that its L{IWireContent} tells.  Chunks without a form are raw.
     """
 
     @implementer(IWireContent)
@@ -255,8 +255,8 @@ def test_readInAThread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sendTo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A region is sent to a socket by sendfile(); if the file shrinks meanwhile, that is an
-    error.
+    A region is sent to a socket by sendfile().  If sendfile() is impossible, or the file has
+    shrunk, nothing is sent.
     """
     path = tmp_path / "box"
     octets = b"x" * 62 + b"\r\n"

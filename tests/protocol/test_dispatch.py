@@ -1,5 +1,5 @@
 """
-Every verb in every state; the error map.
+Every verb in every state, and the reply to each kind of error.
 """
 
 from __future__ import annotations

@@ -302,8 +302,8 @@ def test_accountAnswersLater() -> None:
 
 def test_sleepingSessionHoldsLittle() -> None:
     """
-    A sleeping session has no listing, no sizes and no lock, can be lost without further
-    calls, and has a time-out of its own.
+    A sleeping session keeps 8 octets for each message in place of the listing, and has an idle
+    timeout of its own.
     """
     client = loggedIn("C: STAT\nS: +OK…\nC: DELE 1\nS: +OK…\nC: RSET\nS: +OK…\nC: SLEE\nS: +OK…")
     session = client.protocol.session
@@ -392,7 +392,7 @@ def test_qaut() -> None:
 
 def test_qautInTheLog() -> None:
     """
-    QAUT logs one line for each session with a mailbox.
+    QAUT logs the line of the user's session, and begins a new record.
     """
     client = loggedIn("C: DELE 1\nS: +OK…")
     assert reason(client, lambda: client.say(b"QAUT")) == "logged out"
@@ -531,8 +531,8 @@ def test_markCannotBeForged() -> None:
 
 def test_takeOver() -> None:
     """
-    An idle session releases its lock without deleting; a busy one, or one with marked
-    messages, does not yet.
+    An idle session releases its lock without deleting.  A session keeps its lock while a command
+    runs, and longer if messages are marked.
     """
     mail = provider([b"x" * 500_000, b"y"])
     refused = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [IN-USE] …"
@@ -625,7 +625,8 @@ def test_sleepingSessionIsNotAskedToRelease() -> None:
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), CancelledError()])
 def test_coreFailsToListByABug(error: Exception) -> None:
     """
-    The deletion of CORE succeeds, but the new listing fails.
+    If an unexpected error prevents the new listing of CORE, the error is logged, and the connection
+    is closed.
     """
     answers: list[Any] = [["message-1", "message-2"]]
 

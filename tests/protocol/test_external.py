@@ -81,7 +81,8 @@ def logIn(provider: Any, response: str, *names: str) -> bytes:
 
 def test_logsIn(path: Path) -> None:
     """
-    With the only name of the certificate, or with one that the client chooses.
+    A client logs in with the only name of its certificate, or with one of its names that it
+    chooses.
     """
     provider = providerOf(path)
     assert logIn(provider, "", "ann") == LOGGED_IN
@@ -95,7 +96,8 @@ def test_logsIn(path: Path) -> None:
 
 def test_refused(path: Path) -> None:
     """
-    Another name, no name of several, and a name without an account.
+    A login is refused for a name that the certificate does not have, without a choice among several
+    names, and for a name without an account.
     """
     provider = providerOf(path)
     assert logIn(provider, "bob", "ann") == WRONG
@@ -145,7 +147,7 @@ def test_endsWithTheConnection(path: Path) -> None:
 
 def test_expiresMeanwhile(path: Path) -> None:
     """
-    The certificate expires between the challenge and the response.
+    A certificate that expires between the challenge and the response is refused.
     """
     client = connect(providerOf(path), "ann")
     assert client.say(b"AUTH EXTERNAL") == b"+ \r\n"
@@ -182,8 +184,8 @@ def test_otherSources(path: Path) -> None:
 
 def test_wakesUp(path: Path) -> None:
     """
-    A removed user does not wake up, and neither does one whose password has changed.  Where no
-    source has accepted the user, nothing is known that could change.
+    A removed user does not wake up, and neither does one whose password has changed.  If no source
+    can look up accounts, the user wakes up.
     """
     clients = [connect(providerOf(path), name) for name in ("ann", "bob")]
     mute = InMemoryUsernamePasswordDatabaseDontUse()
@@ -202,7 +204,7 @@ def test_wakesUp(path: Path) -> None:
 
 def test_anotherUserAfterwards(path: Path) -> None:
     """
-    The account that is asked about is that of the present login, and not of an earlier one.
+    WAKE checks the account of the present login, not the account of an earlier login.
     """
     client = connect(providerOf(path, AccountNames()), "ann", "dan")
     assert client.say(b"AUTH EXTERNAL " + b64encode(b"ann")) == LOGGED_IN

@@ -119,7 +119,7 @@ def test_gatheredRepliesAreWritten() -> None:
     Gathered replies are written, and the next command is answered.
     """
     each = b"+OK Done.\r\n"
-    # One of these follows the earlier replies.
+    # With one of these counts, the octets reach the limit of 65536.
     for count in range(65536 // len(each) - 10, 65536 // len(each) + 2):
         client = loggedIn()
         client.send(b"NOOP\r\n" * count)

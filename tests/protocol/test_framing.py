@@ -1,5 +1,5 @@
 """
-Input cut into lines, at every split of it.
+Input is cut into lines, however it is split.
 """
 
 from __future__ import annotations

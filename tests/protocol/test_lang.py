@@ -52,7 +52,7 @@ def test_listing() -> None:
 @pytest.mark.parametrize("isLoggedIn", [False, True])
 def test_switching(isLoggedIn: bool) -> None:
     """
-    The reply to LANG is in the new language, as all later replies; C{*} is English.
+    The reply to LANG is in the new language, as are all later replies; C{*} is English.
     """
     user = loggedIn() if isLoggedIn else client()
     assert say(user, "LANG de") == "+OK de Sprache geändert.\r\n"
@@ -135,7 +135,7 @@ def test_providersText() -> None:
 
 def test_login() -> None:
     """
-    A language that was chosen before the login stays, and a refused login says so in it.
+    A language that was chosen before the login stays, and a login is refused in this language.
     """
     user = client()
     say(user, "LANG de")
@@ -166,7 +166,7 @@ def test_linesThatAnswerNoCommand() -> None:
 
 def test_stlsForgetsTheLanguage() -> None:
     """
-    An attacker may have chosen the language before TLS began.
+    STLS resets the language, because an attacker may have chosen it before TLS began.
     """
     user = client(connectionCreator=object())
     say(user, "LANG ar")

@@ -126,7 +126,8 @@ def raises(error: Exception) -> Callable[[str], Any]:
 @pytest.mark.parametrize("method", ["messageSize", "messageContent"])
 def test_oneWithoutASize(method: str, error: Exception) -> None:
     """
-    RFC 1939 section 5: STAT and LIST without argument have no -ERR.
+    STAT, and LIST without an argument, count a message without a size as 0 octets, because they
+    must not answer -ERR (RFC 1939 section 5).
     """
     methods = {method: ofB(raises(error), b"xyz" if method == "messageContent" else 5)}
     for commands in (("STAT", "LIST"), ("LIST", "STAT")):
@@ -248,7 +249,8 @@ def test_eachMistakeIsExplained(methods: Any, commands: list[bytes], words: list
 
 def test_noMailbox() -> None:
     """
-    A mailbox that does not declare its interface.
+    A mailbox that does not declare its interface is refused, and the log shows the missing
+    declaration.
     """
     with Log() as log:
         client: Any = loggedIn(mailbox())
@@ -415,7 +417,7 @@ reactor.run()
 
 def test_asyncio() -> None:
     """
-    A provider that awaits objects of asyncio and Twisted, in tasks, with cancellation.
+    A provider may await objects of asyncio and of Twisted, may use tasks, and can be cancelled.
     """
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=60

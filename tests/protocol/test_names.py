@@ -1,6 +1,6 @@
 """
-Two spellings of a name are one user, by every way to log in.  A name that cannot be prepared is refused
-like an unknown one.
+Two spellings of a name log in the same user, whatever the way to log in.  A name that cannot be
+prepared is refused like an unknown one.
 """
 
 from __future__ import annotations
@@ -171,7 +171,8 @@ def test_throttleSeesOneName(mail: AccountsProvider, way: Way) -> None:
 @pytest.mark.parametrize("name", ["än\u00adne", "Ⅸ", "😀", "משהa", "a\udcffb"])
 def test_unusableNames(mail: AccountsProvider, way: Way, name: str) -> None:
     """
-    They are refused as an unknown user is: after the same calls, with the same reply.
+    Names that cannot be prepared are refused like an unknown user: after the same calls, with the
+    same reply.
     """
     if way is scram and not name.isprintable():
         # SCRAM itself refuses octets that are not UTF-8.
@@ -184,7 +185,8 @@ def test_unusableNames(mail: AccountsProvider, way: Way, name: str) -> None:
         assert way(client, each, "wrong") == way(client, each, PASSWORD) == WRONG
         assert user(client) is None
         asked.append([(what[0], len(what)) for what in throttle.told])
-        # The throttle never sees such a name, but always the same one for the same text.
+        # The throttle never sees such a name, but a made-up name that is the same for the same
+        # text.
         assert len({what[1] for what in throttle.told}) == 1
         assert throttle.told[0][1].isascii()
     assert asked[0] == asked[1]
@@ -193,7 +195,8 @@ def test_unusableNames(mail: AccountsProvider, way: Way, name: str) -> None:
 @pytest.mark.parametrize("way", [xlog, plain, login])
 def test_longNames(mail: AccountsProvider, way: Way) -> None:
     """
-    A name that is not ASCII and too long to prepare becomes another one; see LoginGuard for others.
+    The throttle sees a made-up name in place of a name that is not ASCII and is too long to
+    prepare.
     """
     throttle = RecordingThrottle()
     client = connect(mail, MAPPED, throttle)
@@ -210,7 +213,7 @@ def test_unusablePasswords(mail: AccountsProvider, way: Way, password: str) -> N
     client.received()
     assert way(client, "ann", password) == way(client, "ann", password) == WRONG
     guesses = [each[2] for each in throttle.told if each[0] == "may"]
-    # The same wrong password is one guess, and another one is another.
+    # The same wrong password is the same guess, and a different password is a different guess.
     assert len(guesses) == 2 and len(set(guesses)) == 1
     assert way(client, "ann", password + "\u00ad") == WRONG
     assert len({each[2] for each in throttle.told if each[0] == "may"}) == 2
@@ -229,7 +232,7 @@ def test_providerIsAskedForUnusableNames() -> None:
     assert [each[0] == "alice" for each in asked] == [False, True, False]
     assert [each[1] == "secret" for each in asked] == [True, False, False]
     assert all(text.isascii() for each in asked for text in each)
-    # Nobody outside can guess the names.
+    # Nobody can guess the made-up names, because they depend on the secret.
     other = POP3Factory(mail, MAPPED, clock=Clock(), secret=b"t" * 32)
     client = Client(other, isSecure=True)
     client.received()
@@ -302,7 +305,8 @@ def test_emptyNames() -> None:
 
 def test_events(mail: AccountsProvider) -> None:
     """
-    The log shows the prepared name; a name that cannot be prepared is shown as it was sent.
+    The log shows the prepared name.  If the name or the password cannot be prepared, it shows the
+    name as it was sent.
     """
     policy = Policy(nameCase="mapped", verboseEvents=1)
 

@@ -71,7 +71,7 @@ class Spoken(StringTransport):
 
 def test_producerWhileItFlushes() -> None:
     """
-    A flush that has nothing to write asks whether there is room as well.
+    A flush asks the transport for room even if there is nothing to write.
     """
     transport = Spoken()
     outlet = outletOf(transport)

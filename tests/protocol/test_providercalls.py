@@ -75,7 +75,7 @@ def _silent(*arguments: Any) -> Deferred[Any]:
 )
 def test_logNamesTheCallThatTimedOut(method: str, lines: list[bytes]) -> None:
     """
-    The log names the call that timed out, also if it has no name.
+    The log names the function that timed out, by its C{repr} if it has no name.
     """
     unnamed = partial(_silent)
     for silent, name in ((_silent, "_silent"), (unnamed, repr(unnamed))):

@@ -29,7 +29,7 @@ from pop3svc.testing import Client, Inline
 from tests.support.throttles import RecordingThrottle
 
 POLICY = Policy(enable=frozenset(["SCRAM-SHA-1", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS"]))
-# Computed once, because they cost many rounds.
+# Computed once, because a verifier costs many rounds.
 VERIFIER = makeVerifier("pencil")
 
 
@@ -118,8 +118,8 @@ def test_badFirstMessages(message: bytes) -> None:
 
 def test_names() -> None:
     """
-    Commas and equals signs are escaped (RFC 5802 section 5.1).  mutt sends its own name as the
-    authorization identity.
+    Commas and equals signs are escaped (RFC 5802 section 5.1).  mutt sends the user name as the
+    authorization identity, too.
     """
     first = ClientFirst.parse(b"n,a=a=2Cb=3Dc,n=a=2Cb=3Dc,r=abc,x=more")
     assert (first.name, first.nonce, first.header) == ("a,b=c", "abc", "n,a=a=2Cb=3Dc,")
@@ -198,7 +198,7 @@ def provider(tmp_path: Path) -> AccountsProvider:
 
 class Binding:
     """
-    A client whose TLS connection has a channel binding.
+    Returns the channel binding C{tls-server-end-point} of a TLS connection.
     """
 
     OCTETS = b"octets of the binding"
@@ -391,7 +391,7 @@ def test_oneFormOfBase64(provider: AccountsProvider) -> None:
 
 def test_moreThanTheEnd(provider: AccountsProvider) -> None:
     """
-    After the server's final message only an empty response follows.
+    Only an empty response may follow the server's final message.
     """
     client = connect(provider)
     other = begin(client, "user", "pencil", "SCRAM-SHA-256")
@@ -431,7 +431,7 @@ def test_changedMeanwhile(provider: AccountsProvider, tmp_path: Path) -> None:
 
 def test_manyBegun(provider: AccountsProvider) -> None:
     """
-    One connection cannot look up any number of users.  A login begins the count again.
+    One connection cannot look up an unlimited number of users.  A login begins the count again.
     """
     client = connect(provider)
     for _ in range(3):
@@ -484,7 +484,7 @@ def test_bound(provider: AccountsProvider) -> None:
 
 def test_boundElsewhere(provider: AccountsProvider) -> None:
     """
-    Octets of another connection mean that somebody is in the middle.
+    The binding of another connection is refused, because it shows that somebody is in the middle.
     """
     client = connect(provider, isBound=True)
     binding = "tls-server-end-point", b"octets of another connection"

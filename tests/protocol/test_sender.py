@@ -193,7 +193,7 @@ def test_plainFull() -> None:
     sender.gather(ok("Fine."))
     assert not sender.flushShort()
     assert (transport.written, transport.waiting) == (b"+OK ", b"Fine.\r\n")
-    # A streaming producer would be resumed only after a long buffer.
+    # A transport resumes a streaming producer only if its buffer has been long.
     assert sender.isCrowded and not transport.isStreaming
     sender.gather(ok("More."))
     assert not sender.flushShort() and transport.waiting == b"Fine.\r\n"
@@ -272,16 +272,16 @@ def test_topDoesNotSendItself() -> None:
     body = InFile([], b"a: b\r\n\r\nbody\r\n")
     start(whole(sender, ok("", body=body, topLines=0)))
     assert transport.written == b"+OK\r\na: b\r\n\r\n.\r\n"
-    # It is not used inside TLS.
+    # sendfile() is not used inside TLS.
     _, transport, sender = setUpPlain(100, 100)
     sender.startTLS()
     start(whole(sender, ok("", body=InFile([], b"x\r\n"))))
     assert transport.waiting == b"+OK\r\nx\r\n.\r\n"
-    # It is not used if the transport is no plain socket.
+    # sendfile() is not used if the transport is no plain socket.
     _, memory, sender = setUp()
     start(whole(sender, ok("", body=InFile([], b"x\r\n"))))
     assert memory.written == b"+OK\r\nx\r\n.\r\n"
-    # It would cost more than it saves for a small file.
+    # For a small file, sendfile() would cost more than it saves.
     _, transport, sender = setUpPlain(100, 100)
     start(whole(sender, ok("", body=InFile([], b"x\r\n", length=262_143))))
     assert transport.written == b"+OK\r\nx\r\n.\r\n"
@@ -351,7 +351,7 @@ def test_wholeRepliesBeforeAFailure(chunks: list[bytes], said: bytes) -> None:
 
 class Slow:
     """
-    A descriptor with a simulated queue of the kernel.
+    The simulated length of the kernel's queue.
     """
 
     queued = 100_000
@@ -513,7 +513,7 @@ def test_failingShortBody(chunks: tuple[Any, ...]) -> None:
 
 def test_regionIsNotShort() -> None:
     """
-    The socket sends the octets of a large file itself.
+    A large region of a file is not gathered, because sendfile() sends it.
     """
     _, _, sender = setUpPlain(1000)
     body = InFile([262_144])

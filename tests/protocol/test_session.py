@@ -207,7 +207,7 @@ def test_callTimesOut() -> None:
 
 def test_failedReleaseIsLogged() -> None:
     """
-    A failed release is logged, and the other resources are released.
+    If unlock fails, QUIT still succeeds, and the other resources are released.
     """
     provider = Provider(unlock=lambda info: fail(ValueError("x")))
     client = conversation(provider, ALICE)
@@ -502,7 +502,7 @@ def test_namesInEvents() -> None:
 def test_lostWhileUnlockingForSleep() -> None:
     """
     A client is lost while SLEE releases the lock: there is no other call meanwhile, and the
-    connection ends after it.
+    connection ends after the release.
     """
     late: list[Delayed] = []
 
@@ -568,7 +568,7 @@ class LocksAllTheSame(Delayed):
     """
     Takes the lock when the call is cancelled, because the call can no longer be stopped.
 
-    @ivar isAwake: whether calls of C{lock} do not behave like this yet.
+    @ivar isAwake: C{True} while C{lock} still behaves like the other methods.
     """
 
     isAwake = True
@@ -641,7 +641,7 @@ def test_tooManyFailedLogins() -> None:
 
 def test_everyCallGetsTheInfo() -> None:
     """
-    Every call passes the connection's information to the mailbox.
+    Every call of the mailbox passes the connection's information.
     """
     infos: dict[str, set[Any]] = {}
     names = {
@@ -673,7 +673,7 @@ def test_everyCallGetsTheInfo() -> None:
 
 def test_sizesAreAskedForOnce() -> None:
     """
-    Only unknown sizes are requested, several of them in one call.
+    Only unknown sizes are requested, in one call if the mailbox has C{messageSizes}.
     """
     sizes = {"message-1": 5, "message-2": None, "message-3": 7}
     for isBulk in (True, False):
@@ -784,7 +784,7 @@ def test_unlockFailsAsleep() -> None:
     provider.calls.clear()
     client.vanish()
     assert infos == [provider.info] * 2
-    # It has no lock, and releases none.
+    # The session has no lock, and releases none.
     assert provider.calls == ["watch ended", "logout"]
 
 

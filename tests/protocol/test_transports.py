@@ -15,7 +15,7 @@ from tests.support.mailboxes import later
 
 def test_withoutNoDelayAndHalfClose() -> None:
     """
-    A transport without TCP_NODELAY and half-close.
+    A transport need not support TCP_NODELAY and half-close.
     """
     transport = StringTransport()
     protocol = connected(makeFactory(), transport)
@@ -27,7 +27,7 @@ def test_withoutNoDelayAndHalfClose() -> None:
 
 def test_inputInsideResumeProducing() -> None:
     """
-    A transport delivers its buffered input inside C{resumeProducing}.
+    A transport may deliver its buffered input inside C{resumeProducing}.
     """
     provider, client, mailbox = later(b"LIST 1\r\n")
     transport: Any = client.transport

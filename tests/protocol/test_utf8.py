@@ -158,7 +158,7 @@ def test_states() -> None:
 
 def test_anotherUser() -> None:
     """
-    UTF-8 mode lasts as long as the connection; a user may also log in again in UTF-8 mode.
+    UTF-8 mode survives QAUT.  A client may also send UTF8 between QAUT and the next login.
     """
     client = conversation(
         provider(MESSAGES), UTF8 + "C: QAUT\nS: +OK…\n" + ALICE[len("S: +OK…\n") :]
@@ -199,7 +199,8 @@ def opened(policy: Policy | None = None, **methods: Any) -> Client:
 
 def test_mailboxWithoutSurrogates() -> None:
     """
-    The messages of other mailboxes go out as they are, and their sizes are not counted again.
+    If a mailbox does not provide surrogates, its sizes are used and its messages go out as they
+    are.
     """
     given = {"messageSize": lambda info, uniqueID: len(MESSAGES[int(uniqueID[-1]) - 1])}
     client = opened(**given)
@@ -249,7 +250,7 @@ def test_messageThatIsGone() -> None:
 
 def test_wrongSurrogateSize() -> None:
     """
-    A wrong size is the mistake of surrogateSizes, and the client still gets the whole message.
+    If surrogateSizes returns a wrong size, the client still gets the whole message.
     """
     client = opened(surrogateSizes=lambda info, asked: [1] * len(asked))
     assert sizes(client) == [1, 1, 1]
