@@ -65,7 +65,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """
-    The algorithms of the verifiers that were made, with few rounds.
+    The algorithms of the verifiers that were made.
     """
     found: list[str] = []
 
@@ -93,7 +93,7 @@ def beside(path: Path, name: str = "ann") -> set[str]:
 
 def test_added(path: Path, made: list[str], logged: list[str]) -> None:
     """
-    They are written together, ten seconds after the first login; the session stays valid.
+    Verifiers are written together, ten seconds after the first login; the session stays valid.
     """
     path.write_text(f"# users\nann:{HASH}\nben:{HASH}:1:2:3:4:5:a=b\r\ncat:{HASH}\nbad\n")
     path.chmod(0o640)
@@ -149,7 +149,8 @@ def test_off(path: Path, made: list[str]) -> None:
 )
 def test_noVerifier(path: Path, stored: str, password: str) -> None:
     """
-    A password in the clear needs none.  Others can have none, or would have a wrong one.
+    A password in the clear needs no verifier.  For the other passwords no verifier can be made, or
+    it would be wrong.
     """
     path.write_text(f"ann:{stored}\n")
     clock = Clock()

@@ -142,7 +142,8 @@ def test_badExpiry(value: Any) -> None:
 
 def test_login(path: str) -> None:
     """
-    Each application password and the password of the account work; one hash is compared.
+    Each application password and the password of the account work, and each login compares one
+    hash.
     """
     phone, laptop = (addAppPassword(path, "ann", each) for each in ("Phone", "Laptop"))
     runner = Counting()
@@ -151,7 +152,7 @@ def test_login(path: str) -> None:
         assert answer(checker, secret) == "ann"
         assert len(runner.compared) == 1
         assert runner.compared.pop().startswith("$argon2id$")
-    # Another user's, a wrong end, and an unknown selector, of a user and of nobody.
+    # Refused are a wrong end, an unknown selector, an unknown user, and the secret of another user.
     last = "a" if phone[-1] != "a" else "b"
     unknown = "aaaa" if phone[:4] != "aaaa" and laptop[:4] != "aaaa" else "bbbb"
     assert answer(checker, phone[:-1] + last) is None
@@ -258,8 +259,8 @@ def test_restrictions(path: str, extra: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_wake(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A session ends with the application password with which it began; the password of the account
-    may change.
+    A session does not wake up after its application password has expired or was revoked.  The
+    password of the account may change.
     """
     phone, laptop = (
         addAppPassword(path, "ann", "Phone", expires="2026-11-30"),
@@ -290,7 +291,7 @@ def test_wake(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_wakeOfAnotherEntry(path: str) -> None:
     """
-    A changed line, and a user who is barred or removed, end the session, too.
+    A version is no longer valid if the line has changed, or if the user is barred or removed.
     """
     secret = addAppPassword(path, "ann", "Phone")
     checker = PasswordFile(path, Inline(), Clock())
@@ -397,7 +398,8 @@ def test_badLine(path: str, logged: list[str], change: Any, says: str) -> None:
 
 def test_unreadable(path: str, logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    No application password is accepted, because it may have been revoked.
+    If the file cannot be read, no application password is accepted, because it may have been
+    revoked.
     """
     secret = addAppPassword(path, "ann", "Phone")
     checker = PasswordFile(path, Inline(), Clock())
@@ -419,7 +421,7 @@ def test_unreadable(path: str, logged: list[str], monkeypatch: pytest.MonkeyPatc
 
 def test_slow(path: str) -> None:
     """
-    A login does not wait for a slow disk for ever, and is refused.
+    A login waits five seconds for a slow disk, and is then refused.
     """
     secret = addAppPassword(path, "ann", "Phone")
     clock = Clock()
@@ -478,7 +480,7 @@ def test_changedDuringTheRead(path: str) -> None:
 
 def test_reload(path: str, logged: list[str]) -> None:
     """
-    The errors are logged again.
+    After a reload, errors are logged again.
     """
     Path(fileOf(path)).write_text("nonsense\n")
     checker = PasswordFile(path, Inline(), Clock())
@@ -493,8 +495,8 @@ def test_reload(path: str, logged: list[str]) -> None:
 
 def test_lastUse(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Written some seconds later, each at most once a minute, by each process; refused logins are no
-    uses.
+    A use is written some seconds later.  Each process writes the uses of a password at most once a
+    minute.  A refused login is no use.
     """
     phone, laptop = (addAppPassword(path, "ann", each) for each in ("Phone", "Laptop"))
     now = 1000.5
@@ -527,7 +529,8 @@ def test_lastUse(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_lastUseFails(path: str, logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Logins go on; it is logged once, and tried again.
+    If a use cannot be written, logins go on, the failure is logged once, and the write is tried
+    again.
     """
     secret = addAppPassword(path, "ann", "Phone")
     clock = Clock()

@@ -163,7 +163,7 @@ def test_otherErrors(source: Source) -> None:
 
 def test_noThread(source: Source) -> None:
     """
-    The system may refuse a thread.
+    If the system refuses a thread, the login gets SYS/TEMP, and no thread counts as lost.
     """
     source.threads.error = POP3ResponseError("Too busy, try again later.", "SYS/TEMP")
     source.logIn("one")

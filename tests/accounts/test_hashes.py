@@ -116,7 +116,7 @@ def test_encodings() -> None:
 )
 def test_unusable(stored: str) -> None:
     """
-    Nobody gets in, and the reason does not show the stored password.
+    An unusable stored password is rejected, and the reason does not show it.
     """
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         HASHES.costOf(stored)
@@ -155,12 +155,12 @@ def test_defaultScheme() -> None:
 
 def test_stateOfMD5() -> None:
     """
-    HMAC-MD5 by the states is that of the standard library.
+    The MD5 state after the last block is the digest of the standard library.
     """
     key = b"key".ljust(64, b"\0")
     block = bytes(octet ^ 0x36 for octet in key)
     assert _stateMD5(block) != _stateMD5(key)
-    # One block and its padding: the state after the second is the digest.
+    # The message and its padding fill one block, and the state after this block is the digest.
     message = b"a" * 55
     padded = message + b"\x80" + (55 * 8).to_bytes(8, "little")
     assert _stateMD5(padded) == hashlib.md5(message).digest()

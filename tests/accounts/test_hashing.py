@@ -168,7 +168,7 @@ def test_concurrent(queue: Queue) -> None:
 
 def test_placesAreGivenBack(queue: Queue) -> None:
     """
-    A thread is free again after a lack of threads, and after an error in C{begun}.
+    The place of an entry is free again after a lack of threads, and after an error in C{begun}.
     """
     without = CheckQueue(BoundedThreadPool("test", threads=0, waiting=0), Clock())
     for _ in range(10):

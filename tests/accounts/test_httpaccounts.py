@@ -310,7 +310,8 @@ def test_otherCredentials(site: Site) -> None:
 
 def test_provider(site: Site) -> None:
     """
-    The session's facts reach the server, and the server's name names the mailbox.
+    The server gets the address of the client and whether it uses TLS.  The user in the answer names
+    the mailbox.
     """
     store = MemoryStore([b"x"])
     info = ConnectionInfo(1, "192.0.2.7", False)

@@ -244,7 +244,7 @@ def test_notAsked(
 
 def test_emptyBind(directory: Slapd) -> None:
     """
-    Whatever calls it, a bind without a password does not reach the server.
+    A bind without a name or without a password never reaches the server.
     """
     for dn, password in (("", PASSWORD), (READER, "")):
         with pytest.raises(CheckUnavailable, match="both a name and a password"):
@@ -307,7 +307,7 @@ def test_notOneName(directory: Slapd, logged: list[str]) -> None:
 
 def test_hiddenEntry(directory: Slapd, logged: list[str]) -> None:
     """
-    A user who may not read the own entry has no mailbox.
+    A user who may not read their own entry has no mailbox.
     """
     directory.addUser("hidden")
     assert logIn(binding(directory), "hidden") is None

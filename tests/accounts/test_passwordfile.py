@@ -402,7 +402,7 @@ def test_unknownUsersCostWhatIsUsual(path: Path) -> None:
 
 def test_comparisonThatFails(path: Path, lines: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    If memory is short, nothing is compared.  The login does not fail as one with a wrong
+    If memory is short, nothing is compared.  The login gets SYS/TEMP, not the refusal of a wrong
     password, and the error is logged once.
     """
 
@@ -430,7 +430,7 @@ def test_passwordWithNUL(path: Path, kind: str) -> None:
 
 def test_tellsWhenItCompares(path: Path) -> None:
     """
-    C{comparing} is not called while the password waits in the queue.
+    An attempt does not count as a guess while its password waits in the queue.
     """
     assert IPasswordAttempt in PasswordFile.credentialInterfaces
 

@@ -131,7 +131,7 @@ def test_wrong(tmp_path: Path) -> None:
 
 def test_fieldsAreKeptApart() -> None:
     """
-    No name, password and hash have the digest of others.
+    Two different combinations of name, password and hash have different digests.
     """
     checks = RememberedChecks(10, Clock().seconds)
     seen = {

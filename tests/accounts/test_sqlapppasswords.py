@@ -103,7 +103,7 @@ def accounts(tmp_path: Path) -> Accounts:
 @pytest.mark.parametrize("scheme", ["CRYPT", "SHA256"])
 def test_login(accounts: Accounts, scheme: str) -> None:
     """
-    The default scheme of the passwords does not apply.
+    The default scheme of the account's passwords does not apply to application passwords.
     """
     secret = accounts.add()
     accounts.checker = accounts.make(scheme)
@@ -237,7 +237,7 @@ def test_badRow(accounts: Accounts, logged: list[str], change: str, says: str) -
 
 def test_twoRows(accounts: Accounts, logged: list[str]) -> None:
     """
-    A row for all users is one more.
+    A password is refused if the query returns more than one row.
     """
     secret = accounts.add()
     query = "SELECT hash FROM app_password WHERE name = :user OR selector = :selector"
