@@ -445,6 +445,17 @@ def test_watchedAfterTheEnd() -> None:
     assert sorted(provider.calls) == ["authenticate", "logout", "watch ended", "watchMailbox"]
 
 
+def test_notWatchedAfterTheEnd() -> None:
+    """
+    A mailbox that cannot be watched returns no function although the client is gone.
+    """
+    provider = Provider(watchMailbox=lambda info, changed: stubborn(None))
+    client = Client(POP3Factory(provider, clock=Clock()))
+    client.send(b"XLOG alice secret\r\n")
+    assert [each.get("pop3Event") for each in logged(client.vanish)] == ["close"]
+    assert sorted(provider.calls) == ["authenticate", "logout", "watchMailbox"]
+
+
 @pytest.mark.parametrize(
     ("address", "isLoopback"),
     [
