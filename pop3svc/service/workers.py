@@ -223,7 +223,7 @@ class Lines(LineReceiver):
     """
 
     delimiter = b"\n"
-    # The most octets of a line, which are enough for the event of a traceback.
+    # The most octets of a line, which are enough for a log event with a traceback.
     MAX_LENGTH = 1_048_576
 
     def __init__(self, received: Callable[[bytes, bytes], object]) -> None:

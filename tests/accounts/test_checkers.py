@@ -114,7 +114,7 @@ def test_whatCountsAsAGuess(tmp_path: Path) -> None:
     assert checked("alice", fault) == (True, False)
     assert checked("alice", passwords, fault) == (True, True)
     assert checked("alice", database(alice="other"), fault) == (True, True)
-    # The file has no user of this name, so no password was guessed.
+    # The file has no user of this name, so it has refused no password.
     assert checked("carol", passwords, fault) == (True, False)
     assert checked("carol", Odd(UnhandledCredentials()), fault) == (True, False)
 

@@ -452,7 +452,8 @@ def test_manyBegun(provider: AccountsProvider) -> None:
 
 def test_leftOverKeys(tmp_path: Path) -> None:
     """
-    A cancelled exchange does not choose the store of a user whom another mechanism proves.
+    A client cancels an exchange of SCRAM, and logs in as a user of another domain.  The mailbox
+    comes from the store of this other domain.
     """
     (tmp_path / "users").write_text(f"user@one.example:{VERIFIER}\n")
     stores = MemoryStore([b"one\n"]), MemoryStore([b"two\n", b"two\n"])

@@ -79,7 +79,7 @@ def site(running: Site) -> Iterator[Site]:
     running.browser.use()
     running.browser.complaints()
     yield running
-    # A session that is left would keep the mailbox.
+    # A session that a test has left open would keep the mailbox locked.
     ask(running.admin, "kick", target="demo")
     # Neither errors of the script nor violations of the policy.
     assert running.browser.complaints() == []

@@ -184,8 +184,8 @@ class CleanCache:
     BOUND = 10_000
 
     def __init__(self) -> None:
-        # By device and inode: the stamps of the root, of the folders, and of the staging
-        # directories.
+        # By device and inode of a mailbox: the stamps of its root, of its folders, and of its
+        # staging directories.
         self._stamps: BoundedDict[tuple[int, int], tuple[FileStamp, _Stamp, _Stamp]]
         self._stamps = BoundedDict(self.BOUND)
 
@@ -240,7 +240,7 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
     """
     Check a mailbox, and change nothing.
 
-        @return: whether L{recover} has nothing to do.
+    @return: whether L{recover} has nothing to do.
     """
     try:
         os.lstat(_REMOVED, dir_fd=root)

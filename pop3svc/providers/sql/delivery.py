@@ -264,8 +264,9 @@ class Delivery:
         self, transaction: Transaction, mailbox: int, uniqueID: str, isForeign: bool
     ) -> bool:
         """
-        @return: whether the mailbox has a message with a unique-id.  If C{isForeign} is true, also
-            whether the mailbox had such a message.
+        @param isForeign: whether the unique-id comes from another server.
+        @return: whether the mailbox has a message with this unique-id.  If C{isForeign} is true,
+            a message that was deleted counts, too.
         """
         tables = ("message", "formerid") if isForeign else ("message",)
         return any(
