@@ -471,8 +471,8 @@ class MailboxSizes:
             for uniqueID, info in self._unwritten.items():
                 if uniqueID not in self.known:
                     self._claim(uniqueID, info)
-            # Count this as a change, because a thread may have looked up sizes while the file was
-            # read.
+            # Count a second change, so that L{octetsOf} does not store the result of a lookup that
+            # began while the file was read.
             self._change()
         self._stamp = stamp
         self.isLoaded = True

@@ -48,8 +48,9 @@ def _formerServers(
     uidl: str, control: str, duplicates: str, usesHeaders: bool, readOnly: bool
 ) -> tuple[FormerServer | None, FormerServer | None]:
     """
-    @return: the previous server of the Maildirs as two objects, for sessions and for deliveries.
-        Both are L{None} if there was no previous server.
+    @return: two objects that describe the server that served the Maildirs before.  The first is
+        for sessions, and the second for deliveries.  Both are L{None} if there was no previous
+        server.
     @raise ValueError: an argument cannot be used.  The text is a sentence for the operator.
     """
     if uidl:
