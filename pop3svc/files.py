@@ -44,6 +44,7 @@ __all__ = [
     "setPrivileged",
     "stampFrom",
     "stampOf",
+    "syncDirectory",
     "useNoThreads",
     "writeWhole",
 ]
@@ -365,11 +366,20 @@ def writeWhole(
     # Otherwise a power failure could bring the old file back.  Ignore an error, because the new
     # file has been written.
     with suppress(OSError):
-        directory = openDirectory(os.path.dirname(path) or ".")
-        try:
-            os.fsync(directory)
-        finally:
-            closeQuietly(directory)
+        syncDirectory(os.path.dirname(path) or ".")
+
+
+def syncDirectory(path: str) -> None:
+    """
+    Make the names of the files in a directory durable.  The directory may be a link.  Blocks.
+
+    @raise OSError: the names may not be durable.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        closeQuietly(descriptor)
 
 
 def countOctets(descriptor: int) -> int:

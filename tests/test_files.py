@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pop3svc import files
-from pop3svc.files import measure, readReplaceable, setPrivileged, stampOf
+from pop3svc.files import measure, readReplaceable, setPrivileged, stampOf, writeWhole
 
 
 @given(st.lists(st.sampled_from([b"\r", b"\n", b".", b"x", b"\r\n"]), max_size=30).map(b"".join))
@@ -114,3 +114,22 @@ def test_privileged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PermissionError):
         readReplaceable(path)
     assert stampOf(path) is None
+
+
+def test_replacedFileIsDurable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The directory is synced after the rename, also if its path is a link.
+    """
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    path = tmp_path / "link" / "file"
+    synced: list[tuple[int, bool]] = []
+    fsync = os.fsync
+
+    def syncing(descriptor: int) -> None:
+        synced.append((os.fstat(descriptor).st_ino, path.exists()))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", syncing)
+    writeWhole(str(path), b"x")
+    assert synced == [(path.stat().st_ino, False), ((tmp_path / "real").stat().st_ino, True)]

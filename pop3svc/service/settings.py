@@ -915,7 +915,11 @@ _OF_PARENT = (
 )
 # The parent also counts failed logins, so that new workers know about bans.
 _LIMITS_OF_PARENT = (
-    *("banStrikes", "banTime", "userStrikes", "unknownNetworkStrikes", "strikesTime"),
+    "banStrikes",
+    "banTime",
+    "userStrikes",
+    "unknownNetworkStrikes",
+    "strikesTime",
 )
 # Settings of the service that are fields of the policy.
 _IN_POLICY = ("cleartext-login", "name-case", "utf8-headers", "without", "enable")

@@ -9,12 +9,18 @@ import os
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from pop3svc.files import closeQuietly, countOctets, openDirectory, openRegular
+from pop3svc.files import (
+    closeQuietly,
+    countOctets,
+    openDirectory,
+    openRegular,
+    syncDirectory,
+)
 from pop3svc.providers.files.scanning import scanPlaces
 from pop3svc.providers.files.storing import nameOfDelivery, publish, writeMessage
 from pop3svc.providers.maildir.names import nameWithUniqueID, parseNames
 from pop3svc.transfer.failures import NotPossible
-from pop3svc.transfer.target import Target, lockOwn, syncDirectory
+from pop3svc.transfer.target import Target, lockOwn
 
 __all__ = ["MaildirTarget"]
 

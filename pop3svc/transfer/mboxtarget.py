@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import BinaryIO, NamedTuple
 
-from pop3svc.files import closeQuietly
+from pop3svc.files import closeQuietly, syncDirectory
 from pop3svc.providers.files.storing import NO_LINKS
 from pop3svc.providers.mbox.delivery import storedText
 from pop3svc.providers.mbox.scan import scanMessages
 from pop3svc.providers.mbox.text import makeEnvelope
 from pop3svc.transfer.failures import NotPossible
-from pop3svc.transfer.target import Target, lockOwn, syncDirectory
+from pop3svc.transfer.target import Target, lockOwn
 
 __all__ = ["MboxTarget"]
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from pop3svc.transfer.failures import NotPossible, TryAgain, reasonOf
 
-__all__ = ["Target", "failureOf", "lockOwn", "syncDirectory"]
+__all__ = ["Target", "failureOf", "lockOwn"]
 
 
 class Target:
@@ -97,17 +97,6 @@ def lockOwn(descriptor: int, path: str) -> None:
         # Another export has removed the file after this export opened it, and before this export
         # locked it.
         raise TryAgain(f"another export has just written {path}")
-
-
-def syncDirectory(path: str) -> None:
-    """
-    Make the names of the files in a directory durable.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # The errors whose cause the operator can remove, so that the export can be continued afterwards.
