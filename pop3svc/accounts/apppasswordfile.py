@@ -101,8 +101,8 @@ class AppPasswordFile:
     ) -> None:
         """
         @param path: the path of the password file.
-        @param runner: runs the reading and writing of the files.
-        @param clock: limits the wait for the file; the reactor if not given.
+        @param runner: runs the functions that read and write the files.
+        @param clock: used for time limits and pauses; the reactor if not given.
         """
         self._path = path
         self._file = fileOf(path)

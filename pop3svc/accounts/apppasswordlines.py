@@ -92,7 +92,7 @@ def _entryIn(line: str) -> Entry:
     values = dict(each.partition("=")[::2] for each in settings.split())
     others = sorted(set(values) - {"created", "expires", "networks"})
     if others:
-        # Refuse the whole line, because the unknown field may be a misspelled restriction.  The
+        # Refuse the whole line, because the unknown setting may be a misspelled restriction.  The
         # password must not be valid without the restriction.
         raise ValueError("an unknown setting")
     networks = networksOf(values.get("networks", ""))

@@ -228,9 +228,8 @@ class AccountsProvider:
     async def provenMailbox(self, info: IPOP3ConnectionInfo, username: str) -> str | None:
         """
         See L{IProvenAccounts.provenMailbox}.  Return the mailbox from the first checker that has
-        the account.  Do not ask checkers that cannot tell which accounts exist, because they would
-        accept an account that was removed.  If no checker can tell which accounts exist, accept
-        every user.
+        the account.  Skip a checker that cannot tell which accounts exist, because the account may
+        have been removed.  If there are checkers, but all are skipped, accept every user.
         """
         self._acceptedBy.pop(info, None)
         canTell = False

@@ -1,7 +1,7 @@
 """
-Check the claims of an access token, which say who issued the token, for which user, and until when.
-The claims are in the signed token itself (RFC 7519, RFC 9068) or in an answer of the issuer (RFC
-7662).
+Check the claims of an access token.  They say who issued the token, for which user, and when the
+token expires.  The claims are in the signed token itself (RFC 7519, RFC 9068) or in an answer of
+the issuer (RFC 7662).
 """
 
 from __future__ import annotations

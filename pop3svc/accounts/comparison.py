@@ -136,7 +136,8 @@ class PasswordComparison:
         """
         @param source: the name of the source, for the log.
         @param runner: runs slow comparisons; the shared threads if not given.
-        @param clock: used for time limits; the reactor if not given.
+        @param clock: used for time limits and for the age of remembered comparisons; the real time
+            if not given.
         """
         self._source = source
         self._reader = reader

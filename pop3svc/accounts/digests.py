@@ -32,15 +32,15 @@ __all__ = [
 # The most rounds of PBKDF2 and SCRAM.  This number of rounds takes some two seconds of CPU time.  A
 # limit is necessary because a client can cause a comparison without being logged in.
 _MOST_ROUNDS = 5_000_000
-# The least number of rounds of SCRAM.  RFC 7677 section 4 requires it, and clients refuse fewer
-# rounds.
+# The least number of rounds of SCRAM.  RFC 7677 section 4 recommends it, and some clients refuse
+# fewer rounds.
 _LEAST_SCRAM_ROUNDS = 4096
 _ROUNDS_PER_MILLISECOND = 2500
 
 
 class DigestScheme(NamedTuple):
     """
-    A scheme whose digest is made of the password followed by a salt.  The salt may be missing.
+    A scheme whose digest is made of the password, followed by a salt if the scheme has one.
 
     @ivar algorithm: the name of the digest in C{hashlib}.
     @ivar size: the size of the digest in octets.
@@ -190,8 +190,8 @@ def scram(algorithm: str) -> _Rounds:
 
 def plainMD4(data: bytes, password: bytes) -> bool:
     """
-    Compare a password with an MD4 digest.  The computation does not use OpenSSL, because newer
-    versions of OpenSSL have no MD4.
+    Compare a password with an MD4 digest.  This function does not rely on C{hashlib}, which has no
+    MD4 with newer versions of OpenSSL.
     """
     from passlib.crypto.digest import lookup_hash
 

@@ -1,10 +1,10 @@
 """
 Read stored passwords of all kinds, estimate the cost of a comparison, and compare.
 
-Every source of accounts that has stored passwords uses this module.  A stored password begins with
-the kind of its hash, such as C{$argon2id$} or C{$6$}, or with a scheme of Dovecot or Courier, such
-as C{{SSHA256}} or C{{SHA512.HEX}}.  If it begins with neither, it has the default scheme of the
-source.
+Every source of accounts that has stored passwords uses this module.  A stored password may begin
+with a scheme of Dovecot or Courier, such as C{{SSHA256}} or C{{SHA512.HEX}}.  If it does not, it
+has the default scheme of the source.  The usual default is C{CRYPT}, which finds the kind of a hash
+by its first characters, such as C{$argon2id$} or C{$6$}.
 """
 
 from __future__ import annotations
@@ -94,8 +94,8 @@ def _asText(text: str, suffix: str) -> str:
 
 def _asDigest(size: int, text: str, suffix: str) -> bytes:
     """
-    Decode the octets of a digest.  The text is in hexadecimal digits if C{suffix} says so, or if it
-    is twice as long as the digest.  Otherwise it is in base64.
+    Decode the octets of a digest.  The text is in hexadecimal digits if C{suffix} says so, or if
+    C{suffix} is empty and the text is twice as long as the digest.  Otherwise it is in base64.
     """
     isHex = suffix == "hex" or (suffix == "" and len(text) == 2 * size)
     return _fromHex(text) if isHex else _fromBase64(text)
@@ -227,7 +227,8 @@ _SCHEMES = (
     | {name: _digest(scheme) for name, scheme in SALTED.items()}
 )
 _SCRAM = {"sha1": _SCHEMES["SCRAM-SHA-1"], "sha256": _SCHEMES["SCRAM-SHA-256"]}
-# Courier's authentication library has other meanings for two names.
+# In Courier's authentication library, MD5 means what Dovecot calls LDAP-MD5, and MD5RAW means what
+# Dovecot calls PLAIN-MD5.
 _COURIER = _SCHEMES | {"MD5": _SCHEMES["LDAP-MD5"], "MD5RAW": _SCHEMES["PLAIN-MD5"]}
 _PREFIX = re.compile(r"\{([A-Za-z0-9-]{1,32})(?:\.(?i:(b64|base64|hex)))?\}")
 

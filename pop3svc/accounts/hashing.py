@@ -131,8 +131,7 @@ class CheckQueue:
         @param begun: called when C{work} begins.
         @return: a Deferred that fires with the result of C{work}.  If C{work} waits longer than
             C{patience}, the Deferred fails with L{POP3ResponseError}, C{SYS/TEMP}.  Cancelling the
-            Deferred removes work that has not begun.  Work that has begun is not interrupted,
-            because nothing can interrupt the computation of a hash.
+            Deferred removes work that has not begun.  Work that has begun is not interrupted.
         @raise POP3ResponseError: C{SYS/TEMP} if the queue is full.
         """
         if len(self._urgent) + len(self._others) >= self._mostWaiting:

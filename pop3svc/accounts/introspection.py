@@ -56,7 +56,7 @@ class SecretFile:
 
     def __init__(self, path: str, runner: Executor | None = None) -> None:
         """
-        @param runner: runs the reading of the file by L{reload}.
+        @param runner: runs the function by which L{reload} reads the file.
         @raise ValueError: the file cannot be used.  The text is a sentence that names the file.
         """
         self._path = os.path.abspath(path)

@@ -65,7 +65,7 @@ def _read(path: str) -> tuple[FileStamp | None, KeySet | str]:
 
 
 def _reason(error: ValueError) -> str:
-    # Do not show an error of json, because it quotes the text that could not be parsed.
+    # A subclass of ValueError, such as JSONDecodeError, means that the text is not JSON.
     return "it is not JSON" if type(error) is not ValueError else str(error)
 
 
@@ -84,8 +84,8 @@ class FileKeys:
         self, path: str, runner: Executor | None = None, clock: IReactorTime | None = None
     ) -> None:
         """
-        @param runner: runs the reading of the file.
-        @param clock: limits the wait for the file; the reactor if not given.
+        @param runner: runs the function that reads the file.
+        @param clock: used for time limits and pauses; the reactor if not given.
         @raise ValueError: the file cannot be read.  The text is a sentence that names the file.
         """
         self._path = os.path.abspath(path)
@@ -182,7 +182,8 @@ class FetchedKeys:
         """
         @param source: the address of the key set, for the log.
         @param fetch: fetches the key set and returns its JSON, or raises L{HTTPUnavailable}.
-        @param clock: measures the age of the keys and limits the waits; the reactor if not given.
+        @param clock: measures the age of the keys, and the pauses between fetches; the reactor if
+            not given.
         """
         self._source = source
         self._health = Health(f"the key set at {source}")
@@ -207,7 +208,8 @@ class FetchedKeys:
         """
         @param name: the name of the key in a token (C{kid}); L{None} if the token contains no name.
         @return: the key; L{None} if there is no such key.
-        @raise POP3ResponseError: C{SYS/TEMP}: there are no keys, or the keys are too old.
+        @raise POP3ResponseError: C{SYS/TEMP}: there are no keys, the keys are too old, or there is
+            no such key and new keys could not be fetched.
         """
         if not self._isUsable():
             await self._refreshed(self.RETRY)

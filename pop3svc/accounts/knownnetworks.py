@@ -100,7 +100,7 @@ class KnownNetworks:
         @param state: the database.  Without a database, all logins are forgotten when the process
             exits.
         @param isWriter: whether this process may write to the database.
-        @param runner: runs the reading and writing.
+        @param runner: runs the functions that read and write the database.
         @param now: returns the seconds of the wall clock.  A monotonic clock would not do, because
             the stored times are used by later processes.
         """
@@ -142,7 +142,7 @@ class KnownNetworks:
         Record that the user has logged in from the address.
 
         @return: whether the login was recorded.  A further login of the same user from the same
-            network is not recorded until a day has passed.
+            address is not recorded until a day has passed.
         """
         now = self._now()
         network, address = networkOf(clientIP, 24), networkOf(clientIP)

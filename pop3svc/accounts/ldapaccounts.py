@@ -420,8 +420,8 @@ class LDAPAccounts:
 
     def reload(self) -> None:
         """
-        See L{IReloading.reload}.  Make new connections.  Log each error again, even if it was
-        logged before.
+        See L{IReloading.reload}.  Use new connections for further logins.  Log each error again,
+        even if it was logged before.
         """
         self._reported = Once()
         self._server.renew()

@@ -203,8 +203,8 @@ def _optionsOf(argument: str) -> dict[str, str]:
 
 def _checkHost(option: str, url: str) -> None:
     """
-    @raise ValueError: the address is on another machine and has no TLS.  An attacker in the network
-        could then forge the answers.
+    @raise ValueError: the address cannot be used, or is on another machine and has no TLS.  Without
+        TLS, an attacker in the network could forge the answers.
     """
     try:
         parts = checkURL(url)

@@ -50,7 +50,7 @@ _DIRECTORIES = ("/etc/pam.d", "/usr/lib/pam.d", "/usr/share/pam.d", "/usr/local/
 # PAM_AUTH_ERR, PAM_USER_UNKNOWN and PAM_MAXTRIES: the password is wrong, or the user does not
 # exist.
 _WRONG = frozenset([7, 10, 11])
-# The results by which PAM refuses a user, usually although the password is right.
+# With these results PAM refuses a user whose password is usually right.
 _REFUSED = {
     6: "PAM does not permit it",
     12: "the password has expired and must be changed",
@@ -282,7 +282,7 @@ class PAMAccounts:
 
     async def hasAccount(self, username: str) -> bool:
         """
-        See L{IAccountNames.hasAccount}.  A user has an account if the system knows the user.
+        See L{IAccountNames.hasAccount}.  Each user of the system except root has an account.
         """
         name = _text(username.encode("utf-8", "surrogateescape"), _LONGEST_NAME)
         if not (name and _isName(name)):

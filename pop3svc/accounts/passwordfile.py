@@ -75,7 +75,7 @@ class BadLine(NamedTuple):
 
     @ivar number: the number of the line.  The first line has the number 1.
     @ivar name: the user who cannot log in because of this line; empty if the line has no valid
-        name.
+        name, or has the name of an earlier line.
     @ivar fault: a short reason.  It does not contain the content of the line.
     """
 
@@ -362,7 +362,7 @@ class PasswordFile:
     def _report(self) -> None:
         """
         Log each line that cannot be used, and the number of passwords without a hash.  Log nothing
-        that was logged before.
+        that was logged before.  Forget what was computed from the previous accounts.
         """
         accounts = self._accounts
         reported: set[tuple[str, str]] = set()

@@ -18,8 +18,8 @@ __all__ = ["BARRED", "Restrictions", "networksOf", "reasonOf"]
 _MAY_LOG_IN = ("", "0", "f", "false", "n", "no", "off", "none", "null")
 _IS_BARRED = ("1", "t", "true", "y", "yes", "on")
 _REASON = re.compile(r"[ -Z\\^-~]{1,200}")
-# The reason for the client if the account contains no reason, or a reason that is not printable
-# ASCII or too long.
+# The reason for the client if the account contains no reason, or a reason that is too long, is not
+# printable ASCII or contains a square bracket.
 BARRED = "Login is disabled."
 
 

@@ -32,7 +32,7 @@ _MECHANISMS = {"sha1": "SCRAM-SHA-1", "sha256": "SCRAM-SHA-256"}
 # For each mechanism: the name of its hash algorithm.
 ALGORITHMS = {mechanism: algorithm for algorithm, mechanism in _MECHANISMS.items()}
 # The number of rounds for keys that are computed at a login from a password in clear text.  RFC
-# 7677 section 4 allows no smaller number.
+# 7677 section 4 recommends no smaller number.
 _LEAST_ROUNDS = 4096
 # The number of octets of the salt for keys that are computed at a login.
 PLAIN_SALT = 16
@@ -63,8 +63,8 @@ def deriveKeys(password: str, algorithm: str, salt: bytes, rounds: int) -> Scram
         # microseconds for each character.
         isPrepared = password.isascii() and password.isprintable()
         if not (password if isPrepared else saslprep(password)):
-            # An example is a password that consists of soft hyphens.  An empty password would have
-            # the same keys.
+            # SASLprep has made the password empty, because it consists of soft hyphens, for
+            # example.  Its keys would be the keys of an empty password.
             return None
         made = ScramMechanism(_MECHANISMS[algorithm]).make_auth_info(
             password, iteration_count=rounds, salt=salt

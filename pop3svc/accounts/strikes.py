@@ -484,7 +484,7 @@ class BanEngine:
 
     Exempt addresses, and addresses that several users share, are never banned for failed guesses.
     A ban does not apply to a user who has logged in from the same network before.  The operator can
-    also ban an address for 10,000 seconds.  A ban by the operator has no exceptions.
+    also ban an address.  A ban by the operator ends in the same way, but has no exceptions.
     """
 
     def __init__(

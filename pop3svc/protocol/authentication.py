@@ -229,8 +229,8 @@ class Authentication:
                 mailbox = _verified(call, mailbox)
                 if credentials.isUsable:
                     return mailbox
-                # Release the mailbox that the provider has returned, because the password cannot be
-                # prepared.
+                # Release the mailbox that the provider has returned, because the name or the
+                # password cannot be prepared.
                 if IMailboxLogout.providedBy(mailbox):
                     await settled(Shielded(self._calls.release, mailbox.logout).outcome())
             raise POP3ResponseError("Wrong name or password.", "AUTH")

@@ -220,8 +220,8 @@ def _refused(error: POP3ResponseError) -> Reply:
 
 def _mapped(error: BaseException, command: Command, session: Session) -> Reply:
     """
-    Make a reply of an error that a command has raised.  Call this function in the C{except} block,
-    because it logs the traceback.
+    Make a reply from an error that a command has raised.  Call this function in the C{except}
+    block, because it logs the traceback.
     """
     if isinstance(error, POP3ResponseError):
         reply = _refused(error)

@@ -171,7 +171,7 @@ class Maildrop:
     def sizes(self) -> Sequence[int | None]:
         """
         @return: the sizes of all listed messages in octets, in the order of their numbers.  A size
-            that is not known is L{None}.  If no size is known, the list is empty.
+            that is not known is L{None}.  The list is empty until L{setSizes} has stored sizes.
         """
         return self._sizes or ()
 

@@ -260,13 +260,13 @@ class Messages:
 
     async def _sizesOneByOne(self, uniqueIDs: list[str]) -> list[int | None]:
         """
-        Ask for one size after the other.  If a size cannot be found, raise no error, because STAT
-        and LIST without an argument have no C{-ERR} (RFC 1939 section 5).  The client gets the
-        error when it asks for the message.
+        Ask for one size after the other.  If only some sizes cannot be found, raise no error,
+        because STAT and LIST without an argument have no C{-ERR} (RFC 1939 section 5).  The client
+        gets the error when it asks for the message.
 
         @return: the size of each message; L{None} if the size cannot be found.
-        @raise POP3ResponseError: C{SYS/TEMP}: there are several messages, and no size can be found
-            now.
+        @raise POP3ResponseError: the error is critical; or C{SYS/TEMP}: there are several messages,
+            and no size can be found now.
         """
         sizes: list[int | None] = []
         faults: list[POP3ResponseError] = []
@@ -307,7 +307,8 @@ class Messages:
                 return sizes[0]
         call, octets = self._mailbox.messageSize, None
         if sizes is not None or not self._converts:
-            # If surrogateSizes has returned no size, messageSize raises an error with the reason.
+            # If surrogateSizes has returned None for the message, messageSize or messageContent
+            # raises an error with the reason.
             try:
                 octets = await settled(self._calls.ask(call, self._info, uniqueID))
             except NotImplementedError:

@@ -140,7 +140,7 @@ class Outlet:
         """
         if octets and not self._stopped:
             self.write(octets)
-        # At this point a full transport has called pauseProducing.
+        # By now a full transport has called pauseProducing, or write() has set isFull.
         self.unasked = 0
         if self.isFull and not self._stopped:
             await self._room()

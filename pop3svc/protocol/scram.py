@@ -89,7 +89,7 @@ class ClientFirst:
     The first message of a client (RFC 5802 section 7, C{client-first-message}).
 
     @ivar header: the GS2 header.  The final message of the client repeats it.
-    @ivar flag: the flag for channel binding: C{n}, C{y}, or C{p} with a type.
+    @ivar flag: the flag for channel binding: C{n}, C{y} or C{p}.
     @ivar bindingType: the type of channel binding; L{None} if the flag is not C{p}.
     @ivar bare: the message after the header.
     @ivar name: the user name.
@@ -178,7 +178,7 @@ class ScramServer:
     @property
     def challenge(self) -> bytes:
         """
-        Return the first message of the server.
+        The first message of the server.
         """
         return self._challenge.encode("ascii")
 
@@ -188,6 +188,7 @@ class ScramServer:
 
         @return: whether the proof is right, and the final message of the server.
         @raise BadArguments: the message is malformed, or belongs to another exchange.
+        @raise POP3ResponseError: the channel binding is wrong.
         """
         found = _FINAL.fullmatch(_text(message))
         if found is None or found["nonce"] != self._nonce:

@@ -470,7 +470,7 @@ class Session:
 
 async def _finished(deletion: Shielded) -> None:
     """
-    Wait for the end of a deletion.  Its client has disconnected.
+    Wait for the end of a deletion whose session is ending.
     """
     try:
         await settled(deletion.outcome())
