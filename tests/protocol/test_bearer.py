@@ -228,7 +228,8 @@ def test_refused(
 @BOTH
 def test_anotherMessageAfterAFailure(mechanism: str) -> None:
     """
-    A good token in place of the line after the failure is not looked at.
+    If the client answers the explanation with a message that has a good token, the token is not
+    checked.
     """
     talk = Talk()
     assert talk.begin(mechanism, "bad", "ann").startswith(b"+ ")
@@ -317,7 +318,7 @@ def test_refusesByError(mechanism: str) -> None:
 @BOTH
 def test_otherUser(mechanism: str) -> None:
     """
-    A provider that returns another user than the client names logs nobody in.
+    If a provider returns another user than the client has named, the login is refused.
     """
     talk = Talk()
     talk.tokens.userOfToken = lambda *_: "bob"  # type: ignore[method-assign]

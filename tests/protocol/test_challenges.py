@@ -28,7 +28,7 @@ WRONG = b"-ERR [AUTH] Wrong name or password.\r\n"
 
 def test_examples() -> None:
     """
-    RFC 1939 section 7, and RFC 2195 section 2.
+    The digests are right for the examples in RFC 1939 section 7 and RFC 2195 section 2.
     """
     assert (
         apopDigest("<1896.697170952@dbc.mtview.ca.us>", "tanstaaf")
@@ -90,7 +90,7 @@ def test_refused(provider: AccountsProvider, method: Any, name: bytes) -> None:
 
 def test_eachConnection(provider: AccountsProvider) -> None:
     """
-    The digest of one connection does not serve another.
+    The digest of one connection is wrong on another connection.
     """
     client, greeting = connect(provider)
     other, _ = connect(provider)
@@ -146,7 +146,7 @@ def test_off(provider: AccountsProvider, policy: Policy) -> None:
 
 def test_noSecrets() -> None:
     """
-    APOP is not offered if the provider keeps no passwords in the clear.
+    APOP is not offered if the provider does not provide C{ISharedSecrets}.
     """
     client, greeting = connect(MemoryProvider({"alice": "secret"}, []))
     assert b"<" not in greeting

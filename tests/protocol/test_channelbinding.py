@@ -55,7 +55,7 @@ class Handle:
 
 class Transport:
     """
-    A transport with such a connection.
+    A transport that has a L{Handle}.
     """
 
     def __init__(self, handle: object) -> None:

@@ -20,7 +20,7 @@ from tests.support.coroutines import start
 
 def test_shutdownWaitsForTheLastReply() -> None:
     """
-    The last reply is still sent, but not for an unlimited time.
+    The shutdown waits until the client reads the last reply, but not for an unlimited time.
     """
     for isSecure in (False, True):
         factory = makeFactory()

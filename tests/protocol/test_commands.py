@@ -702,7 +702,7 @@ def test_emptyMessages() -> None:
 
 def test_longPasswords() -> None:
     """
-    The longest password that AUTH accepts is accepted by PASS and XLOG, too.
+    PASS and XLOG accept a password of 1024 octets.
     """
     password = "x" * 1024
     factory = POP3Factory(MemoryProvider({"alice": password}, [b"x"]), clock=Clock())

@@ -109,7 +109,7 @@ def test_inputIsBounded() -> None:
     client = loggedIn()
     client.stall()
     client.send(b"RETR 2\r\n")
-    # A transport that delivers its buffered input although it was paused.
+    # The transport delivers its buffered input although it was paused.
     why = reason(
         client,
         lambda: [
@@ -668,7 +668,8 @@ def test_shutdownWithAClientThatDoesNotRead() -> None:
 
 def test_clientEndsItsHalfBetweenTimeSlices(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Commands that wait for their time slice are answered, too.
+    After the client has closed its half, commands that wait for their time slice are still
+    answered.
     """
     client = loggedIn()
     monkeypatch.setattr(TimeSlice, "SLICE", 0)
@@ -822,8 +823,8 @@ def test_reasonOfALastReply(reply: Any, why: str) -> None:
 
 def test_idleSessionReleasesItsLock() -> None:
     """
-    A session releases its lock when it has been idle for exactly 60 seconds, or 600 seconds if a
-    message is marked.  It does not do so while a command runs.
+    On request, a session releases its lock if it has been idle for 60 seconds, or for 600 seconds
+    if a message is marked.  It keeps the lock while a command runs.
     """
     for isMarked, seconds in ((False, 60), (True, 600)):
         _, client, mailbox = later(b"LIST 1\r\n")

@@ -63,7 +63,7 @@ def raising(error: BaseException, **fields: Any) -> Reply:
 @pytest.mark.parametrize("state", State)
 def test_everyVerbInEveryState(verb: str, state: State) -> None:
     """
-    In a wrong state, a command is refused before its arguments are parsed.
+    In a wrong state, a command is refused as a bad command and does not run.
     """
     command = COMMANDS[verb]
     entered = []
@@ -249,7 +249,7 @@ def test_commandMayReturnItsReplyAtOnce() -> None:
 
 def test_commandWithoutReplyIsABug() -> None:
     """
-    A command that returns no reply is a bug, which the log names.
+    A command that returns no reply is a bug: the connection is aborted.
     """
     client = Client(withCommand(lambda session: None))
     client.received()

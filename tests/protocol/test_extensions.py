@@ -486,8 +486,8 @@ MULTI_LINE = {"CAPA", "LANG", "LIST", "UIDL", "RETR", "TOP", "AUTH"}
 
 def test_multiLineMark() -> None:
     """
-    Every first line of a multi-line reply ends with the mark, and no other
-    line does, over the whole table of commands.
+    For all commands, the first line of a multi-line reply ends with the mark, and no other line
+    does.
     """
     seen = set()
     for verb, each in COMMANDS.items():
@@ -523,7 +523,7 @@ def test_multiLineMark() -> None:
 
 def test_markCannotBeForged() -> None:
     """
-    A provider's text that ends like the mark loses it.
+    If the text of a provider ends like the mark, this end is not sent.
     """
     mail = StubProvider(MESSAGES, messageDelete=POP3ResponseError("Odd _"))
     conversation(mail, ALICE + "C: DELI 1\nS: -ERR Odd")

@@ -65,7 +65,8 @@ def connect(provider: Any, *names: str, policy: Policy | None = None, throttle: 
 
 def logIn(provider: Any, response: str, *names: str) -> bytes:
     """
-    @return: the reply to a response, as an initial response and on a line of its own.
+    @return: the reply to a response.  It is the same for an initial response and for a response on
+        a line of its own.
     """
     encoded = b64encode(response.encode()) or b"="
     client = connect(provider, *names)

@@ -32,7 +32,8 @@ MAIL = {"a": b"one\n", "b": f"{SECRET}\n".encode(), "c": b"three\n"}
 
 def mailbox(*interfaces: Any, **methods: Any) -> Any:
     """
-    @param methods: replace those of a mailbox with three messages.
+    @param methods: these methods replace methods of a mailbox with three messages; L{None} removes
+        a method.
     @return: a mailbox of a new class.
     """
 
@@ -151,7 +152,8 @@ def test_onlyOneWithoutASize() -> None:
 
 def test_noneHasASize() -> None:
     """
-    If no message has a size, the mailbox is at fault, not a message.
+    If the sizes of all messages fail with SYS/TEMP, STAT answers this error, because the mailbox
+    is at fault and not a message.
     """
 
     def messageSize(self: Any, info: Any, uniqueID: str) -> int:
@@ -435,7 +437,8 @@ def test_asyncio() -> None:
 
 def test_heldBeforeItRaises() -> None:
     """
-    The warning also covers a call that raises, a generator, content and a deletion.
+    The warning about a call that blocks the reactor also covers a call that raises, a generator,
+    content and a deletion.
     """
     clock = Clock()
 

@@ -67,7 +67,7 @@ def test_examplesOfTheRFCs(
     algorithm: str, salt: str, clientNonce: str, serverNonce: str, proof: str, signature: str
 ) -> None:
     """
-    RFC 5802 section 5 and RFC 7677 section 3.
+    The messages of the server are those of RFC 5802 section 5 and RFC 7677 section 3.
     """
     first = ClientFirst.parse(f"n,,n=user,r={clientNonce}".encode())
     server = ScramServer(algorithm, first, keysOf(algorithm, salt), makeNonce=lambda: serverNonce)
@@ -237,7 +237,7 @@ def begin(client: Client, name: str, password: str, mechanism: str, binding: Any
 @pytest.mark.parametrize("mechanism", ["SCRAM-SHA-256", "SCRAM-SHA-1"])
 def test_password(provider: AccountsProvider, mechanism: str) -> None:
     """
-    A password in the clear serves both mechanisms.
+    A user whose password is stored in the clear can log in with both mechanisms.
     """
     client = connect(provider)
     other = begin(client, "plain", "pencil", mechanism)
@@ -249,7 +249,7 @@ def test_password(provider: AccountsProvider, mechanism: str) -> None:
 @pytest.mark.parametrize("end", [b"", b"="])
 def test_verifier(provider: AccountsProvider, end: bytes) -> None:
     """
-    A verifier serves its mechanism.  Some clients send C{=} for the empty response.
+    A user with a verifier can log in.  Some clients send C{=} for the empty response.
     """
     client = connect(provider)
     other = begin(client, "user", "pencil", "SCRAM-SHA-256")
@@ -259,7 +259,7 @@ def test_verifier(provider: AccountsProvider, end: bytes) -> None:
 
 def test_passwordInTheClear(provider: AccountsProvider) -> None:
     """
-    A verifier serves PASS and PLAIN, too.
+    A user with a verifier can log in with PASS, too.
     """
     client = connect(provider)
     client.logIn(b"user", b"pencil")
@@ -542,7 +542,7 @@ def test_couldHaveBound(provider: AccountsProvider) -> None:
 )
 def test_offered(provider: AccountsProvider, policy: Policy, isBound: bool, offered: str) -> None:
     """
-    What is off is neither announced nor accepted.
+    A mechanism that is off is neither announced nor accepted.
     """
     client = connect(provider, policy, isBound)
     assert f"\r\nSASL {offered}\r\n".encode() in client.say(b"CAPA")

@@ -193,7 +193,8 @@ def test_plainFull() -> None:
     sender.gather(ok("Fine."))
     assert not sender.flushShort()
     assert (transport.written, transport.waiting) == (b"+OK ", b"Fine.\r\n")
-    # A transport resumes a streaming producer only if its buffer has been long.
+    # The producer is not streaming, because a transport resumes a streaming producer only if it has
+    # paused the producer.
     assert sender.isCrowded and not transport.isStreaming
     sender.gather(ok("More."))
     assert not sender.flushShort() and transport.waiting == b"Fine.\r\n"

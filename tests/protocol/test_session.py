@@ -447,7 +447,8 @@ def test_watchedAfterTheEnd() -> None:
 
 def test_notWatchedAfterTheEnd() -> None:
     """
-    A mailbox that cannot be watched returns no function although the client is gone.
+    If a mailbox that cannot be watched answers after the client is gone, the mailbox is released
+    without an error.
     """
     provider = Provider(watchMailbox=lambda info, changed: stubborn(None))
     client = Client(POP3Factory(provider, clock=Clock()))
@@ -776,7 +777,8 @@ def test_quitFreesTheMailboxAtOnce() -> None:
 
 def test_unlockFailsAsleep() -> None:
     """
-    A failed unlock is logged, and the session goes on asleep, awake or lost.
+    A failed unlock does not end the session, neither at SLEE nor after a failed WAKE.  At its end
+    the session does not call unlock again.
     """
     infos: list[Any] = []
 
@@ -801,7 +803,8 @@ def test_unlockFailsAsleep() -> None:
 
 def test_failedLoginUnlocksNothing() -> None:
     """
-    After QAUT, a login that finds the mailbox locked does not release the other lock.
+    After QAUT, a login that finds the mailbox locked does not release the lock of the other
+    session.
     """
     provider = Provider()
     client = conversation(provider, ALICE)
@@ -817,7 +820,7 @@ def test_failedLoginUnlocksNothing() -> None:
 
 def test_slotIsReleasedOnce() -> None:
     """
-    The counter of sessions is called at the beginning and once at the end of each session.
+    C{acquireSlot} is called at each login and WAKE, and the function that it returns is called once.
     """
     asked: list[tuple[str, bool]] = []
     dismissed: list[Any] = []
@@ -930,7 +933,7 @@ def test_lateLoginWithVerboseEvents() -> None:
 
 def test_sessionWithoutAFactory() -> None:
     """
-    A session without a factory is not counted.
+    A session needs no factory to log in and to end.
     """
     provider = MemoryProvider({"alice": "secret"}, [b"x\n"])
     session = Session(ConnectionInfo(1, None, False), provider, Policy(), Clock())

@@ -213,7 +213,7 @@ def test_mailboxWithoutSurrogates() -> None:
 
 def test_mailboxThatCounts() -> None:
     """
-    The mailbox gives the sizes, and says which messages are sent without a look at them.
+    If the mailbox can, it tells the sizes of surrogates and whether a message needs UTF-8.
     """
     asked: list[Any] = []
 
