@@ -1,6 +1,6 @@
 """
-Make and recognise application passwords.  An application password is a secret that the service
-makes for one mail program of a user.
+Make and recognise application passwords.  An application password is a random secret for one mail
+program of a user.
 
 A secret has 32 characters of base32 (RFC 4648 section 6) in eight groups.  The first group is the
 selector, which is not secret.  It tells the service which hash of the user to compare.  A

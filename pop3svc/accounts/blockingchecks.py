@@ -121,8 +121,8 @@ class BlockingChecks:
         @param work: called in a thread with C{arguments}.  It raises L{CheckUnavailable} if it
             cannot find a result.  A result that comes after the time limit is ignored.
         @return: the result of C{work}.
-        @raise POP3ResponseError: C{SYS/TEMP}: C{work} had no result, exceeded the time limit, or
-            had to wait for too long.
+        @raise POP3ResponseError: C{SYS/TEMP}: C{work} had no result, exceeded the time limit or had
+            to wait for too long, or too many threads are lost.
         """
         return await self._answer(
             work,

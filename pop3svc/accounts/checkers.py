@@ -248,7 +248,7 @@ class AccountsProvider:
         return None if canTell or not self._checkers else username
 
     def _statusOf(self, accepted: _Accepted | None) -> Any:
-        # No checker is known if a mechanism has authenticated the user, and no checker can tell
+        # No checker is known if provenMailbox() has accepted a user although no checker can tell
         # which accounts exist.
         return None if accepted is None else IAccountStatus(self._checkers[accepted.checker], None)
 

@@ -78,8 +78,8 @@ class DomainProvider:
         """
         See L{IMailboxStore.openMailbox}.
         """
-        # Compare the name, because the entry may be left over from an exchange that was cancelled
-        # before another mechanism proved a name.
+        # Compare the name, because the entry may be left over from a cancelled exchange with
+        # another name.
         mailbox, provider = self._foundBy.pop(info, ("", None))
         if mailbox != username:
             provider = self._of(username)

@@ -49,8 +49,8 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 @implementer(ICredentialsChecker)
 class HTTPAccounts:
     """
-    A checker that asks an HTTP server.  It sends one POST with a JSON object.  The object has these
-    members:
+    A checker that asks an HTTP server.  For each login it sends one POST with a JSON object.  The
+    object has these members:
 
       - C{name}: the name of the login.
       - C{password}: the password.

@@ -173,7 +173,8 @@ class FetchedKeys:
     # The least number of seconds between two attempts to fetch keys.  Without this limit, each
     # token with an invented key name would cause a request to the issuer.
     PAUSE = 60.0
-    # The limit while there are no keys.  It is shorter, because nobody can log in without keys.
+    # The number that replaces PAUSE while there are no usable keys.  It is smaller, because nobody
+    # can log in without keys.
     RETRY = 5.0
 
     def __init__(

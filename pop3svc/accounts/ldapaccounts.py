@@ -247,7 +247,7 @@ class Search:
         """
         @param condition: the result of C{nameOf}.
         @raise CheckUnavailable: the server gives no usable answer.
-        @raise _BadAccount: the entry of the user cannot be used, or there is more than one.
+        @raise _BadAccount: the entry of the user cannot be used, or there are several entries.
         """
         reason = connection.bind(*self._binder())
         if reason is not None:

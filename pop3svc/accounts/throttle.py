@@ -30,7 +30,7 @@ __all__ = ["LoginGuard", "SharedThrottle"]
 
 def _spelling(username: str) -> str:
     """
-    Make the same text of all spellings of a name.  Databases and directories may ignore case,
+    Make the same text from all spellings of a name.  Databases and directories may ignore case,
     spaces and the width of characters in a name.  If each spelling had its own count, a client
     could make more guesses by using many spellings.
 
@@ -362,7 +362,7 @@ class SharedThrottle:
         if self.tell is not None:
             wasUnannounced = attempt in self._unannounced
             self._unannounced.pop(attempt, None)
-            # Most logins change no counts.  The other processes then need not know of them.
+            # Most logins change no counts, so the other processes need not know of them.
             if event == "succeeded" or not wasUnannounced:
                 self._announce(event, attempt)
         if self._waiting:

@@ -612,8 +612,8 @@ class POP3Connection(LineReceiver):
 
     def _tryRelease(self, isMarked: bool) -> bool:
         """
-        End this session if it has been idle for long enough, because another session of the user
-        wants the mailbox.  Do not delete the marked messages.
+        End this session if its client has sent or read nothing for long enough, because another
+        session of the user wants the mailbox.  Do not delete the marked messages.
 
         @param isMarked: whether at least one message is marked for deletion.
         @return: whether the session ends.

@@ -138,8 +138,8 @@ def makeUp(seed: bytes, algorithm: str, like: ScramKeys | None) -> ScramKeys:
     the user exists.
 
     @param seed: see L{seedOf}.  The same seed always gives the same keys.
-    @param like: other keys.  The made-up keys have the same number of rounds, and a salt of the
-        same length.
+    @param like: keys with the same number of rounds and the same length of the salt as the keys to
+        make; L{None} for default values.
     """
     size = hashlib.new(algorithm).digest_size
     length, rounds = (_SALT, _ROUNDS) if like is None else (len(like.salt), like.rounds)

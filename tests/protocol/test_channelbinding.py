@@ -78,7 +78,7 @@ def test_exporter() -> None:
     [
         (hashes.SHA256(), "sha256"),
         (hashes.SHA384(), "sha384"),
-        # RFC 5929 section 4.1.
+        # RFC 5929 section 4.1 replaces these two hash functions.
         (hashes.MD5(), "sha256"),
         (hashes.SHA1(), "sha256"),
         # Ed25519, and a signature that the library does not know.

@@ -864,7 +864,7 @@ def test_endsOnce(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_closedByTheClientFirst() -> None:
     """
-    The logged reason is that the client closed, not a later event.
+    The logged reason is that the client has closed the connection, and not a later event.
     """
     for between in (b"", b"NOOP\r\nNOOP\r\n"):
         client = loggedIn()

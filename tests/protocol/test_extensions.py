@@ -531,8 +531,8 @@ def test_markCannotBeForged() -> None:
 
 def test_takeOver() -> None:
     """
-    An idle session releases its lock without deleting.  A session keeps its lock while a command
-    runs, and longer if messages are marked.
+    An idle session releases its lock for another session of the user, and deletes nothing.  A
+    session keeps its lock while a command runs, and longer if messages are marked.
     """
     mail = provider([b"x" * 500_000, b"y"])
     refused = "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS secret\nS: -ERR [IN-USE] …"

@@ -1,6 +1,6 @@
 """
-Two spellings of a name log in the same user, whatever the way to log in.  A name that cannot be
-prepared is refused like an unknown one.
+With two spellings of a name the same user logs in, whatever the way to log in.  A name that cannot
+be prepared is refused like an unknown one.
 """
 
 from __future__ import annotations

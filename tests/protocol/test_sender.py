@@ -382,8 +382,8 @@ def test_stalledFor(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("octets", [65_536, 131_072, 200_000])
 def test_endGoesOutWithTheLastPiece(octets: int) -> None:
     """
-    The last piece contains the end, because some clients look for the end of a reply only at
-    the end of a read.
+    The last piece contains the final dot, because some clients look for the final dot only at the
+    end of a read.
     """
     _, transport, sender = setUp()
     pieces: list[bytes] = []
@@ -402,7 +402,8 @@ def test_endGoesOutWithTheLastPiece(octets: int) -> None:
 
 def test_lastRecordOfTLS() -> None:
     """
-    One write becomes records of 16,384 octets; the last one contains more than the end.
+    TLS cuts a write into records of 16,384 octets; the last record contains more than the final
+    dot.
     """
     _, transport, sender = setUp(isTLS=True)
     for more in range(-8, 8):
@@ -524,7 +525,7 @@ def test_regionIsNotShort() -> None:
 
 def test_lastRecordOfShortBodies() -> None:
     """
-    Over TLS the last record of gathered messages contains more than the end.
+    Over TLS the last record of gathered messages contains more than the final dot.
     """
     _, transport, sender = setUp(isTLS=True)
     for more in range(-8, 8):

@@ -111,7 +111,7 @@ def test_loginReturnsNoMailbox() -> None:
 @pytest.mark.parametrize("steps", range(5))
 def test_lostAtEveryAwaitOfTheLogin(steps: int) -> None:
     """
-    All acquired resources are released, once.
+    If the client is lost during the login, each acquired resource is released once.
     """
     wrapped: list[Delayed] = []
 

@@ -48,7 +48,7 @@ def sizes(client: Client) -> list[int]:
 
 def test_converted() -> None:
     """
-    Without UTF8, the header is ASCII; the sizes are those of the surrogates.
+    Without UTF8, UTF-8 in a header is converted to ASCII; the sizes are those of the surrogates.
     """
     client = conversation(provider(MESSAGES), ALICE)
     assert fetched(client, b"RETR 1") == PLAIN
