@@ -57,7 +57,7 @@ def logged() -> Iterator[list[str]]:
 
 def pytest_sessionfinish() -> None:
     """
-    Stop the threads that a test has left running, so that the process can exit.
+    Stop the threads of L{pop3svc.files}, which tests have left running.
     """
     files._disk.stop()
     files._longWork.stop()

@@ -2,9 +2,9 @@
 Fuzzing: the parsers that read arbitrary octets, the rules that must hold, and a search for
 inputs that reach new code.
 
-C{python -m tests.fuzz --seconds 60} mutates the inputs in C{tests/corpus} at random, adds
-those that reach new code, and reports those that break a rule.  C{tests/test_fuzz.py} runs
-the whole corpus.
+C{python -m tests.fuzz --seconds 60} mutates the inputs in C{tests/corpus} at random.  It adds
+each mutated input that reaches new code to the corpus, and reports each one that breaks a rule.
+C{tests/test_fuzz.py} runs the whole corpus.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ LONGEST = 20_000
 
 MESSAGES = [b"Subject: one\n\n.\n..two\n", b"", b"\r\n\r\nx"]
 POLICY = Policy()
-# Each word of a first line is a word of our code, or a number.
+# A reply must not echo the client's input.  Each word of its first line must therefore come from
+# this source code or from CODES, or be a number or a unique-id.
 WORDS = {
     word
     for each in [*SOURCE.glob("protocol/*.py"), SOURCE / "providers" / "memory.py"]
@@ -90,8 +91,10 @@ def nothingLogged() -> Iterator[None]:
 
 def replies(octets: bytes) -> list[bytes]:
     """
-    @return: the first lines of a server's replies.  A first line with the mark of
-        MULTI-LINE-IND has a body that ends with a dot.
+    Split the replies of a server, and check their form.  If a first line ends with the mark of
+    MULTI-LINE-IND, a body must follow that ends with a dot.
+
+    @return: the first lines of the replies.
     """
     found = []
     while octets:
@@ -116,9 +119,11 @@ def _isOurs(word: str) -> bool:
 
 def talk(stream: bytes, isIn: bool, cuts: int) -> list[bytes]:
     """
-    Send octets to a server, cut in pieces, and check all replies.
+    Send octets to a server, and check all replies.
 
-    @return: the first lines of its replies.
+    @param isIn: whether the client logs in first.
+    @param cuts: the size of the pieces in which the octets are sent; 0 for a single piece.
+    @return: the first lines of the replies.
     """
     provider = MemoryProvider({"alice": "secret"}, MESSAGES)
     client = Client(POP3Factory(provider, POLICY, clock=Clock()))
@@ -135,7 +140,8 @@ def talk(stream: bytes, isIn: bool, cuts: int) -> list[bytes]:
     found = replies(said)
     isOpen = not client.transport.ended and not client.transport.aborted
     if isOpen:
-        # There is one reply for each line, and an unfinished line times out.
+        # Each line gets one reply.  A client that has not logged in also gets the greeting.  An
+        # unfinished line gets no reply until it is too long.
         must(len(found) == stream.count(b"\n") + (not isIn), len(found), stream)
         must(len(stream) - stream.rfind(b"\n") <= POLICY.maxAuthLineLength + 1, "too long")
     for first in found:
@@ -151,7 +157,8 @@ def talk(stream: bytes, isIn: bool, cuts: int) -> list[bytes]:
 
 def connection(data: bytes) -> None:
     """
-    A stream of octets; the first octet selects the state and the size of the segments.
+    A stream of octets.  The first octet selects whether the client logs in first, and the size of
+    the segments.
     """
     if data:
         talk(data[1:], bool(data[0] & 1), data[0] >> 1 & 31)
@@ -197,7 +204,7 @@ def proxy(data: bytes) -> None:
         if client is not None:
             ip_address(client[0])
             must(0 <= client[1] < 65536)
-    # The result is the same for all cuts.
+    # A part of the input needs more octets, or gives the result of the whole input.
     for end in range(1, min(len(data), 120)):
         begun = parsed(data[:end])
         if begun is None:
@@ -210,7 +217,7 @@ def proxy(data: bytes) -> None:
 
 class Place:
     """
-    A directory that is used for all runs.
+    A directory with a Maildir, which all runs use.
     """
 
     def __init__(self) -> None:
@@ -225,7 +232,7 @@ class Place:
         client.logIn()
         client.say(b"LIST")
         client.vanish()
-        # Write the present version, because files of other versions are not parsed.
+        # Keep the line with the present version, because files of other versions are not parsed.
         kept = (self.maildir / "pop3svc-sizes").read_bytes()
         self.version = kept[: kept.index(b"\n") + 1]
 
@@ -248,8 +255,8 @@ def place() -> Place:
 
 def sizes(data: bytes) -> None:
     """
-    The file of sizes of a Maildir: if the first octet is odd, the contents of its blocks,
-    separated by NULs; else all octets after the version.
+    The file of sizes of a Maildir.  If the first octet of the input is odd, the others are the
+    contents of the blocks, separated by NULs.  Otherwise they are everything after the version.
     """
     rest = data[1:]
     if data[:1] and data[0] & 1:
@@ -327,7 +334,7 @@ def entries(target: str) -> list[Path]:
 
 def changed(data: bytes, target: str, corpus: list[bytes], chance: random.Random) -> bytes:
     """
-    @return: a mutated input.
+    @return: C{data} after one or more random mutations.
     """
     for _ in range(chance.choice([1, 1, 2, 4])):
         at = chance.randrange(len(data) + 1)

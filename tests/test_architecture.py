@@ -317,8 +317,8 @@ RANKS = {
     "service.webport": 11,
     "__main__": 16,
 }
-# The checks of other servers must not share code with this one: these import only each
-# other.
+# The checks of other servers must not share code with this server, so their modules import only
+# each other.
 ALONE = "check"
 # These packages use each other only through the interfaces.
 APART = ("protocol", "accounts", "providers", "delivery")
@@ -358,7 +358,7 @@ def modules() -> dict[str, Path]:
 
 def imported(path: Path) -> set[str]:
     """
-    @return: the modules of this package that a file imports, without the package's name.
+    @return: the modules of this package that a file imports, without the prefix C{pop3svc.}.
     """
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -391,7 +391,7 @@ def test_everyModuleHasItsRank() -> None:
 @pytest.mark.smoke
 def test_thePageHasTheSameRanks() -> None:
     """
-    The table of C{docs/architecture.rst} has every module.
+    The table of C{docs/architecture.rst} has every module with its rank.
     """
     page = (PACKAGE.parent / "docs" / "architecture.rst").read_text()
     rows = re.findall(r"^``([\w/]+(?:, \w+)*)``(?: and others)? +(\d+) ", page, re.M)
@@ -401,7 +401,8 @@ def test_thePageHasTheSameRanks() -> None:
         folder = first.rpartition(".")[0]
         for name in (first, *(f"{folder}.{each}" for each in others)):
             documented[name] = int(rank)
-    # A row stands for all rules of the check, and __main__ is a form of service.command.
+    # One row of the page stands for all modules with rules of the check.  The page does not list
+    # __main__, which only calls service.command.
     together = {name for name in RANKS if name.startswith("check.") and RANKS[name] == 3}
     expected = {name: rank for name, rank in RANKS.items() if name not in together}
     del expected["__main__"]
@@ -449,7 +450,7 @@ def test_whoKnowsThePageCache(word: str) -> None:
 
 def test_docstrings() -> None:
     """
-    Each module begins with a sentence, and each public name has a docstring.
+    Each module has a docstring, and so has each of its public classes and functions.
     """
     for name, path in modules().items():
         tree = ast.parse(path.read_text())
@@ -527,7 +528,7 @@ def wrongFields(tree: ast.Module) -> list[str]:
 
 def test_wrongFields() -> None:
     """
-    The search below finds a field of each kind that names nothing.
+    L{wrongFields} finds fields that name no attribute or parameter.
     """
     source = '''
 class One:
@@ -572,7 +573,7 @@ def test_fieldsOfDocstrings(path: Path) -> None:
 
 def test_everyPackageIsInstalled() -> None:
     """
-    setup.cfg names each directory with modules.
+    setup.cfg names each package below C{pop3svc}, and no others.
     """
     setup = configparser.ConfigParser()
     setup.read(PACKAGE.parent / "setup.cfg")

@@ -111,7 +111,7 @@ class CallTests(TestCase):
 
     def test_shieldedCallGoesOn(self) -> None:
         """
-        A cancelled waiter does not stop the call.
+        The call goes on after a waiter was cancelled or has timed out.
         """
         answer: Deferred[int] = Deferred()
         carried = Shielded(lambda: answer)

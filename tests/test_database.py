@@ -172,7 +172,8 @@ class FakeDriver(Driver):
 
 class Threads:
     """
-    A pool that performs a call when the test says so, with one connection.
+    A pool with one connection.  It performs each call at once, or keeps the call until the test
+    performs it.
     """
 
     def __init__(self, driver: FakeDriver, isInline: bool = True) -> None:
@@ -326,7 +327,8 @@ def test_lostWhileIdle(logged: list[str]) -> None:
 
 def test_lostAgain(logged: list[str]) -> None:
     """
-    It is replaced once.  The log says when the outage begins, and when it ends.
+    If a lost connection cannot be replaced, the transaction fails.  The log says once that the
+    outage begins, and once that it ends.
     """
     bench = Bench()
     bench.run(add, 1)
@@ -346,7 +348,8 @@ def test_lostAgain(logged: list[str]) -> None:
 
 def test_unknownOutcome() -> None:
     """
-    A connection that is lost during COMMIT leaves the outcome unknown, and nothing is repeated.
+    If the connection is lost during COMMIT, the outcome is unknown, and a transaction that must not
+    run twice is not repeated.
     """
     bench = Bench()
     bench.run(add, 1)
@@ -476,7 +479,7 @@ def test_closedByTheLastTransaction() -> None:
 
 def test_closesWithoutTheThreads() -> None:
     """
-    A thread that hangs delays the end by a few seconds.
+    A thread that hangs delays the end of L{Database.close} by a few seconds only.
     """
     bench = Bench(isInline=False, threads=1)
     bench.run(add, 1)
@@ -518,7 +521,7 @@ def threads() -> Iterator[None]:
 
 class Real:
     """
-    A database whose calls wait, with threads and the reactor.
+    A database with real threads.  Each method blocks until its transaction has ended.
     """
 
     def __init__(self, dsn: str, limit: float = 30, size: int = 2, **options: Any) -> None:
@@ -566,7 +569,7 @@ def test_sqlite(sqlite: Real, tmp_path: Path) -> None:
 
 def test_sqliteReadFirst(sqlite: Real) -> None:
     """
-    Transactions that read first and write later do not fail each other.
+    Transactions that read first and write later do not make each other fail.
     """
     sqlite.execute("INSERT INTO t VALUES (1, '0')")
     sqlite.database.TRIES = 1
@@ -586,7 +589,7 @@ def test_sqliteReadFirst(sqlite: Real) -> None:
 
 def test_sqliteFrozenWriter(sqlite: Real, tmp_path: Path) -> None:
     """
-    Another process that holds the file's lock costs a bounded time.
+    If another connection holds the write lock, a write fails after a limited time, and reads go on.
     """
     holder = sqlite3.connect(tmp_path / "mail.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")
@@ -594,7 +597,6 @@ def test_sqliteFrozenWriter(sqlite: Real, tmp_path: Path) -> None:
     try:
         with pytest.raises(DatabaseUnavailable):
             short.execute("INSERT INTO t VALUES (9, '')")
-        # Readers go on.
         assert short.run(_countOf, isReading=True) == 0
         holder.execute("ROLLBACK")
         short.execute("INSERT INTO t VALUES (9, '')")
@@ -649,7 +651,7 @@ def test_sqliteReplaced(threads: None, tmp_path: Path) -> None:
 
 def test_sqliteReadOnly(threads: None, tmp_path: Path) -> None:
     """
-    A database of another program is not changed.
+    A database that was opened read-only is not changed.
     """
     path = tmp_path / "foreign.db"
     _foreign(path, 0)
@@ -736,7 +738,7 @@ def test_postgresqlReading(postgresql: Real) -> None:
 @needsPostgreSQL
 def test_postgresqlConflict(postgresql: Real) -> None:
     """
-    A serialization failure repeats the transaction.
+    After a serialization failure the transaction runs again.
     """
     postgresql.execute("INSERT INTO t VALUES (1, '0')")
 
@@ -760,7 +762,8 @@ def test_postgresqlRestarted(
     postgresql: Real, server: PostgreSQL, how: str, logged: list[str]
 ) -> None:
     """
-    After a restart the first transaction in each thread works.
+    After a restart of the server, or after the server has closed all connections, the first
+    transaction works.
     """
     postgresql.execute("INSERT INTO t VALUES (1)")
     if how == "terminate":
@@ -782,7 +785,8 @@ def test_postgresqlRestarted(
 @needsPostgreSQL
 def test_postgresqlFrozen(postgresql: Real, server: PostgreSQL) -> None:
     """
-    A server that does not answer costs the time limit, and its connection is not used again.
+    If the server does not answer, the transaction fails at its time limit, and its connection is
+    not used again.
     """
     short = Real(server.dsn, limit=1.0, size=1)
     try:
@@ -802,7 +806,8 @@ def test_postgresqlFrozen(postgresql: Real, server: PostgreSQL) -> None:
 @needsPostgreSQL
 def test_postgresqlFrozenAtTheEnd(postgresql: Real, server: PostgreSQL) -> None:
     """
-    Closing does not wait for a server that does not answer.
+    If the server does not answer, closing makes the running transaction fail long before its time
+    limit.
     """
     postgresql.run(_countOf)
     server.freeze()
@@ -820,7 +825,8 @@ def test_postgresqlFrozenAtTheEnd(postgresql: Real, server: PostgreSQL) -> None:
 @needsPostgreSQL
 def test_postgresqlCommitCut(postgresql: Real, server: PostgreSQL) -> None:
     """
-    A connection that is cut during COMMIT leaves the outcome unknown; here it was committed.
+    If the connection is cut during COMMIT, the outcome is unknown.  In this test the server has
+    committed the transaction.
     """
     server.configure("synchronous_standby_names", "nobody")
     short = Real(server.dsn, limit=1.0, size=1)
@@ -836,7 +842,8 @@ def test_postgresqlCommitCut(postgresql: Real, server: PostgreSQL) -> None:
 @needsPostgreSQL
 def test_postgresqlCommitUnconfirmed(postgresql: Real, server: PostgreSQL) -> None:
     """
-    PostgreSQL calls a COMMIT that an operator has cancelled a success, with a warning.
+    If an operator cancels the wait for the standby, PostgreSQL reports a success and a warning.  The
+    outcome is then unknown.
     """
     server.configure("synchronous_standby_names", "nobody")
     cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
@@ -871,7 +878,7 @@ def test_postgresqlCheck(server: PostgreSQL) -> None:
 @needsPostgreSQL
 def test_postgresqlSilent() -> None:
     """
-    A server that accepts and says nothing is no wrong setting, and takes the time to connect.
+    A server that accepts a connection and sends nothing is not reported as a wrong setting.
     """
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -884,7 +891,7 @@ def test_postgresqlSilent() -> None:
 @needsPostgreSQL
 def test_postgresqlEndsInTheHandshake() -> None:
     """
-    A connection that ends while TLS is negotiated is no wrong setting.
+    A connection that ends while TLS is negotiated is not reported as a wrong setting.
     """
 
     def serve() -> None:

@@ -44,7 +44,7 @@ def run(directory: Path) -> tuple[int, str]:
 
 def test_examples(tmp_path: Path) -> None:
     """
-    The examples pass, and those of the program fail when it loses mail.
+    The examples pass.  If the example program loses mail, its test fails.
     """
     for name, text in {**files(), "notes.py": block("README.rst", "class Notes")}.items():
         (tmp_path / name).write_text(text)

@@ -161,7 +161,7 @@ def test_partsAtEverySplit(size: int) -> None:
 
 def test_boundaryThatIsNotASCII() -> None:
     """
-    The field and the lines of the body get the same other boundary.
+    A boundary that is not ASCII is replaced by the same new boundary in the field and in the body.
     """
     message = (
         'Content-Type: multipart/mixed; boundary="ü"\r\n\r\n--ü\r\n\r\nü\r\n--ü--\r\n'.encode()
@@ -182,7 +182,7 @@ def test_attachedMessageStays() -> None:
 @pytest.mark.parametrize("size", [0, 1000, 4096])
 def test_longFields(size: int) -> None:
     """
-    In a field that is too long to be encoded, question marks stand for the other characters.
+    In a field that is too long to be encoded, question marks replace what is not ASCII.
     """
     long, longer = "ü" * 5000, "é " * 40_000
     message = f"A: {long}\r\nB: {longer}\r\n {long}\r\nC: ü\r\n\r\nü".encode()
@@ -196,7 +196,7 @@ def test_longFields(size: int) -> None:
 
 def test_manyFields() -> None:
     """
-    Only the first fields of a message are encoded, because that takes time.
+    Only the first fields of a large header are encoded, because encoding takes time.
     """
     message = ("X: " + "ü" * 2000 + "\r\n").encode() * 20 + b"\r\n"
     converted = convert(message)
@@ -221,7 +221,8 @@ def test_deepMultiparts() -> None:
 )
 def test_hostileFields(octets: bytes) -> None:
     """
-    Thousands of unclosed marks are converted, and need no recursion.
+    A field with thousands of unclosed quotes or brackets, or of addresses, causes no
+    L{RecursionError}.
     """
     for name in (b"To", b"Date", b"Content-Type", b"List-ID", b"References", b"Subject"):
         message = name + b": " + octets * (8000 // len(octets)) + b"\xc3\xbc\r\n\r\n"
@@ -229,7 +230,8 @@ def test_hostileFields(octets: bytes) -> None:
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=80)
-# A word that is not a part of an encoded-word, and has no space that the email package would drop.
+# Words without the characters of an encoded-word, and with single spaces, because the email package
+# would drop other white space.
 WORDS = st.lists(
     st.text(st.characters(categories=["L", "N", "P", "S"], exclude_characters="=?"), min_size=1),
     min_size=1,
@@ -259,7 +261,8 @@ def test_displayNamesStay(names: list[str]) -> None:
     addresses = ", ".join(f'"{name}" <a{at}@x.example>' for at, name in enumerate(names))
     converted = convert(f"To: {addresses}\r\n\r\n".encode())
     assert converted.isascii()
-    # The newer parser of Python 3.11 leaves spaces between encoded-words.
+    # Use the older parser, because the newer parser of Python 3.11 leaves spaces between
+    # encoded-words.
     found = getaddresses([message_from_bytes(converted)["to"].replace("\r\n", "")])
     assert [str(make_header(decode_header(name))) for name, _ in found] == names
     assert [address for _, address in found] == [f"a{at}@x.example" for at in range(len(names))]
@@ -282,7 +285,7 @@ def test_encodedWordsAreShort(text: str) -> None:
 FIELDS = st.sampled_from(
     ["To", "From", "Date", "Content-Type", "List-ID", "List-Post", "References", "X", "Message-ID"]
 )
-# Pieces that the parsers treat specially.
+# Pieces of fields.  The parsers treat most of them specially.
 PIECES = st.sampled_from(
     [
         '"',
@@ -324,8 +327,8 @@ HOSTILE = st.builds(lambda name, parts: f"{name}: {''.join(parts)}\r\n", FIELDS,
 @example(["Content-Type: multipart/mixed;boundary=ü\r\n"], b"--\xc3\xbc\r\nX: \xc3\xbc\r\n", 1)
 def test_anyFields(fields: list[str], body: bytes, size: int) -> None:
     """
-    The header becomes ASCII, at every split; a second conversion changes nothing; and all octets
-    of a body without parts stay.
+    The header becomes ASCII.  The size of the blocks does not change the result, and a second
+    conversion changes nothing.  In a body without parts, only line ends change.
     """
     message = "".join(fields).encode() + b"\r\n" + body
     converted = convert(message)

@@ -56,7 +56,8 @@ NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("kind", NO_FILES)
 def test_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """
-    A directory, FIFO, socket or device instead of a file is refused at once, with a reason.
+    If a path belongs to something else than a regular file, or to a file that is too large, it is
+    refused at once, with a reason.
     """
     monkeypatch.chdir(tmp_path)
     path = Path("x")
@@ -69,7 +70,8 @@ def test_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) ->
 
 def test_readReplaceable(tmp_path: Path) -> None:
     """
-    Links are followed, because certbot makes some; each replacement has another stamp.
+    Links are followed, because certbot makes links.  The stamp changes when a link leads to another
+    file.
     """
     archive, live = tmp_path / "archive", tmp_path / "live"
     for each in (archive, live):
@@ -118,7 +120,7 @@ def test_privileged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_replacedFileIsDurable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The directory is synced after the rename, also if its path is a link.
+    The directory is synced after the rename, even if the path of the directory is a link.
     """
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")

@@ -27,9 +27,9 @@ isRoot = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 class Kernel:
     """
-    Rights of a thread, without a kernel.
+    Stands in for the system calls that change the rights of a thread.
 
-    @ivar calls: the calls so far.
+    @ivar calls: the name and the argument of each call so far.
     @ivar fails: the names of calls that fail.
     """
 
@@ -54,7 +54,7 @@ class Kernel:
 
 class Ended(BaseException):
     """
-    The process has ended.
+    Raised in place of the end of the process.
     """
 
 
@@ -78,7 +78,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 def test_order(kernel: Kernel) -> None:
     """
-    The rights are taken in the order that each step needs, and given up in reverse.
+    The groups are taken first and the user last.  They are given up in the reverse order.
     """
     with asUser(ALICE):
         assert fileUID() == ALICE.uid
@@ -127,7 +127,8 @@ def test_cannotBeGivenUp(kernel: Kernel, step: str) -> None:
 
 def test_cannotBeTakenAgain(kernel: Kernel) -> None:
     """
-    The rest of a user's work does not run with the rights of the service.
+    If the rights of a user cannot be taken again, the process ends.  Otherwise the rest of the
+    user's work would run with the rights of the service.
     """
     with pytest.raises(Ended), asUser(ALICE), asService():
         original = kernel._record
@@ -219,7 +220,8 @@ def test_rights(homes: Path) -> None:
 @isRoot
 def test_groups(homes: Path) -> None:
     """
-    The supplementary groups of the process are not those of the user.
+    A thread with the rights of a user has only the supplementary groups of this user.  The process
+    keeps its own.
     """
     shared = homes / "shared"
     shared.write_text("group")
@@ -245,7 +247,7 @@ def test_groups(homes: Path) -> None:
 @isRoot
 def test_newThread(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A thread of a pool that is started while a user's work runs has the rights of the service.
+    If a pool starts a thread while a user's work runs, the new thread has the rights of the service.
     """
     pool = BoundedThreadPool("test", threads=1, waiting=1, reactor=_Reactor())
     found: list[str] = []
@@ -265,7 +267,7 @@ def test_newThread(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 class _Reactor(Clock):
     """
-    Runs nothing in its thread.
+    A reactor that ignores calls from other threads.
     """
 
     def callFromThread(self, *_: Any) -> None:

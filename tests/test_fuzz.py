@@ -1,5 +1,5 @@
 """
-Run the corpus of L{tests.fuzz}, and search for new inputs for a short time.
+Run the targets of L{tests.fuzz} with the corpus, with mutations of it, and with random octets.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def faultOf(text: str, translation: str) -> str:
         return "it has a dot and the English text has none, or the reverse"
     style = LineStyle.of(True)
     plain = firstLine(err("", LONGEST_CODE), style)
-    # A placeholder stands for a unique-id of 70 octets at most.
+    # A placeholder stands for at most 70 octets, the length of the longest unique-id.
     size = len(re.sub(r"\{[^{}]*\}", "x" * 70, translation).encode("utf-8"))
     if len(plain) + 1 + size + len(" _") > 512:
         return "it is too long for the first line of a reply"
@@ -107,7 +107,7 @@ def test_faultsAreFound(text: str, translation: str, fault: str) -> None:
 @pytest.mark.parametrize("tag", TRANSLATED)
 def test_compiledCatalogueIsCurrent(tag: str) -> None:
     """
-    The service reads the compiled catalogue.  If this fails, run
+    The compiled catalogue, which the service reads, equals its source.  If this test fails, run
     C{pybabel compile -D pop3svc -d pop3svc/locale}.
     """
     path = PACKAGE / "locale" / tag / "LC_MESSAGES" / "pop3svc.mo"
@@ -118,7 +118,7 @@ def test_compiledCatalogueIsCurrent(tag: str) -> None:
 
 def test_catalogues() -> None:
     """
-    There is a catalogue for each announced language, and for no other.
+    There is a catalogue for each announced language except English, and for no other.
     """
     directories = [each.name for each in (PACKAGE / "locale").iterdir()]
     assert sorted(directories) == sorted(TRANSLATED)
@@ -126,7 +126,8 @@ def test_catalogues() -> None:
 
 def test_templates() -> None:
     """
-    The module knows each text with a placeholder, and no text could be meant for two of them.
+    C{TEMPLATES} has each text with a placeholder, and the pattern of a template matches no other
+    text.
     """
     assert sorted(TEMPLATES) == sorted(each for each in allTexts() if "{" in each)
     for template, pattern in module._PATTERNS:
@@ -136,8 +137,8 @@ def test_templates() -> None:
 
 def test_textsOf() -> None:
     """
-    The search finds literals, f-strings, alternatives, functions and dictionaries, and refuses
-    anything else.
+    L{textsOf} reads texts from literals, f-strings, alternatives, functions and dictionaries.  It
+    fails if the text of a reply has another form.
     """
     source = """
 _TEXTS = {"a": "From a dictionary."}
@@ -225,8 +226,7 @@ def test_missingCatalogue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_noCodeOfTheCatalogueRuns() -> None:
     """
-    A placeholder that a catalogue has in excess would be an error at run time, so the tests above
-    refuse the catalogue.
+    A text without a translation stays in English.
     """
     language = module.Language(gettext.NullTranslations())
     assert language.translated("3 messages") == "3 messages"
