@@ -1,5 +1,5 @@
 """
-The benchmark that compares the times of refusals notices a difference, and only then.
+The benchmark that compares the times of refusals finds a difference if there is one, and only then.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from bench.logintiming import Row, Samples, effect, probability, rowsOf, run
 
 def sample(chance: random.Random, more: float) -> tuple[list[float], list[float]]:
     """
-    @return: times of two kinds in 200 blocks.  The load of the machine changes from block to block.
+    @param more: the seconds by which attempts of the first kind take longer.
+    @return: the times of attempts of two kinds, one of each kind in each of 200 blocks.  The load
+        of the machine changes from block to block.
     """
     loads = [chance.choice([0.001, 0.01, 0.1]) for _ in range(200)]
 
@@ -26,7 +28,7 @@ def sample(chance: random.Random, more: float) -> tuple[list[float], list[float]
 
 def test_difference() -> None:
     """
-    A difference of 200 microseconds is found behind changes of load that are 500 times as large.
+    A difference of 200 microseconds is found, although the load adds up to 500 times as much.
     """
     one, two = sample(random.Random(1), 0.0002)
     assert 0.0001 < effect(one, two) < 0.0003
@@ -48,7 +50,8 @@ def test_noDifference() -> None:
 
 def test_told() -> None:
     """
-    A difference tells something if it is both certain and large, also between banned clients.
+    A difference tells who has an account if it is both certain and large.  This also applies to
+    banned clients.
     """
 
     def isTold(*effects: tuple[float, float]) -> bool:
@@ -62,7 +65,7 @@ def test_told() -> None:
 
 def test_rows() -> None:
     """
-    Only blocks with all four attempts are compared.
+    Only blocks with attempts of all four kinds are compared.
     """
     samples = Samples()
     for kind, more in (("wrong", 1), ("unknown", 0), ("banned", 5), ("banned unknown", 7)):
@@ -87,6 +90,6 @@ def test_short(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[st
         "SCRAM-SHA-256-PLUS, last",
         "EXTERNAL",
     ]
-    # The service refuses a login a second after it.
+    # The service sends a refusal one second after the attempt.
     assert min(each.medians["wrong"] for each in rows[1:]) >= 1
     assert len(capsys.readouterr().out.splitlines()) == 3

@@ -68,7 +68,7 @@ def closeEvent() -> dict[str, Any]:
 
 def test_session() -> None:
     """
-    A session is one line with all of its fields.
+    The event C{close} of a session is one line with all fields of the event.
     """
     [line] = jsonLine(closeEvent())
     assert json.loads(line) == {
@@ -95,8 +95,8 @@ def test_session() -> None:
 
 def test_others() -> None:
     """
-    Events of others have no fields, because their names mean nothing; an event of the service
-    needs no text.
+    The line of an event that another package has logged has no fields, because the names of these
+    fields mean nothing here.  An event of the service needs no text.
     """
     assert record(log_format="x is {x}", x=5, worker=2) == {
         "time": "2026-11-25T23:44:17.250Z",
@@ -114,7 +114,7 @@ def test_others() -> None:
         "seconds": "nan",
     }
     assert jsonLine(event()) == []
-    # A field never takes the place of a fact.
+    # A field of the event does not replace the level and the time of the line.
     assert record(pop3Event="x", level="critical", time=1)["level"] == "info"
 
 
@@ -150,7 +150,7 @@ def test_anyText(text: str) -> None:
 
 def test_droppedLines() -> None:
     """
-    The line about dropped lines has the form of the others.
+    The line about dropped lines has the same form as the other lines.
     """
 
     class Full:
@@ -230,7 +230,7 @@ def test_journalRecord() -> None:
 @given(st.text())
 def test_anyTextInTheJournal(text: str) -> None:
     """
-    No text makes a field of its own.
+    No text in an event makes a further field of the record.
     """
     found = parsed(journalRecord(event(log_format="{x}", x=f"a{text}", pop3Event="z", user=text)))
     assert set(found) <= {
@@ -257,7 +257,7 @@ def test_priorities(level: str, priority: int) -> None:
 @pytest.fixture
 def bound(tmp_path: Path) -> Iterator[Callable[[], socket.socket]]:
     """
-    Opens the socket of a journal.
+    A function that makes and binds the socket of a journal.
     """
     made: list[socket.socket] = []
 
@@ -277,7 +277,7 @@ def bound(tmp_path: Path) -> Iterator[Callable[[], socket.socket]]:
 
 def test_journal(tmp_path: Path, bound: Callable[[], socket.socket]) -> None:
     """
-    While the journal is away, or does not read, events go to the other log; none is lost.
+    While the journal is missing or does not read, events go to the other log.  No event is lost.
     """
     log = JournalLog(Log(FileSink(str(tmp_path / "log"))), str(tmp_path / "journal"))
 
@@ -318,7 +318,7 @@ def test_journal(tmp_path: Path, bound: Callable[[], socket.socket]) -> None:
 
 def test_largestRecord(tmp_path: Path, bound: Callable[[], socket.socket]) -> None:
     """
-    The largest record is a datagram that the journal takes.
+    A record with very long values is bounded, so that it fits into one datagram.
     """
     journal = bound()
     log = JournalLog(Log(FileSink(str(tmp_path / "log"))), str(tmp_path / "journal"))
@@ -343,7 +343,7 @@ def test_isJournal() -> None:
 
 def test_legacy() -> None:
     """
-    Events without a level have one.
+    An event without a level is written with the level info.
     """
     events: list[Any] = []
     Logger(namespace="x", observer=events.append).info("y")

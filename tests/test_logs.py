@@ -1,5 +1,6 @@
 """
-The log: one line for each event, with any text, and without waiting for its reader.
+The log: no text of an event can begin a line of its own, and the service never waits for a reader
+of the log.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def test_oneLine(end: str) -> None:
 @given(st.text(st.characters(exclude_categories=[]), max_size=40))
 def test_escaped(text: str) -> None:
     """
-    Escaped text is printable, and can be written in any encoding of Unicode.
+    Escaped text is printable, and can be encoded in UTF-8.
     """
     shown = escaped(text)
     assert shown.isprintable()
@@ -94,7 +95,7 @@ def test_escaped(text: str) -> None:
 
 def test_octets() -> None:
     """
-    A line with a file name that is not UTF-8 is written.
+    The octets of a file name that is not UTF-8 become escape sequences.
     """
     name = os.fsdecode(b"caf\xe9\n\x1b[31m")
     assert escaped(name) == "caf\\xe9\\n\\x1b[31m"
@@ -163,7 +164,7 @@ def event(text: str) -> dict[str, Any]:
 @pytest.fixture(params=["pipe", "socket", "shared pipe"])
 def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """
-    A function that reads the log's output, and the log.
+    A sink for a log, and a function that reads what the sink has written.
     """
     ours: Any
     if request.param == "socket":
@@ -201,7 +202,7 @@ def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 def test_bufferIsBounded(reader: Any) -> None:
     """
-    If the log is not read, lines are buffered up to a bound; further ones are dropped and
+    If nobody reads the log, lines are buffered up to a bound.  Further lines are dropped and
     counted.  Every line is complete.
     """
     sink, everything = reader
@@ -239,8 +240,8 @@ def test_theStreamIsNotChanged() -> None:
 
 def test_fileIsRotated(tmp_path: Path) -> None:
     """
-    After a rename and reopening, or a copy and truncation, each line exists once, without a
-    hole.
+    After a rename and reopening, or a copy and truncation, each line exists once, and the file has
+    no hole.
     """
     path = tmp_path / "log"
     log = Log(FileSink(str(path)))
@@ -264,7 +265,7 @@ def test_fileIsRotated(tmp_path: Path) -> None:
 
 def test_fileGone(tmp_path: Path) -> None:
     """
-    If the file cannot be reopened, the open one is used.
+    If the file cannot be reopened, lines go to the file that is still open.
     """
     path = tmp_path / "place" / "log"
     path.parent.mkdir()
@@ -278,7 +279,7 @@ def test_fileGone(tmp_path: Path) -> None:
 
 def test_fifo(tmp_path: Path) -> None:
     """
-    A FIFO instead of a file is not waited for.
+    If a FIFO has taken the place of the file, reopening fails at once.
     """
     path = tmp_path / "log"
     log = Log(FileSink(str(path)))
@@ -291,8 +292,9 @@ def test_fifo(tmp_path: Path) -> None:
 
 class Disk:
     """
-    Stands in for the log file.  C{room} more octets fit on its disk.
+    Stands in for the log file.
 
+    @ivar room: the number of octets that still fit on the disk.
     @ivar writes: the octets of each write.
     """
 
@@ -355,7 +357,7 @@ def test_threads(tmp_path: Path) -> None:
 
 def test_syslog(tmp_path: Path) -> None:
     """
-    Each line is a datagram; syslogd may be restarted, or hang.
+    Each line is a datagram.  syslogd may start after the log was made, and may hang.
     """
     path = str(tmp_path / "log")
     log = Log(SyslogSink("pop3svc", path))
@@ -451,14 +453,14 @@ def test_linesThatWaitAreBounded(gathered: Gathered) -> None:
         gathered.say("x" * 1000)
         assert gathered.log._held < Log.GATHERED
     assert [len(each) for each in gathered.texts] == [33, 33, 33]
-    # A line that is longer than all of it.
+    # An event with a long text and a long traceback.
     gathered.say("x" * 7000, log_failure=Failure(ValueError("y" * 70000)))
     assert gathered.log._held < Log.GATHERED
 
 
 def test_otherThreadsWriteAtOnce(gathered: Gathered) -> None:
     """
-    Only the reactor's thread can use the reactor's timers.
+    The lines of other threads do not wait, because only the reactor's thread may start timers.
     """
     gathered.say("one")
     thread = threading.Thread(target=gathered.say, args=("two",))
@@ -480,7 +482,7 @@ def test_reopenWritesBefore(gathered: Gathered) -> None:
 
 def test_theEnd(gathered: Gathered) -> None:
     """
-    At the end of the reactor the lines are written, and later ones at once.
+    After L{Log.writeAtOnce}, which is called when the reactor stops, no line waits.
     """
     gathered.say("one")
     gathered.log.writeAtOnce()
@@ -552,7 +554,7 @@ def test_datagramsHaveOneLine() -> None:
 
 def test_fullDiskWhileLinesWait(gathered: Gathered) -> None:
     """
-    The process goes on, keeps a bounded number of lines, and writes them when there is room.
+    The log keeps a bounded number of octets, and writes them when there is room again.
     """
     gathered.disk.room = 30
     gathered.say("one", "two", "three")

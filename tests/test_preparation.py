@@ -1,6 +1,6 @@
 """
-The preparation of names and passwords (RFC 8265): the library's result, also where the library is not
-called.
+The preparation of names and passwords (RFC 8265) has the result of the library, even where the
+library is not called.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def enforced(profile: str, text: str) -> str | None:
 @pytest.mark.parametrize(("profile", "prepare"), PROFILES)
 def test_everyCharacterOfASCII(profile: str, prepare: Callable[[str], str]) -> None:
     """
-    The short way for ASCII has the result of the library, in every place of a text.
+    Each ASCII character has the result of the library, at every place in a text.
     """
     for code in range(128):
         character = chr(code)
@@ -130,13 +130,14 @@ def test_passwords(given: str, wanted: str | None) -> None:
 @pytest.mark.parametrize("character", ["é", "٠", "۰", "・", "\u0301", "日", "😀", "ｱ", "\ud800"])
 def test_costIsBounded(character: str) -> None:
     """
-    A long text is refused before the library sees it, and the longest text takes little time.
+    A text that is too long is refused before the library sees it.  The longest allowed text takes
+    little time.
     """
     size = len(character.encode("utf-8", "surrogatepass"))
     for prepare, longest in ((prepareName, LONGEST_NAME), (preparePassword, LONGEST_PASSWORD)):
         began = time.thread_time()
         prepared(prepare, character * (longest // size))
-        # Generous, because the measured time is 4 ms.
+        # The time is 4 ms on one machine; the limit leaves room for slower machines.
         assert time.thread_time() - began < 0.2
         assert prepared(prepare, character * (longest // size + 1)) is None
         began = time.thread_time()

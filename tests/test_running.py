@@ -18,7 +18,8 @@ from tests.support.running import CHECKOUT, PATIENCE, checkCopy, environment, fo
 
 def test_portIsKept() -> None:
     """
-    A service with SO_REUSEADDR can listen on a reserved port; a socket without it cannot.
+    A service with SO_REUSEADDR can listen on a reserved port.  A socket without SO_REUSEADDR cannot
+    bind to this port.
     """
     port = freePort()
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
@@ -32,7 +33,8 @@ def test_portIsKept() -> None:
 @pytest.mark.smoke
 def test_anotherCopy(tmp_path: Path) -> None:
     """
-    Processes that tests start run the copy beside the tests.
+    L{checkCopy} fails if the processes that tests start would run another copy than the one beside
+    the tests.
     """
     checkCopy(environment(tmp_path)["PYTHONPATH"])
     (tmp_path / "pop3svc").mkdir()
@@ -43,7 +45,7 @@ def test_anotherCopy(tmp_path: Path) -> None:
 
 def test_anotherCopyOfTheTests(tmp_path: Path) -> None:
     """
-    The tests themselves run the copy beside them.
+    pytest refuses to run the tests if it would import another copy than the one beside the tests.
     """
     shutil.copytree(CHECKOUT / "pop3svc", tmp_path / "pop3svc")
     ended = subprocess.run(
@@ -67,7 +69,7 @@ def test_anotherCopyOfTheTests(tmp_path: Path) -> None:
 
 def test_forEverybody() -> None:
     """
-    No directory on its path is private.
+    No directory on the path of the new directory is private.
     """
     with forEverybody() as path:
         for each in [path, *path.parents]:

@@ -24,7 +24,7 @@ PATIENCE = 60
 
 class Place:
     """
-    The paths and ports of the page, and those that stand for them here.
+    Translates between the paths and ports of the page and those of the test.
     """
 
     def __init__(self, home: Path) -> None:
@@ -35,7 +35,7 @@ class Place:
 
     def here(self, text: str) -> str:
         """
-        @return: a text of the page for this place.
+        @return: a text of the page with the paths and ports of the test.
         """
         text = re.sub(r"(?<![\w.])/(etc|srv|var)/", rf"{self.home}/\1/", text)
         for name, port in self.ports.items():
@@ -44,7 +44,8 @@ class Place:
 
     def there(self, text: str) -> str:
         """
-        @return: a text that a command has printed here, as the page shows it.
+        @return: a text that a command has printed in the test, with the paths and ports of the
+            page.
         """
         text = text.replace(str(self.home), "")
         for name, port in self.ports.items():
@@ -54,7 +55,7 @@ class Place:
 
 def commands() -> Iterator[tuple[str, str]]:
     """
-    @return: each command of the page, and the answer that the page shows.
+    @return: each command of the page, and the output that the page shows.
     """
     text = (CHECKOUT / PAGE).read_text()
     for found in re.findall(r"\.\. code-block:: console\n\n((?: +.*\n|\n)+)", text):
@@ -66,7 +67,7 @@ def commands() -> Iterator[tuple[str, str]]:
 
 def isLike(text: str, shown: str) -> bool:
     """
-    @return: whether a text is the one that the page shows; C{...} stands for any text.
+    @return: whether a text is the one that the page shows, where C{...} stands for any text.
     """
     parts = map(re.escape, " ".join(shown.split()).split("..."))
     return re.fullmatch(".*".join(parts), " ".join(text.split())) is not None
@@ -87,7 +88,7 @@ def place(tmp_path: Path) -> Place:
 
 def test_commands(place: Place) -> None:
     """
-    Each command of the page does what the page says, in the order of the page.
+    The commands of the page, in their order, succeed and print what the page shows.
     """
     home = place.home
     running: Running | None = None

@@ -50,7 +50,7 @@ def test_damaged(tmp_path: Path) -> None:
 
 def test_noFile(tmp_path: Path) -> None:
     """
-    A link or a directory instead of the file is refused, and a FIFO is not waited for.
+    A link or a FIFO in the place of the file is refused, and nothing waits for the FIFO.
     """
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ValueError, match="link"):

@@ -1,5 +1,5 @@
 """
-Log events whose text is ready.
+Log events that carry their whole text in the field C{summary}.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def events() -> list[LogEvent]:
 
 def test_event(events: list[LogEvent]) -> None:
     """
-    Every observer gets the event that C{Logger.info} makes.
+    L{informOf} makes the same event as C{Logger.info}.
     """
     log = Logger(namespace="test", source=events, observer=events.append)
     informOf(log, SUMMARY, user="alice")

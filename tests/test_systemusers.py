@@ -35,7 +35,7 @@ def test_nobody(name: str) -> None:
 
 class Directory:
     """
-    A directory of users that may be away.
+    A directory of users.  A test can make the directory unavailable.
     """
 
     def __init__(self) -> None:
@@ -58,7 +58,7 @@ class Directory:
 
 def test_remembered() -> None:
     """
-    A user is remembered for a minute; that there is no such user for some seconds.
+    A user is remembered for a minute, and the absence of a user for some seconds.
     """
     directory = Directory()
     assert directory.find("alice") == directory.find("alice") == ALICE

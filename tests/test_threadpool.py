@@ -17,10 +17,6 @@ from pop3svc.threadpool import BoundedThreadPool
 
 
 class BoundedThreadPoolTests(TestCase):
-    """
-    The bounded thread pool.
-    """
-
     def setUp(self) -> None:
         self.workers = BoundedThreadPool("test", threads=1, waiting=1)
         self.addCleanup(self.workers.stop)
@@ -33,7 +29,8 @@ class BoundedThreadPoolTests(TestCase):
 
     async def test_nicer(self) -> None:
         """
-        The threads yield to the thread of the reactor, whose priority does not change.
+        On Linux the threads have a lower priority than the thread of the reactor, whose priority
+        does not change.
         """
         workers = BoundedThreadPool("nice", threads=1, waiting=1, niceness=3)
         self.addCleanup(workers.stop)
@@ -145,7 +142,7 @@ class BoundedThreadPoolTests(TestCase):
 
     async def test_lostThread(self) -> None:
         """
-        A thread that hangs is replaced, and further work of its group is refused until it
+        A thread that hangs is replaced, and further work of its group is refused until the thread
         returns.
         """
         self.patch(BoundedThreadPool, "GRACE", 0.0)
@@ -164,14 +161,15 @@ class BoundedThreadPoolTests(TestCase):
     async def test_stopDoesNotWaitForLostThreads(self) -> None:
         self.patch(BoundedThreadPool, "GRACE", 0.0)
         await self.hang(self.workers, "a")
-        # Without this, the test would take 30 seconds, or five.
+        # If stop() waited for the lost thread, it would take PATIENCE.
         began = reactor.seconds()
         self.workers.stop()
         self.assertLess(reactor.seconds() - began, BoundedThreadPool.PATIENCE / 2)
 
     async def test_stopNoticesThreadsThatAreLostMeanwhile(self) -> None:
         """
-        Nothing is notified when the grace of cancelled work is over.
+        The pool stops waiting for a thread that becomes lost meanwhile, although nothing notifies
+        the pool at this time.
         """
         self.patch(BoundedThreadPool, "GRACE", 0.3)
         await self.hang(self.workers, "a")

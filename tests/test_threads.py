@@ -157,8 +157,8 @@ class RealThreads(TestCase):
 
     async def test_oneAtATime(self) -> None:
         """
-        Calls run outside the reactor's thread, and never two at once, even if one was
-        cancelled.
+        The calls of a mailbox run outside the reactor's thread, and never two at once, even if one
+        was cancelled.
         """
         inside: list[int] = []
         most: list[int] = []

@@ -18,7 +18,7 @@ from tests.support.coroutines import start
 
 class MonotonicClockTests(TestCase):
     """
-    Timers do not depend on the wall clock.
+    With the monotonic clock, timers do not depend on the wall clock.
     """
 
     def test_wallClockSetBack(self) -> None:
@@ -38,7 +38,7 @@ class MonotonicClockTests(TestCase):
 
 class SharedTimeoutTests(TestCase):
     """
-    Time limits of one length with one timer.
+    Time limits of the same length share one timer.
     """
 
     def setUp(self) -> None:
@@ -82,8 +82,8 @@ class SharedTimeoutTests(TestCase):
 
     def test_errorOfOneHandler(self) -> None:
         """
-        An error of one handler does not affect the others; an object that begins again
-        meanwhile gets a new limit.
+        If the handler fails for one object, it is still called for the other objects.  If it begins
+        the limit of its object again, the object gets a new limit.
         """
 
         def passed(each: str) -> None:
@@ -114,7 +114,7 @@ class TimeSliceTests(TestCase):
         self.assertFalse(mine.isOver())
         others = [start(TimeSlice(clock).next())[1] for _ in range(4)]
         self.assertTrue(mine.isOver())
-        # The shortest slice, for any number of waiters.
+        # However many others wait, a slice has at least the length LEAST.
         others += [start(TimeSlice(clock).next())[1] for _ in range(1000)]
         mine.restart()
         self.assertFalse(mine.isOver())
@@ -125,9 +125,6 @@ class TimeSliceTests(TestCase):
         self.assertFalse(mine.isOver())
 
     def test_cancelledWaiterDoesNotCount(self) -> None:
-        """
-        A waiter that is cancelled no longer counts.
-        """
         clock = Clock()
         turn, got = start(TimeSlice(clock).next())
         turn.cancel()
@@ -173,7 +170,7 @@ class TimeSliceTests(TestCase):
 
     def test_waiterThatFails(self) -> None:
         """
-        The others still get their turn.
+        If a waiter fails, the other waiters still get their turn.
         """
         clock = Clock()
         slice = TimeSlice(clock)
@@ -188,8 +185,8 @@ class TimeSliceTests(TestCase):
 
     def test_newWorkSharesASlice(self) -> None:
         """
-        The work of many connections that have input at the same time shares one slice; the work of
-        a later time does not count.
+        The work of many connections that have input at the same time shares one slice.  After the
+        reactor has served others or waited for input, a new slice begins.
         """
         clock = Clock()
         slices = [TimeSlice(clock) for _ in range(8)]
@@ -204,7 +201,7 @@ class TimeSliceTests(TestCase):
             return found
 
         self.assertEqual(areOver(), [False] * 3 + [True] * 5)
-        # Others are served by the reactor, and the work goes on.
+        # The reactor has served other connections.
         slices[0].callNext(lambda: None)
         iterate(clock)
         self.assertEqual(areOver(), [False] * 3 + [True] * 5)
@@ -214,7 +211,7 @@ class TimeSliceTests(TestCase):
 
     def test_workThatHasWaited(self) -> None:
         """
-        Work that has waited has a least slice of its own.
+        Work that has waited gets at least LEAST seconds, however much other work waits.
         """
         clock = Clock()
         slice = TimeSlice(clock)

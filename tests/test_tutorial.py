@@ -20,7 +20,7 @@ import pytest
 from tests.support.running import PATIENCE, SCRIPTS, Running, environment, freePort
 
 PAGE = (Path(__file__).parent.parent / "docs" / "tutorial.rst").read_text()
-# What starts the service, up to its own options.
+# The beginning of each command that starts the service; the options of pop3svc follow.
 START = "PYTHONPATH=. twistd -n --pidfile= pop3svc "
 
 pytestmark = [
@@ -72,7 +72,7 @@ class Reader:
 
     def write(self, text: str) -> None:
         """
-        Save a new file, whose name is in its first line, or go on with C{mymail.py}.
+        Save a new file if the first line is a file name; otherwise add the text to C{mymail.py}.
         """
         named = re.match(r"# (\w+\.py)\n", text)
         if named is not None:
@@ -85,7 +85,8 @@ class Reader:
 
     def type(self, command: str, shown: list[str]) -> None:
         """
-        Run a command, and compare what it prints.
+        Run a command, and compare its output with the lines that the page shows.  If the command
+        starts the service, its output is not compared.
         """
         self.steps.append(command)
         if command.startswith(START):
@@ -117,7 +118,7 @@ class Reader:
 
     def readLog(self, line: str) -> None:
         """
-        Find a line in the log.
+        Wait until the log has a line.
         """
         assert self._service is not None
         *_, last = line.strip().split("…")
@@ -153,7 +154,8 @@ def test_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names() -> None:
     """
-    A listing begins with its file's name, or belongs to mymail.py; the whole is Python.
+    Two listings begin with the name of a new file, and all others belong to C{mymail.py}.  Each
+    listing is Python.
     """
     listings = [text for language, text in blocks() if language == "python"]
     assert [text.split("\n")[0] for text in listings if text.startswith("# ")] == [
