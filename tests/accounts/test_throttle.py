@@ -99,7 +99,7 @@ class Service:
 
     def logIn(self, address: str | None, name: str, password: str = PASSWORD) -> str:
         """
-        @return: whether it is "in", "wrong" or "refused".
+        @return: the outcome: C{"in"}, C{"wrong"} or C{"refused"}.
         """
         info, may = self.begin(address, name, password)
         if not may:
@@ -181,7 +181,8 @@ def test_namesAndPasswordsAreNotMixedUp(service: Service) -> None:
 
 def test_knownNetworksAreCheckedDuringABan(service: Service) -> None:
     """
-    During a ban, only the user's own strikes from a known network count against that user.
+    A ban does not apply to a user from a known network.  The limit for this user and network still
+    applies.
     """
     service.logIn("192.0.2.7", "alice")
     service.guess("192.0.2.7", "bob", 3)
@@ -207,7 +208,8 @@ def test_onlyRefusedAttemptsRenewABan(service: Service, clock: Clock) -> None:
 
 def test_sharedAddressesAreNotBanned(service: Service) -> None:
     """
-    From a shared address, such as an office's, strikes count for user and network only.
+    Failures from a shared address, such as an office's, cause no ban.  Only the limits for the user
+    apply.
     """
     for name in ("alice", "bob", "carol"):
         assert service.logIn("192.0.2.7", name) == "in"
@@ -222,7 +224,7 @@ def test_becomesSharedWhileBanned(service: Service) -> None:
     service.logIn("192.0.2.8", "carol")
     service.guess("192.0.2.7", "dave", 3)
     assert service.logIn("192.0.2.7", "erin") == "refused"
-    # From a known network.
+    # Carol's network is known.  As the third user she makes the address a shared one.
     assert service.logIn("192.0.2.7", "carol") == "in"
     assert service.logIn("192.0.2.7", "erin") == "in"
 
@@ -266,7 +268,8 @@ def test_sixtyFour(service: Service) -> None:
 
 def test_theOwnerIsNotLockedOut(service: Service, clock: Clock) -> None:
     """
-    Guesses from everywhere lock out unknown networks, but not the user's known network.
+    After guesses from many networks, the user can log in from a known network, but not from an
+    unknown one.
     """
     service.logIn("198.51.100.5", "alice")
     results = [service.logIn(f"203.0.{n}.1", "alice", f"guess{n}") for n in range(200)]
@@ -295,8 +298,8 @@ def test_oneNetwork(service: Service) -> None:
 
 def test_spellings(service: Service) -> None:
     """
-    All spellings of a name are one user, because an LDAP directory ignores case and spaces, for
-    example.  The operator lifts the limit by any of them.
+    All spellings of a name count as one user, because an LDAP directory, for example, ignores case
+    and spaces.  The operator can lift the limit with any spelling.
     """
     names = ["ann lee", "Ann Lee", "ANN LEE", " ann lee", "ann  lee ", "\uff21nn lee", "ann\tlee"]
     for number in range(10):
@@ -313,9 +316,10 @@ def test_spellings(service: Service) -> None:
 
 def underWay(service: Service, count: int) -> tuple[list[ConnectionInfo], list[Any]]:
     """
-    Make different guesses from one address, of which none is answered yet.
+    Begin different guesses from one address, and end none of them.
 
-    @return: the connections, and the answers of C{mayLogin}, empty while they wait.
+    @return: the connections; and for each guess a list with the answer of C{mayLogin}, which is
+        empty while the guess waits.
     """
     infos, answers = [], []
     for number in range(count):
@@ -332,7 +336,7 @@ def underWay(service: Service, count: int) -> tuple[list[ConnectionInfo], list[A
 
 def test_guessesAtOnce(service: Service, clock: Clock) -> None:
     """
-    Of many concurrent guesses, three are compared; the others wait for their outcome.
+    Of many concurrent guesses, three are compared.  The others wait for the outcome of these three.
     """
     infos, answers = underWay(service, 50)
     assert answers == [[True]] * 3 + [[]] * 47
@@ -365,7 +369,8 @@ def test_rightOnesAtOnce(clock: Clock) -> None:
 
 def test_oneAfterAnother(service: Service, clock: Clock) -> None:
     """
-    Each attempt that ends admits the next one.
+    If an attempt ends without a strike, the next one is admitted.  After three strikes the next one
+    is refused.
     """
     infos, answers = underWay(service, 5)
     service.throttle.loginAbandoned(infos[0], "alice", False)
@@ -455,7 +460,7 @@ def test_theTablesAreBounded(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> N
 
 def test_countsOfBans(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The number of bans is that of their list, whatever happens to the bans.
+    The number of bans always equals the length of the list of bans.
     """
     monkeypatch.setattr(Strikes, "BOUND", 20)
     monkeypatch.setattr(strikes._Full, "MOST", 40)
@@ -690,7 +695,7 @@ def test_lostBeforeTheRefusal() -> None:
 
 def test_lostWhileBeingChecked() -> None:
     """
-    Clients that do not wait for a slow provider get three guesses.
+    Clients that do not wait for a slow provider get only three guesses.
     """
     factory, asked = guarded()
 
@@ -735,7 +740,7 @@ def test_sixLocalFailuresAndThenTheRightOne() -> None:
 
 def test_lostWhileLoggingIn(clock: Clock) -> None:
     """
-    A client lost during a login leaves no references.
+    The guard keeps no entry for a client that was lost during a login.
     """
     throttle = SharedThrottle(clock)
     guard = LoginGuard(clock, throttle)
@@ -747,7 +752,7 @@ def test_lostWhileLoggingIn(clock: Clock) -> None:
 
 def test_noRefusalWaitsForEver() -> None:
     """
-    Even a refusal with many before it comes before the call times out.
+    Even if many refusals come before it, a refusal comes within L{LoginGuard.PATIENCE} seconds.
     """
     factory, _ = guarded()
     clients = [Client(factory) for _ in range(60)]
@@ -783,8 +788,8 @@ class Two:
 
 def test_repeatsAreNotLoggedAgain(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A guess of an address is logged once an hour.  That holds if another device of the user
-    logs in meanwhile, if the guesses go to two processes, and where bans do not count.
+    The same guess from the same address is logged once an hour.  This also holds if another device
+    of the user logs in meanwhile, if the guesses go to two processes, and for an exempt address.
     """
     monkeypatch.setattr(throttle._Logged, "BOUND", 2)
     for address in ("192.0.2.7", "127.0.0.1"):
@@ -855,7 +860,7 @@ def test_processesThatDieLeaveLittle(clock: Clock, monkeypatch: pytest.MonkeyPat
     for number in range(100):
         service.throttle.heard("begun", f"192.0.2.{number}", f"user{number}", "00" * 8)
     pending = [len(t._pending) for limit in service.throttle._limits for t in limit.tables]
-    # No attempt is under way against a ban by the operator.
+    # The table of the operator's bans counts no attempts under way.
     assert pending == [10, 0, 10, 10]
 
 
@@ -919,8 +924,8 @@ def test_goesOnElsewhere(clock: Clock) -> None:
 
 def test_hiddenGuesses(clock: Clock) -> None:
     """
-    A mail program that repeats an old password by SCRAM does not have its address banned.
-    Somebody who tries many passwords does.
+    A mail program that repeats an old password by SCRAM every minute causes no ban of its address.
+    Many attempts within a minute cause a ban.
     """
     shared = SharedThrottle(clock)
     info = ConnectionInfo(1, "192.0.2.7", True)
@@ -939,7 +944,7 @@ def test_hiddenGuesses(clock: Clock) -> None:
 
 def test_hiddenGuessesOfOneNetwork(clock: Clock) -> None:
     """
-    Further addresses of one /64 give no further attempts that count as one guess.
+    All addresses of a /64 share the first attempts of a minute, which count as one guess.
     """
     shared = SharedThrottle(clock)
     admitted = 0

@@ -20,7 +20,7 @@ from pop3svc.protocol.session import ConnectionInfo
 from pop3svc.testing import Inline
 from tests.support.passwords import hashed, isGood
 
-# Computed once, because they cost many rounds.
+# Computed once for all tests, because the computation takes many rounds.
 HASH = hashed("pencil")
 SHA256 = makeVerifier("pencil")
 SHA1 = makeVerifier("pencil", "sha1")
@@ -57,7 +57,7 @@ def test_beside(path: Path) -> None:
     assert keysOf(checker) == keysIn(SHA256)
     assert keysOf(checker, algorithm="sha1") == keysIn(SHA1, "sha1")
     assert keysOf(checker, "ben") is None
-    # Made-up users get the form of these keys.
+    # The example keys for an unknown user have the same number of rounds.
     example = checker.exampleScramKeys("ben", "sha1", b"seed")
     assert example is not None and example.rounds == 65_536
 
@@ -71,7 +71,7 @@ def test_oneAlgorithm(path: Path) -> None:
 
 def test_plain(path: Path) -> None:
     """
-    A password in the clear needs no verifier, and does not use one of another password.
+    A password in clear text needs no verifier.  A verifier beside it is ignored.
     """
     path.write_text(lineOf("{PLAIN}pen", sha256=SHA256))
     checker = PasswordFile(str(path), Inline())
@@ -113,7 +113,7 @@ def test_editor(path: Path) -> None:
     for name in ("ann", "ben", "cat"):
         assert isGood(checker, name, "pencil")
         assert (keysOf(checker, name) is None) == (name == "cat")
-    # A verifier that a change leaves nothing of leaves no field.
+    # A change without a new verifier leaves the extra fields empty.
     setPassword(str(path), "ann", "brush")
     assert path.read_text().splitlines()[0].endswith("::::::")
 
@@ -131,7 +131,7 @@ def test_editor(path: Path) -> None:
 )
 def test_otherFields(rest: str, expected: str) -> None:
     """
-    They stay; a new verifier replaces the previous one.
+    The other fields of a line stay when a verifier is added, replaced or removed.
     """
     made = withVerifiers(HASH, rest, {"sha256": SHA256})
     head, _, verifier = made.rpartition("pop3svc_scram_sha_256=")
@@ -143,7 +143,7 @@ def test_otherFields(rest: str, expected: str) -> None:
 
 def test_oldForm(path: Path) -> None:
     """
-    A line in an old format of Dovecot keeps the location of the mail.
+    A line in an old format of Dovecot keeps the location of the mail, and cannot get a verifier.
     """
     path.write_text(f"ann:{HASH}:::::::/var/mail/ann\n")
     with pytest.raises(ValueError, match="an old format of Dovecot, with no place"):
@@ -154,7 +154,7 @@ def test_oldForm(path: Path) -> None:
 
 def test_malformed(path: Path) -> None:
     """
-    A broken verifier of this hash is reported; one of another hash is nothing.
+    A broken verifier is reported if it belongs to the hash of its line, and ignored otherwise.
     """
     path.write_text(lineOf(HASH, sha256=SHA256)[:-6] + "\n")
     assert [each.name for each in readPasswordFile(str(path)).badLines] == ["ann"]
@@ -164,6 +164,6 @@ def test_malformed(path: Path) -> None:
 
 def test_unprintable() -> None:
     """
-    A hash with octets that are not UTF-8 has a digest, too.
+    A verifier can be added beside a hash with octets that are not UTF-8.
     """
     assert withVerifiers("{PLAIN}\udcff", "", {"sha256": SHA256}).startswith("::::::pop3svc")
