@@ -16,7 +16,7 @@ __all__ = ["Anybody"]
 @implementer(IPOP3MailboxProvider)
 class Anybody:
     """
-    A provider that opens the mailbox of any user name in a store.
+    A provider for a store.  It opens the mailbox of each user name, whatever the password is.
     """
 
     name = "test"

@@ -20,7 +20,7 @@ from tests.support.running import CHECKOUT, withCheckout
 # Child processes have to run this checkout, not an installed copy.
 os.environ["PYTHONPATH"] = withCheckout()
 
-# An example has no time limit, because the machine may be busy.
+# An example of Hypothesis has no time limit, because the machine may be busy.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
 

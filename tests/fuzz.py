@@ -70,7 +70,7 @@ def must(holds: object, *why: object) -> None:
 @contextmanager
 def nothingLogged() -> Iterator[None]:
     """
-    Check that no error is logged.
+    Check that no failure is logged.
     """
     found: list[Any] = []
 

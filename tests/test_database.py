@@ -466,7 +466,7 @@ def test_closes() -> None:
 
 def test_closedByTheLastTransaction() -> None:
     """
-    The threads end once, because a second end fails.
+    The pool is ended only once, because a second call of its method C{end} would fail.
     """
     bench = Bench(isInline=False, threads=1)
     ends: list[Any] = []
@@ -842,8 +842,8 @@ def test_postgresqlCommitCut(postgresql: Real, server: PostgreSQL) -> None:
 @needsPostgreSQL
 def test_postgresqlCommitUnconfirmed(postgresql: Real, server: PostgreSQL) -> None:
     """
-    If an operator cancels the wait for the standby, PostgreSQL reports a success and a warning.  The
-    outcome is then unknown.
+    If an operator cancels the wait for the standby, PostgreSQL reports a success and a warning.
+    The outcome is then unknown.
     """
     server.configure("synchronous_standby_names", "nobody")
     cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"

@@ -78,7 +78,8 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
 
 def test_order(kernel: Kernel) -> None:
     """
-    The groups are taken first and the user last.  They are given up in the reverse order.
+    The supplementary groups are taken first, then the group, then the user.  All are given up in
+    the reverse order.
     """
     with asUser(ALICE):
         assert fileUID() == ALICE.uid
@@ -247,7 +248,8 @@ def test_groups(homes: Path) -> None:
 @isRoot
 def test_newThread(homes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    If a pool starts a thread while a user's work runs, the new thread has the rights of the service.
+    A new thread of a pool has the rights of the service, even if a thread with the rights of a user
+    starts it.
     """
     pool = BoundedThreadPool("test", threads=1, waiting=1, reactor=_Reactor())
     found: list[str] = []

@@ -82,8 +82,8 @@ class SharedTimeoutTests(TestCase):
 
     def test_errorOfOneHandler(self) -> None:
         """
-        If the handler fails for one object, it is still called for the other objects.  If it begins
-        the limit of its object again, the object gets a new limit.
+        If the handler fails for one object, it is still called for the other objects.  If the
+        handler begins the limit of the object again, the object gets a new limit.
         """
 
         def passed(each: str) -> None:
@@ -104,7 +104,7 @@ class SharedTimeoutTests(TestCase):
 
 class TimeSliceTests(TestCase):
     """
-    Waiters for their next slice share the time of one slice.
+    All work that waits for its next slice shares the time of one slice.
     """
 
     def test_waitersShareASlice(self) -> None:
@@ -231,7 +231,7 @@ class TimeSliceTests(TestCase):
 
 def iterate(clock: Clock) -> None:
     """
-    Make the calls that are due, like one iteration of the reactor.
+    Make all calls that wait now, as one iteration of the reactor does.
     """
     calls, clock.calls = clock.calls, []
     for each in calls:

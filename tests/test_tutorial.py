@@ -41,7 +41,7 @@ def blocks() -> Iterator[tuple[str, str]]:
 
 def commands(text: str) -> Iterator[tuple[str, list[str]]]:
     """
-    @return: each command of a block for the console, with the lines that it prints.
+    @return: each command of a block for the console, with the output that the page shows.
     """
     for part in text.split("$ ")[1:]:
         command, *shown = part.replace("\\\n", "").rstrip("\n").split("\n")

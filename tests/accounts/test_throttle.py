@@ -500,7 +500,7 @@ def test_bansAreCountedWithoutAWalk(clock: Clock, monkeypatch: pytest.MonkeyPatc
 
 def test_passwordsAreNotKept(service: Service) -> None:
     """
-    No live object holds the password after a failed login.
+    After a failed login no dictionary, list, tuple or set holds the password.
     """
     password = "".join(["never ", "kept"])
     service.logIn("192.0.2.7", "alice", password)
