@@ -255,8 +255,8 @@ def place() -> Place:
 
 def sizes(data: bytes) -> None:
     """
-    The file of sizes of a Maildir.  If the first octet of the input is odd, the others are the
-    contents of the blocks, separated by NULs.  Otherwise they are everything after the version.
+    The file of sizes of a Maildir.  If the first octet of the input is odd, the other octets are
+    the contents of the blocks, separated by NULs.  Otherwise they are all octets after the version.
     """
     rest = data[1:]
     if data[:1] and data[0] & 1:
@@ -424,7 +424,7 @@ def search(target: str, seconds: float, chance: random.Random) -> tuple[int, int
 
 def main() -> int:
     """
-    Search for some time, and print the result.
+    Search for inputs that reach new code or break a rule, and print how many were found.
     """
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--seconds", type=float, default=60, help="for each target")

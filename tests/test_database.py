@@ -395,7 +395,7 @@ def test_lateInTheQueue() -> None:
     bench.clock.advance(3)
     assert isinstance(errorOf(second), DatabaseUnavailable)
     assert type(errorOf(first)) is DatabaseUnavailable
-    # The first was cut before it began; the second never begins.
+    # The first transaction was cut before it began, and the second never begins.
     bench.threads.held.pop()()
     assert bench.threads.held == [] and bench.link.done == ["close"]
 

@@ -65,7 +65,7 @@ def test_examples(tmp_path: Path) -> None:
 
 def test_nothingIsLeftOut() -> None:
     """
-    The page lists each fault, and each public attribute of a server.
+    The page names each fault, and each public attribute of L{POP3Server}.
     """
     kinds = {
         name

@@ -56,7 +56,7 @@ NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 @pytest.mark.parametrize("kind", NO_FILES)
 def test_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     """
-    If a path belongs to something else than a regular file, or to a file that is too large, it is
+    A directory, a FIFO, a socket, a device, a loop of links and a file that is too large are
     refused at once, with a reason.
     """
     monkeypatch.chdir(tmp_path)
@@ -89,7 +89,7 @@ def test_readReplaceable(tmp_path: Path) -> None:
 
 def test_privileged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A file that the service may no longer open is opened by the privileged opener.
+    A file that the service may no longer open is opened by the function of L{setPrivileged}.
     """
     (tmp_path / "x").write_bytes(b"abc")
     openTruly, asked = os.open, []

@@ -1,5 +1,5 @@
 """
-Run the targets of L{tests.fuzz} with the corpus, with mutations of it, and with random octets.
+Run the targets of L{tests.fuzz} with the corpus, with mutated inputs, and with random octets.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def test_translated() -> None:
     assert german.translated("Done.") == "Erledigt."
     assert german.translated("12 messages") == "12 Nachrichten"
     assert german.translated("Deleted message. UID:a{b}c") == "Nachricht gelöscht. UID:a{b}c"
-    # The text of another package, and values without text.
+    # A text that the catalogue does not have stays unchanged.
     for text in ("Disk quota exceeded.", "2 320", "1 Done.", "Bye, 1 2 deleted.", "{count} x"):
         assert german.translated(text) == text
     assert languages() is languages()

@@ -85,7 +85,7 @@ def test_preparedTwice(profile: str, prepare: Callable[[str], str], text: str) -
         ("ｕｓｅｒ", "user", "user"),
         ("ΑΣΑ", "ΑΣΑ", "ασα"),
         ("משה", "משה", "משה"),
-        # A name of both writing directions.
+        # A name with both writing directions.
         ("משהa", None, None),
         ("a b", None, None),
         ("a\u00a0b", None, None),

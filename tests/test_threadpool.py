@@ -161,15 +161,15 @@ class BoundedThreadPoolTests(TestCase):
     async def test_stopDoesNotWaitForLostThreads(self) -> None:
         self.patch(BoundedThreadPool, "GRACE", 0.0)
         await self.hang(self.workers, "a")
-        # If stop() waited for the lost thread, it would take PATIENCE.
+        # If stop() waited for the lost thread, it would take PATIENCE seconds.
         began = reactor.seconds()
         self.workers.stop()
         self.assertLess(reactor.seconds() - began, BoundedThreadPool.PATIENCE / 2)
 
     async def test_stopNoticesThreadsThatAreLostMeanwhile(self) -> None:
         """
-        The pool stops waiting for a thread that becomes lost meanwhile, although nothing notifies
-        the pool at this time.
+        If a thread becomes lost while the pool waits for it, the pool waits no longer, although
+        nothing notifies the pool.
         """
         self.patch(BoundedThreadPool, "GRACE", 0.3)
         await self.hang(self.workers, "a")

@@ -845,7 +845,7 @@ def test_underWayElsewhere(clock: Clock) -> None:
 
 def test_aProcessThatDiesDoesNotBlock(clock: Clock) -> None:
     """
-    The attempts of a process that died are ignored after a while.
+    The attempts of a process that died are ignored after L{Strikes.LAPSE} seconds.
     """
     two = Two(clock)
     for number in range(3):
@@ -870,7 +870,7 @@ def test_theOperatorBansInAllProcesses(clock: Clock) -> None:
     two.here.throttle.ban("192.0.2.7")
     for service in (two.here, two.there):
         assert [ban.network for ban in service.throttle.bans()] == ["192.0.2.7/32"]
-        # The ban applies to a user who is known in this network, too.
+        # The ban also applies to a user who is known in this network.
         assert service.logIn("192.0.2.7", "alice") == "refused"
     assert two.there.throttle.lift("192.0.2.7") is True
     for service in (two.here, two.there):
@@ -897,7 +897,7 @@ def test_whatChangesNothingIsNotTold(clock: Clock) -> None:
 
 def test_goesOnElsewhere(clock: Clock) -> None:
     """
-    Another process, with another clock, continues from the state.
+    A process with another clock can go on with the state of this process.
     """
     here = Service(clock, each=4)
     here.logIn("198.51.100.1", "alice")
