@@ -1,5 +1,5 @@
 """
-The POP3 client, against this service in memory, and against servers that break the rules.
+The POP3 client, with this service in memory, and with scripted servers.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ async def read(message: Deferred[Any]) -> bytes:
 
 def scripted(replies: dict[bytes, bytes | None], greeting: bytes = b"+OK\r\n") -> Network:
     """
-    @param replies: by verb; any other verb is refused.
+    @param replies: the reply to each verb; L{None} closes the connection.  Any other verb is
+        refused.
     """
     return Network(
         lambda: Scripted(
@@ -126,7 +127,7 @@ def scripted(replies: dict[bytes, bytes | None], greeting: bytes = b"+OK\r\n") -
 @pytest.mark.parametrize("most", [1, 2, 3, 7, 997, 1 << 20])
 def test_session(most: int) -> None:
     """
-    Every command works, wherever the network cuts the server's octets.
+    A session works, whatever the size of the pieces in which the network delivers its octets.
     """
     site = Site(most)
     client = site.connect()
@@ -135,7 +136,7 @@ def test_session(most: int) -> None:
     assert site.run(client.sizes()) == {n: len(each) for n, each in enumerate(WIRE, 1)}
     names = site.run(client.uniqueIDs())
     assert list(names) == [1, 2, 3]
-    # All commands are sent before the first reply.
+    # The next four commands are sent before the first reply arrives.
     reading = [Deferred.fromCoroutine(read(client.retrieve(n, 10))) for n in (1, names[2], 3)]
     header = Deferred.fromCoroutine(read(client.top(2, 1)))
     assert [site.run(each) for each in reading] == WIRE
@@ -154,7 +155,7 @@ def test_session(most: int) -> None:
 
 def test_sleeping() -> None:
     """
-    A sleeping connection finds what has arrived, and deletes what was marked.
+    SLEE deletes the marked messages.  WAKE and CORE tell whether new messages have arrived.
     """
     site = Site()
     client = site.connect()
@@ -178,7 +179,7 @@ def test_sleeping() -> None:
 
 def test_everySplit() -> None:
     """
-    The octets of a whole session, cut in two at each place, give the same results.
+    The server's octets of a session give the same results, wherever they are cut in two.
     """
     first = b"+OK hi\r\n+OK\r\nPIPELINING\r\n.\r\n"
     replies = b"".join(
@@ -212,7 +213,7 @@ def test_everySplit() -> None:
 
 class Factory:
     """
-    A factory of one protocol.
+    A factory that always returns the same protocol object.
     """
 
     def __init__(self, protocol: Any) -> None:
@@ -263,7 +264,8 @@ def test_passwords(accounts: AccountsProvider, mechanism: str) -> None:
 
 def test_choiceOfMechanism(accounts: AccountsProvider) -> None:
     """
-    SCRAM comes first; PLAIN follows for an account without keys, and USER without SASL.
+    The client chooses the best mechanism that the server offers and that fits the login.  If there
+    is none, a password is sent by USER and PASS, and any other login fails.
     """
     site = Site(policy=ALL, provider=accounts, isSecure=True)
     site.connect()
@@ -296,7 +298,8 @@ def test_PLAINAfterSCRAM(
     monkeypatch: pytest.MonkeyPatch, mechanism: str, isSecure: bool, mayFollow: bool
 ) -> None:
     """
-    After a refusal that may come from a man in the middle, the password is not sent.
+    If the server refuses SCRAM, the client tries PLAIN, but not without TLS and not after
+    SCRAM-SHA-256-PLUS.  A man in the middle could otherwise get the password.
     """
     monkeypatch.setattr(POP3Client, "_binding", lambda _: b"end point")
     replies = {b"CAPA": f"+OK\r\nSASL {mechanism} PLAIN\r\n.\r\n".encode()}
@@ -314,7 +317,7 @@ def test_PLAINAfterSCRAM(
 @pytest.mark.parametrize("mechanism", ["OAUTHBEARER", "XOAUTH2"])
 def test_tokens(accounts: AccountsProvider, mechanism: str) -> None:
     """
-    A token logs in, also one that is too long for the command's line.
+    A token logs in, even if it is too long for the line of the AUTH command.
     """
     site = Site(provider=accounts, isSecure=True)
     for token in ("good", "long" * 100):
@@ -336,7 +339,7 @@ def test_external(accounts: AccountsProvider, name: str) -> None:
 @pytest.mark.parametrize("bad", ["a\r\nDELE 1", "a\nb", "a\0b", ""])
 def test_injection(bad: str) -> None:
     """
-    A name, a secret or a command with a line end is refused before it is sent.
+    A name, a secret, a unique-id or a command with CR, LF or NUL is refused before it is sent.
     """
     for make in (
         lambda: PasswordLogin(bad, "x"),
@@ -395,7 +398,7 @@ def test_STLS() -> None:
 )
 def test_noTLS(replies: dict[bytes, bytes | None], words: str) -> None:
     """
-    Without TLS no name and no password is sent.
+    If the caller demands TLS and it cannot begin, neither the name nor the password is sent.
     """
     network = scripted(replies)
     with pytest.raises(ServerUnavailable, match=words):
@@ -483,7 +486,7 @@ def test_refusedUser(verb: bytes, capabilities: bytes) -> None:
             "malformed",
         ),
         ({b"UIDL": b"+OK\r\n1 " + b"x" * 256 + b"\r\n.\r\n"}, "malformed"),
-        # Replies without end, so that only a repeated number can show it.
+        # These replies have no end, so only the repeated number can make them malformed.
         ({b"LIST": b"+OK\r\n1 1\r\n1 1\r\n"}, "malformed"),
         ({b"UIDL": b"+OK\r\n1 a\r\n1 b\r\n"}, "malformed"),
         ({b"STAT": b"+OK many\r\n"}, "malformed"),
@@ -494,7 +497,8 @@ def test_badReplies(
     replies: dict[bytes, bytes | None], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    A reply that breaks the protocol or a limit ends the connection, and fails all commands.
+    If a reply breaks the protocol or a limit, or does not come, the connection ends, and all
+    commands that wait fail.
     """
     monkeypatch.setattr(clientprotocol, "MOST_MESSAGES", 250)
     network = scripted({**GOOD, b"STAT": b"+OK 1 1\r\n", **replies})
@@ -552,7 +556,7 @@ def test_anyOctets(pieces: list[bytes]) -> None:
 
 def test_endlessCapabilities() -> None:
     """
-    The lines of CAPA are counted, because a server may repeat one for ever.
+    The number of lines in the reply to CAPA is limited, because a server may repeat a line forever.
     """
     network = scripted({**GOOD, b"CAPA": b"+OK\r\n" + b"TOP\r\n" * 1001})
     with pytest.raises(ServerUnavailable, match="malformed"):
@@ -584,7 +588,8 @@ def test_malformedGreetings() -> None:
 )
 def test_badSCRAM(replies: list[bytes], words: str) -> None:
     """
-    A server that does not prove that it knows the password is not believed.
+    If a server breaks the rules of SCRAM, for example by accepting the login without a proof, the
+    login fails, and the client sends no further line.
     """
     coming: Iterator[bytes] = iter(replies)
     capabilities = b"+OK\r\nSASL SCRAM-SHA-256 PLAIN\r\n.\r\n"
@@ -655,8 +660,8 @@ def test_impostor(last: bytes, words: str) -> None:
 
 def test_endlessMessage() -> None:
     """
-    A bounded part of a message waits.  A message that nobody needs is dropped, and one that does
-    not end ends the connection.
+    Reading pauses while the program does not take the octets of a message.  After C{close()}, the
+    rest of the message is dropped.  If the rest is far too long, the connection is aborted.
     """
     piece = b"x" * 998 + b"\r\n"
     network = scripted({**GOOD, b"RETR": b"+OK\r\n" + piece * 3000})
@@ -665,7 +670,7 @@ def test_endlessMessage() -> None:
     message = run(network, client.retrieve(1, 5))
     end = network.clients[0]
     assert end.isPaused and len(end.waiting) > 2_000_000
-    # Nobody waits for the server while the client does not read.
+    # No time limit runs while the client does not read.
     network.clock.advance(1000)
     assert not client.isLost
     assert len(run(network, message.nextChunk())) > 0
@@ -678,8 +683,8 @@ def test_endlessMessage() -> None:
 
 def test_sizeWithLF() -> None:
     """
-    A message that is nearly twice as long as its size, because the server counts LF, is dropped,
-    and the connection is used again.
+    A server may count each line end as one octet, so a message may be twice as long as its reported
+    size.  If the program closes such a message early, the connection can be used again.
     """
     body = b"\r\n" * 1_500_000
     network = scripted({**GOOD, b"RETR": b"+OK\r\n" + body + b".\r\n"})
@@ -695,7 +700,8 @@ def test_sizeWithLF() -> None:
 
 def test_octetsAfterThePause() -> None:
     """
-    Octets that arrive although the client does not read, as with TLS, begin no time limit.
+    No time limit begins while the client does not read, even if the end of a message arrives.  TLS
+    may deliver such octets after the pause has begun.
     """
     network = scripted({**GOOD, b"RETR": b"+OK\r\n", b"NOOP": b""})
     client = connected(network)
@@ -747,7 +753,7 @@ def test_cutMessage() -> None:
 
 def test_cancelled() -> None:
     """
-    After a reply that nobody waits for, the connection is not used again.
+    If the program cancels a command or the reading of a message, the connection is aborted.
     """
     for begin in cancellations():
         network = scripted({**GOOD, b"NOOP": b"", b"RETR": b"+OK\r\n"})
@@ -772,7 +778,7 @@ def cancellations() -> list[Callable[[Network, POP3Client], Deferred[Any]]]:
 
 def test_window() -> None:
     """
-    A bounded number of commands waits for replies.
+    The client sends at most L{WINDOW} commands before the reply to the first of them.
     """
     network = scripted({**GOOD, b"CAPA": b"+OK\r\nPIPELINING\r\n.\r\n", b"DELE": b"+OK\r\n"})
     client = connected(network)
@@ -785,7 +791,7 @@ def test_window() -> None:
 
 def test_leaving() -> None:
     """
-    A connection that is left while it is busy ends at once.
+    C{leave()} aborts a connection on which a command waits for its reply.
     """
     network = scripted(GOOD)
     client = connected(network)
