@@ -13,7 +13,8 @@ from pop3svc.delivery.dataphase import DataPhase
 
 def fed(*blocks: bytes) -> tuple[bytes, bytes | None, bool]:
     """
-    @return: the message, the octets after its end, and whether it has bare line ends.
+    @return: the message, the octets after the final dot (L{None} without a final dot), and whether
+        the input has bare line ends.
     """
     phase = DataPhase()
     message = b""
@@ -64,7 +65,7 @@ def test_smuggling(sent: bytes) -> None:
 @given(st.lists(st.text("a.\r\n").map(str.encode)), st.text("ab\r\n.").map(str.encode))
 def test_everyCut(blocks: list[bytes], after: bytes) -> None:
     """
-    Cuts change nothing, and a message arrives as it was.
+    The result does not depend on the cuts, and the dot-stuffing of a message is removed.
     """
     whole = b"".join(blocks)
     assert fed(*blocks, after) == fed(whole + after)

@@ -1,5 +1,5 @@
 """
-Addresses, names of users, and messages that go in circles.
+Addresses, names of users, and messages that loop.
 """
 
 from __future__ import annotations
@@ -84,5 +84,5 @@ def test_loops() -> None:
     assert not loops(b"Delivered-To: a@bc\r\n")
     hop = b"Received: from x\r\n\tby y\r\n"
     assert loops(hop * 101, None) and not loops(hop * 100, None)
-    # Only so much of a header is searched.
+    # Only the first 262,144 octets of a header are searched.
     assert not loops(b"X: " + b"x" * 262_144 + b"\r\n" + own, cut=4096)

@@ -29,7 +29,8 @@ class Store:
     """
     A store that keeps what it gets.
 
-    @ivar results: the results of the next call, or one Deferred.
+    @ivar results: what L{deliver} returns; L{None} if L{deliver} stores all copies.
+    @ivar finding: what the next call of L{hasAccount} returns; L{None} for the usual answer.
     """
 
     def __init__(self) -> None:
@@ -67,7 +68,7 @@ class Transport(StringTransport):
 
 class Talk:
     """
-    A connection.
+    A client's connection to a service of its own.
     """
 
     def __init__(self, **limits: int) -> None:
@@ -97,7 +98,7 @@ class Talk:
 
     def codes(self, text: str | bytes) -> list[str]:
         """
-        @return: the code and the status of each reply.
+        @return: the reply code and the enhanced status code of each reply.
         """
         return [each[:9] for each in self.say(text)]
 
@@ -192,7 +193,8 @@ def test_commands() -> None:
 
 def test_noRecipient() -> None:
     """
-    If all recipients are refused, a client that pipelines stays in step.
+    If all recipients are refused, DATA is refused, and the next line is a command, even if the
+    client has sent all lines at once.
     """
     talk = Talk()
     talk.say("LHLO mta.test\r\n")
@@ -214,7 +216,7 @@ def test_cuts(cut: int) -> None:
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\r\n"])
 def test_smuggling(end: bytes) -> None:
     """
-    A bare CR or LF ends no message, and the message is refused.
+    A bare CR or LF ends no message, and a message that contains one is refused.
     """
     talk = Talk()
     talk.begin("alice", "bob")
@@ -247,8 +249,8 @@ def test_badCommands() -> None:
 
 def test_large() -> None:
     """
-    A large message goes to a file; one that is too large is refused at its end, and one that
-    does not end is broken off.
+    A large message is stored.  A message that is too large is refused at its end.  If it does not
+    end, the connection is closed.
     """
     talk = Talk(maxMessageSize=600_000)
     line = b"x" * 998 + b"\r\n"
@@ -278,7 +280,7 @@ def test_loop() -> None:
 
 def test_oneUserTwice() -> None:
     """
-    A user with two addresses gets one copy, and the client two replies.
+    A user with several addresses gets one copy, and the client gets a reply for each RCPT.
     """
     talk = Talk()
     talk.begin("alice", "alice+work", "alice")
@@ -288,7 +290,7 @@ def test_oneUserTwice() -> None:
 
 def test_waiting() -> None:
     """
-    Commands are carried out one after the other.  While one waits, nothing is read.
+    Commands are carried out one after the other.  While a command waits, nothing is read.
     """
     talk = Talk()
     talk.say("LHLO m\r\n")
@@ -329,7 +331,8 @@ def test_timeouts() -> None:
 
 def test_slowStore() -> None:
     """
-    A delivery that takes too long is cancelled, and what the store says then counts.
+    A delivery that takes too long is cancelled, and the client gets the results that the cancelled
+    delivery returns.
     """
     talk = Talk()
     talk.begin("alice", "bob")
@@ -360,8 +363,8 @@ def test_brokenStore() -> None:
 
 def test_vanished() -> None:
     """
-    A message that has not arrived whole is not stored, and a delivery that has begun is
-    cancelled.
+    If the connection is lost, a message that has not arrived completely is not stored, and a
+    delivery that has begun is cancelled.
     """
     talk = Talk()
     talk.begin("alice")
@@ -379,7 +382,7 @@ def test_vanished() -> None:
 
 def test_fullDisk() -> None:
     """
-    A message that cannot be kept while it arrives is refused at its end.
+    A message that cannot be written to the temporary file is refused at its end.
     """
     talk = Talk()
 
@@ -410,7 +413,8 @@ def test_clientThatDoesNotRead() -> None:
 
 def test_greetingThatWaits() -> None:
     """
-    Over TLS the greeting waits for the handshake, which needs the input.
+    Reading does not pause before the client has sent something.  Over TLS, the greeting waits for
+    the handshake, which needs the input.
     """
     talk = Talk()
     talk.connection.pauseProducing()
@@ -432,7 +436,8 @@ def test_tooManyConnections() -> None:
 
 def test_tooManyConnectionsWithTLS() -> None:
     """
-    A client could delay the handshake for ever.
+    A refused connection over TLS is aborted without a reply, because the client could delay the
+    handshake forever.
     """
     talk = Talk(maxLMTPConnections=1)
     other: Any = Transport()
@@ -443,7 +448,8 @@ def test_tooManyConnectionsWithTLS() -> None:
 
 def test_shutdown() -> None:
     """
-    A delivery that has begun gets its reply, because the client would send the message again.
+    At the shutdown, the client gets the reply to a delivery that has begun.  Without the reply it
+    would send the message again.
     """
     talk = Talk()
     talk.begin("alice")

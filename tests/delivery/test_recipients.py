@@ -1,5 +1,5 @@
 """
-The users that mail is for, and their stores.
+The recipients of mail, and their stores.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def test_find() -> None:
     assert found(recipients, "alice+any@HOME.test") == ("alice", one)
     assert found(recipients, "alice+both") == ("alice+both", one)
     assert found(recipients, "bob+a@X.test") == ("bob@x.test", two)
-    # The second source of x.test does not know its names, so that the store is asked.
+    # The second source of x.test does not know the names of its users, so the store is asked.  The
+    # store has no mailbox of this name.
     assert isinstance(found(recipients, "boxed@x.test"), NoSuchUser)
     assert isinstance(found(recipients, "boxed"), NoSuchUser)
     assert isinstance(found(recipients, "any@r.test"), StoreUnavailable)
@@ -76,7 +77,8 @@ def test_find() -> None:
 
 def test_spellings() -> None:
     """
-    A recipient is a user in each spelling of the user's name (RFC 8265).
+    Each spelling of a name finds the same user, and a name that RFC 8265 does not allow finds no
+    user.
     """
     store = Store([])
     preserved, mapped = (
@@ -87,7 +89,7 @@ def test_spellings() -> None:
     )
     for each in ("\xe4nne", "a\u0308nne", "A\u0308nne+any", "\xc4NNE@x.test"):
         assert found(preserved, each) == found(mapped, each) == ("\xe4nne", store)
-    # With case mapping no user has capital letters.
+    # With case mapping, no name of a user has capital letters.
     assert found(preserved, "Bob") == ("Bob", store)
     assert isinstance(found(mapped, "Bob"), NoSuchUser)
     assert found(preserved, "EVE") == found(mapped, "EVE") == ("eve", store)
@@ -121,7 +123,7 @@ def test_deliver() -> None:
 @pytest.mark.parametrize("answer", [POP3ResponseError("no"), []])
 def test_broken(answer: Any) -> None:
     """
-    A store that is out of order does not keep the others from taking the message.
+    A store that fails does not keep the other stores from accepting the message.
     """
     recipients = Recipients(
         {
