@@ -1,5 +1,5 @@
 """
-Examples that run as they stand, each in a process of its own.
+Run the examples unchanged, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ def addUser(home: Path, name: str, password: str) -> None:
 @contextmanager
 def service(home: Path, *options: str) -> Iterator[int]:
     """
-    twistd with a provider of the examples.
+    Run twistd with a provider from the examples.
 
-    @return: its port.
+    @return: the port of the service.
     """
     before = os.environ.get("PYTHONPATH", "")
     port = freePort()
@@ -59,7 +59,7 @@ def service(home: Path, *options: str) -> Iterator[int]:
 @contextmanager
 def program(home: Path, name: str, *arguments: str) -> Iterator[Program]:
     """
-    A program of the examples.
+    Run a program of the examples, and kill it at the end.
     """
     running = Program(home, name, *arguments)
     try:
@@ -82,7 +82,8 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # A shell that starts the tests in the background ignores SIGINT, and so would this.
+            # If a shell has started the tests in the background, they ignore SIGINT.  Without this
+            # line the program would ignore it, too.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         self._lines: queue.Queue[str] = queue.Queue()
@@ -97,7 +98,7 @@ class Program:
 
     def end(self, number: int) -> tuple[int, str]:
         """
-        Send a signal.
+        Send a signal, and wait for the end of the process.
 
         @return: the exit status, and all that was printed.
         """

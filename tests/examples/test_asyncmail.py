@@ -44,7 +44,7 @@ def send(port: int, data: bytes) -> None:
             connection.shutdown(socket.SHUT_WR)
             connection.recv(1)
         except OSError:
-            # It was reset, because it was too much.
+            # The program has reset the connection, because the message was too large.
             pass
 
 

@@ -39,7 +39,7 @@ ATOM = """<feed xmlns="http://www.w3.org/2005/Atom"><title>News</title>
 
 class Store:
     """
-    What stands in for a feed.
+    A substitute for L{FeedStore}.
     """
 
     def __init__(self) -> None:
@@ -89,7 +89,7 @@ def test_atom() -> None:
 
 def test_uniqueIDs() -> None:
     """
-    They stay as long as an entry does; one that changes is another message.
+    An unchanged entry keeps its unique-id, and a changed entry is a new message.
     """
     before = parse(RSS.encode())
     assert parse(RSS.encode()) == before
@@ -146,13 +146,13 @@ def test_slow(trickle: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The last messages serve while the feed is away.
+    While the feed cannot be read, the store serves the messages of the last successful attempt.
     """
     feed = tmp_path / "feed"
     store = FeedStore(str(feed))
     with pytest.raises(POP3ResponseError):
         store.messages()
-    # It is not asked for again at once.
+    # The store does not read the feed again at once.
     feed.write_text(RSS)
     with pytest.raises(POP3ResponseError):
         store.messages()

@@ -28,7 +28,7 @@ URL = "http://127.0.0.1"
 
 class HTTPMailboxTests(MailboxContract, unittest.TestCase):
     def makeMailbox(self, messages: list[bytes]) -> Any:
-        # The second is none that POP3 allows.
+        # POP3 does not allow the second name as a unique-id.
         names = ("1", "a message/2?", "3", "4")
         self.api = API(dict(zip(names, messages, strict=False)))
         self.http: Any = StubTreq(self.api)
@@ -78,7 +78,7 @@ def test_logins() -> None:
 
 def test_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    An API in trouble refuses nobody's password.
+    If the API does not work, the reply to a login is SYS/TEMP, and not a refused password.
     """
 
     class Broken(API):
@@ -99,7 +99,7 @@ def test_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_noAnswer() -> None:
     """
-    A call that the service gives up is cancelled.
+    If the service cancels a login that waits for the API, the login fails.
     """
 
     class Silent(API):

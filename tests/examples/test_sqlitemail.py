@@ -52,7 +52,7 @@ class SQLiteMailboxTests(MailboxContract, unittest.TestCase):
 
 def test_anotherUser(tmp_path: Path) -> None:
     """
-    Nobody reads or deletes what belongs to somebody else.
+    Nobody reads or deletes another user's messages.
     """
     path = str(tmp_path / "mail.db")
     SQLiteStore(path)

@@ -45,7 +45,7 @@ def test_served(tmp_path: Path) -> None:
         client.quit()
         client = logIn(mail, "alice", "secret")
         assert client.stat() == (0, 0)
-        # A session that is open is ended in order.
+        # The program closes the connections of open sessions before it ends.
         status, said = running.end(signal.SIGINT)
         assert status == 0 and "Traceback" not in said and "the service is stopping" in said, said
         assert client.file.readline() == b""
