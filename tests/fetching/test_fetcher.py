@@ -1,5 +1,5 @@
 """
-Fetching in memory: each message is stored once, whatever fails.
+Fetching in memory: whatever fails, no message is lost.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def test_once(path: Path, policy: Policy, deletes: bool, most: int) -> None:
 
 def test_laterDeletion(path: Path) -> None:
     """
-    Messages that were kept are compared and deleted when that is asked for later.
+    If a later run asks for deletion, the messages that earlier runs have fetched are compared with
+    the record and deleted.
     """
     box, target = Box(*MESSAGES), MemoryTarget()
     Fetching(box.network, path, target).once()
@@ -84,7 +85,8 @@ def test_refusedMessage(path: Path, recognises: bool, deletes: bool, error: Exce
 @pytest.mark.parametrize("recognises", [True, False])
 def test_unsure(path: Path, recognises: bool) -> None:
     """
-    If nobody knows whether a message was stored, it is stored again, and the operator is told.
+    If the target cannot say whether a message was stored, the next attempt stores the message
+    again.  If the target cannot recognise the message, the operator is told.
     """
     box, target = Box(*MESSAGES[:3]), MemoryTarget(recognises)
     target.errors = [None, Unsure("hangs")]
@@ -122,7 +124,7 @@ def test_lostRecord(tmp_path: Path, path: Path) -> None:
         path.unlink()
         names = [each.name for each in (tmp_path / "Maildir" / "new").iterdir()]
         assert len(names) == 3
-    # The reader has seen one of them.
+    # A mail program has moved a message to cur.
     (tmp_path / "Maildir" / "new" / names[0]).rename(
         tmp_path / "Maildir" / "cur" / f"{names[0]}:2,S"
     )
@@ -132,7 +134,8 @@ def test_lostRecord(tmp_path: Path, path: Path) -> None:
 
 def test_interruption(path: Path) -> None:
     """
-    The operator ends the command after the present message; the next one goes on.
+    If the operator interrupts the command, it ends after the present message.  The next command
+    goes on with the next message.
     """
     box, target = Box(*MESSAGES), MemoryTarget()
     with pytest.raises(TryAgain, match="interrupted"):
@@ -168,8 +171,8 @@ def test_largeMessages(path: Path) -> None:
 
 def test_tooLargeWithoutSizes(path: Path) -> None:
     """
-    A message that is so long that the connection ends does not keep the next one from being
-    fetched in the next run.  It is read again when the limit allows it.
+    If a message is so long that the connection ends, the next run leaves the message out, and
+    fetches the messages after it.  A run with a higher limit fetches the long message.
     """
     huge = b"x" * 998 + b"\r\n"
     server = Plain(("a", huge * 1500), ("b", b"2\r\n"))
@@ -189,7 +192,7 @@ def test_tooLargeWithoutSizes(path: Path) -> None:
 
 def test_earlierRecord(path: Path) -> None:
     """
-    A record of the first version is used further.
+    A record in the format of the first version can still be used.
     """
     record = FetchRecord(str(path))
     number = record.open("alice@test")
@@ -205,7 +208,7 @@ def test_earlierRecord(path: Path) -> None:
 
 class Plain:
     """
-    A server of RFC 1939 whose messages have any unique-ids.
+    A server of RFC 1939.  The tests choose the unique-ids of its messages.
     """
 
     def __init__(self, *messages: tuple[str, bytes]) -> None:
@@ -253,7 +256,7 @@ def test_equalUniqueIDs(path: Path, deletes: bool) -> None:
     assert target.all == [b"1\r\n", b"2\r\n", b"3\r\n"]
     assert Fetching(server.network, path, target, deletes).once() == 0
     assert len(server.messages) == (0 if deletes else 4)
-    # The first message is gone, and another one has its unique-id.
+    # The earlier messages are gone, and a new message has the unique-id of the first one.
     server.messages = [("a", b"4\r\n")]
     assert Fetching(server.network, path, target, deletes).once() == 1
     assert target.all[-1] == b"4\r\n"
@@ -263,8 +266,8 @@ def test_equalUniqueIDs(path: Path, deletes: bool) -> None:
 @pytest.mark.parametrize("kind", ["memory", "maildir"])
 def test_reusedUniqueID(tmp_path: Path, path: Path, kind: str, deletesLater: bool) -> None:
     """
-    The server gives the unique-id of a message that was deleted to the next one.  That one is
-    stored, and only then deleted.
+    If the server gives the unique-id of a deleted message to a new message, the new message is
+    stored before it is deleted.
     """
     server = Plain(("1", b"A\r\n"))
     memory, box = MemoryTarget(), tmp_path / "Maildir"
@@ -281,14 +284,14 @@ def test_reusedUniqueID(tmp_path: Path, path: Path, kind: str, deletesLater: boo
     if kind == "maildir":
         contents = sorted(each.read_bytes().strip() + b"\r\n" for each in box.glob("new/*"))
     assert contents == [b"A\r\n", b"B\r\n"]
-    # Without deletions the second look does not read it.
+    # Without deletions, the last run does not read the message again.
     assert server.retrieved == 2
 
 
 def test_reusedUniqueIDWithoutRecord(tmp_path: Path, path: Path) -> None:
     """
-    A Maildir has a message of the same unique-id, and the record is lost.  The next message with
-    this unique-id is stored all the same.
+    If the record is lost, a message is stored even if the Maildir has another message that had the
+    same unique-id.
     """
     server, box = Plain(("1", b"A\r\n")), tmp_path / "Maildir"
     for content in (b"A", b"B"):
@@ -302,8 +305,8 @@ def test_reusedUniqueIDWithoutRecord(tmp_path: Path, path: Path) -> None:
 
 def test_returnedUniqueID(path: Path) -> None:
     """
-    A unique-id that the server did not list meanwhile is compared once, even if the first attempt
-    to compare it fails.
+    If a unique-id was missing from the server's list and comes back, its message is compared with
+    the record once, even if the first attempt is interrupted.
     """
     server, target = Plain(("1", b"A\r\n"), ("2", b"C\r\n")), MemoryTarget()
     assert Fetching(server.network, path, target).once() == 2
@@ -321,7 +324,7 @@ def test_returnedUniqueID(path: Path) -> None:
 
 def test_withoutUIDL(path: Path) -> None:
     """
-    Without UIDL the header identifies a message; without TOP nothing can be fetched.
+    Without UIDL, the header identifies a message.  Without UIDL and TOP, nothing can be fetched.
     """
     server = Plain(("", b"a: b\r\n\r\nx\r\n"), ("", b"a: c\r\n\r\nx\r\n"))
     server.hasUIDL, target = False, MemoryTarget()
@@ -335,7 +338,8 @@ def test_withoutUIDL(path: Path) -> None:
 
 def test_failingUIDL(path: Path) -> None:
     """
-    A server that refuses UIDL for once does not cause all messages to be fetched again.
+    If a server that has given unique-ids refuses UIDL, the attempt fails, and no message is fetched
+    again.
     """
     server, target = Plain(("a", b"a: b\r\n\r\nx\r\n")), MemoryTarget()
     assert Fetching(server.network, path, target).once() == 1
@@ -391,7 +395,7 @@ def test_forgetting(path: Path) -> None:
     record.listed(number, ["b"], 1000.0)
     record.listed(number, ["b"], 1000.0 + recording.FORGET_AFTER)
     assert record.load(number) == {entries[0]: True, entries[1]: True, Entry("c", b"3"): False}
-    # The server lists one again.
+    # The server lists the unique-id a again.
     record.listed(number, ["a", "b"], 2000.0)
     gone = record.listed(number, ["b"], 1001.0 + recording.FORGET_AFTER)
     assert gone.forgotten == [Entry("c", b"3")]

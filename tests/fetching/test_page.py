@@ -1,5 +1,5 @@
 """
-The examples of the page about fetching run unchanged but for the address of the server.
+The examples of the page about fetching work.  Only addresses and paths in them are replaced.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def box(kind: str, path: Path) -> StoreTarget:
 
 def test_maildir(tmp_path: Path) -> None:
     """
-    A message that is there already stays as it is, whatever folder has it.
+    A Maildir stores only one message of each name.
     """
     path = tmp_path / "Maildir"
     for _ in range(2):
@@ -62,7 +62,8 @@ def test_maildir(tmp_path: Path) -> None:
 
 def test_mbox(tmp_path: Path) -> None:
     """
-    An mbox recognises a message if an earlier attempt was interrupted.
+    If an earlier attempt may have stored a message, an mbox looks for the message, and does not store
+    it twice.
     """
     path = tmp_path / "box"
     store(box("mbox", path))
@@ -96,7 +97,8 @@ def command(text: str, timeout: float = 60) -> CommandTarget:
 
 def test_command(tmp_path: Path) -> None:
     """
-    A command gets the message with LF, and its exit status decides.
+    A command gets the message with LF line ends.  Its exit status tells whether it has stored the
+    message.
     """
     store(command(f"sh -c 'cat > \"{tmp_path}/a file\"'"))
     assert (tmp_path / "a file").read_bytes() == MESSAGE.replace(b"\r\n", b"\n")
@@ -115,7 +117,7 @@ def test_command(tmp_path: Path) -> None:
 @given(st.binary(max_size=50), st.integers(1, 5))
 def test_lineEnds(data: bytes, size: int) -> None:
     """
-    The copies are the same wherever the blocks are cut.
+    The line ends are converted in the same way, wherever the blocks are cut.
     """
     before = targets._BLOCK
     try:
@@ -140,7 +142,10 @@ def test_lineEnds(data: bytes, size: int) -> None:
 
 class LMTPServer:
     """
-    A server at a UNIX socket that answers by a table.
+    An LMTP server at a UNIX socket.
+
+    @ivar replies: the replies to some verbs, and with the key C{end} the reply to a message.  If a
+        reply is empty, the server closes the connection.  Anything else succeeds.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,5 +1,5 @@
 """
-Watching a mailbox: one connection that sleeps, or a connection for each look.
+Watching a mailbox: one connection that sleeps between the polls, or a connection for each poll.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Watching:
 
 def sent(network: Network) -> list[bytes]:
     """
-    Record the octets that the last connection sends from now on.
+    Record the octets that the client sends on the latest connection from now on.
     """
     end, found = network.clients[-1], []
     write = end.write
@@ -67,7 +67,7 @@ def sent(network: Network) -> list[bytes]:
 @pytest.mark.parametrize("deletes", [False, True])
 def test_sleeper(tmp_path: Path, deletes: bool) -> None:
     """
-    One connection sleeps.  A look takes one round trip.
+    One connection sleeps between the polls.  A poll without new mail takes one round trip.
     """
     box = Box(b"1\n")
     watching = Watching(box.network, tmp_path / "db", deletes=deletes)
@@ -88,7 +88,7 @@ def test_sleeper(tmp_path: Path, deletes: bool) -> None:
 
 def test_withoutSleep(tmp_path: Path) -> None:
     """
-    Without SLEE each look is a new connection.
+    Without SLEE, each poll makes a new connection.
     """
     box = Box(b"1\n", policy=Policy(without=frozenset(["SLEE-WAKE"])))
     watching = Watching(box.network, tmp_path / "db")
@@ -101,7 +101,7 @@ def test_withoutSleep(tmp_path: Path) -> None:
 
 def test_lostSleeper(tmp_path: Path) -> None:
     """
-    A connection that was lost while it slept is replaced without a word.
+    A connection that was lost while it slept is replaced, and the operator is not told.
     """
     box = Box(b"1\n")
     watching = Watching(box.network, tmp_path / "db")
@@ -170,7 +170,7 @@ def test_refusedMessage(tmp_path: Path) -> None:
 
 def test_pauses(tmp_path: Path) -> None:
     """
-    Each failure doubles the pause, and the same failure is reported once.
+    Each further failure doubles the pause up to a limit, and the same failure is reported once.
     """
     greeting = b"-ERR busy\r\n"
     network = Network(lambda: Scripted(greeting, lambda *_: b"+OK\r\n"))
@@ -190,7 +190,7 @@ def test_pauses(tmp_path: Path) -> None:
 
 def test_expiredToken(tmp_path: Path) -> None:
     """
-    A refusal that is not final, as with a token, is tried again.
+    A refused login is tried again if the refusal is not final, as for a login with a token.
     """
     box = Box(b"1\n")
     watching = Watching(box.network, tmp_path / "db")
@@ -222,7 +222,7 @@ def test_wrongPassword(tmp_path: Path) -> None:
 @pytest.mark.parametrize("policy", [Policy(), Policy(without=frozenset(["SLEE-WAKE"]))])
 def test_unexpectedError(tmp_path: Path, policy: Policy) -> None:
     """
-    A fault of the program does not end the command.  Its text is not shown.
+    An unexpected error does not end the command, and the text of the error is not shown.
     """
     box, target = Box(b"1\n", policy=policy), MemoryTarget()
     target.errors = [ZeroDivisionError("secret")]
@@ -238,7 +238,7 @@ def test_otherMailboxes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], isWatching: bool
 ) -> None:
     """
-    A fault of the program at one mailbox does not keep the command from the next one.
+    An unexpected error at one mailbox does not keep the command from the next mailbox.
     """
     begun = []
 
