@@ -62,8 +62,8 @@ def test_maildir(tmp_path: Path) -> None:
 
 def test_mbox(tmp_path: Path) -> None:
     """
-    If an earlier attempt may have stored a message, an mbox looks for the message, and does not store
-    it twice.
+    If an earlier attempt may have stored a message, an mbox looks for the message, and does not
+    store it twice.
     """
     path = tmp_path / "box"
     store(box("mbox", path))

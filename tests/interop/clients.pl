@@ -1,4 +1,4 @@
-# Perl's clients.
+# Fetch a message with one of two Perl clients.
 #
 #     perl clients.pl CLIENT MECHANISM HOST PORT AUTHORITIES USER PASSWORD CERTIFICATE
 #
@@ -40,7 +40,7 @@ sub netPOP3 {
             callback => {
                 user => $user,
                 pass => $password,
-                # PLAIN and CRAM-MD5 need no authorization identity.
+                # This is the authorization identity, which PLAIN and CRAM-MD5 do not need.
                 authname => $mechanism eq 'LOGIN' ? $user : '',
             },
         ));

@@ -1,5 +1,5 @@
 """
-Running real clients.
+Run real clients.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def run(command: Sequence[str], home: Path, input: bytes = b"") -> bytes:
 
     @return: its output.
     """
-    # Files instead of pipes, because some clients write octet by octet.
+    # Use files instead of pipes, because some clients write octet by octet.
     said, complained, given = home / "stdout", home / "stderr", home / "stdin"
     given.write_bytes(input)
     with said.open("wb") as stdout, complained.open("wb") as stderr, given.open("rb") as stdin:
@@ -125,7 +125,9 @@ def runInTerminal(command: Sequence[str], home: Path) -> None:
 
 def writePrivately(path: Path, text: str) -> str:
     """
-    Write a settings file that contains a password.
+    Write a file that only its owner may read, because it may contain a password.
+
+    @return: the path of the file.
     """
     path.touch(0o600)
     path.write_text(text)
@@ -134,7 +136,7 @@ def writePrivately(path: Path, text: str) -> str:
 
 def mpop(home: Path, port: int, authorities: Path, *settings: str) -> list[str]:
     """
-    @param port: on this machine, with implicit TLS.
+    @param port: the port of a service on this machine, with implicit TLS.
     @param settings: lines such as C{auth plain}, C{user NAME} and C{passwordeval COMMAND}.
     @return: a command that fetches all messages into the file C{mbox} in C{home}.
     """
@@ -159,7 +161,7 @@ delivery mbox {home}/mbox
 def mutt(name: str, home: Path, port: int, authorities: Path, *settings: str) -> list[str]:
     """
     @param name: C{mutt} or C{neomutt}.
-    @param port: on this machine, with implicit TLS.
+    @param port: the port of a service on this machine, with implicit TLS.
     @param settings: lines such as C{set pop_user=NAME}.
     @return: a command for L{runInTerminal}; see L{muttReceived}.
     """

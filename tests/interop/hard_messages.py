@@ -1,8 +1,9 @@
 """
 Messages that are hard to transfer: the octets on disk, and the octets that a client has to receive.
 
-In transfer each bare LF and each CRLF becomes CRLF, a lone CR stays, and a last line without an
-end gets one.  An empty message stays empty, and nothing else changes.
+In transfer each bare LF becomes CRLF, a lone CR stays, and a last line without an end gets one.  An
+empty message stays empty.  A header in UTF-8 is converted to ASCII, because the clients do not send
+UTF8.  Nothing else changes.
 """
 
 from __future__ import annotations
@@ -36,15 +37,15 @@ class HardMessage:
     @property
     def longestLine(self) -> int:
         """
-        The length of the longest line in octets, without the line end.
+        The length of the longest line in octets, without its LF.
         """
         return max(map(len, self.expected.split(b"\n")))
 
 
 def normalised(stored: bytes) -> bytes:
     """
-    @return: the octets that a client receives for those on disk, computed in another way than in
-        the service.
+    @return: the octets that a client receives for the octets on disk, if the header is ASCII.  This
+        function computes them in another way than the service.
     """
     sent = re.sub(rb"(?<!\r)\n", b"\r\n", stored)
     return sent if not sent or sent.endswith(b"\r\n") else sent + b"\r\n"
@@ -60,7 +61,7 @@ def _header(name: str) -> bytes:
 
 def _mail(name: str, body: bytes, expectedBody: bytes | None = None, **place: str) -> HardMessage:
     """
-    A message with a header in LF form and an unchanged body.
+    A message with LF line ends in its header, and with this body.
     """
     header = _header(name)
     stored = header + body
@@ -71,7 +72,7 @@ def _mail(name: str, body: bytes, expectedBody: bytes | None = None, **place: st
 
 def _crlfMail(name: str, body: bytes, expectedBody: bytes, **place: str) -> HardMessage:
     """
-    A message with a header in CRLF form and an unchanged body.
+    A message with CRLF line ends in its header, and with this body.
     """
     header = _header(name).replace(b"\n", b"\r\n")
     return HardMessage(name, header + body, header + expectedBody, **place)
@@ -116,7 +117,7 @@ def _fuzz(seed: int, octets: int) -> bytes:
 
 def _large(octets: int) -> bytes:
     """
-    A body with lines of every length, some of which begin with dots.
+    A body with lines of many lengths, some of which begin with a dot.
     """
     block = b"".join(
         (b"." if length % 7 == 0 else b"") + b"0123456789" * (length // 10) + b"\n"
@@ -130,7 +131,7 @@ _UTF8_HEADER = (
     "From: Jürgen Größe <jürgen@müller.example>\nSubject: Grüße – 你好 🙂\n"
     "X-Long: äöü\n\tfolded ß\n\nTschüß\n"
 ).encode()
-# What a client gets that has not sent UTF8.
+# The message that a client gets if it has not sent UTF8.
 _SURROGATE = (
     "From: =?utf-8?B?SsO8cmdlbiBHcsO2w59lIDxqw7xyZ2VuQG3DvGxsZXIuZXhhbXBsZT4=?=\r\n"
     " <invalid@internationalized-address.invalid>\r\n"

@@ -69,7 +69,7 @@ userdb {{
 class OldServer:
     """
     @ivar port: the port for POP3.
-    @ivar mail: holds a Maildir for each user.
+    @ivar mail: the directory that has a Maildir for each user.
     """
 
     def __init__(self, base: Path) -> None:
@@ -116,7 +116,7 @@ class OldServer:
 
     def uniqueIDs(self, user: str) -> list[str]:
         """
-        @return: what UIDL answers.
+        @return: the unique-ids that UIDL lists.
         """
         client = self.login(user)
         try:
@@ -126,7 +126,7 @@ class OldServer:
 
     def stop(self) -> None:
         """
-        End the server, and wait for that.
+        Stop the server, and wait for its end.
         """
         raise NotImplementedError
 
@@ -177,16 +177,16 @@ class Dovecot(OldServer):
         self._process.wait(_PATIENCE)
 
 
-# Holds Courier's unpacked packages, because Debian's Courier and Dovecot cannot both be
-# installed.
+# The directory with Courier's unpacked packages, or "/" if Courier is installed.  Debian's Courier
+# and Dovecot cannot both be installed.
 _COURIER = Path(os.environ.get("COURIER_ROOT", "/"))
 _PROGRAM = _COURIER / "usr/lib/courier/courier/courierpop3d"
 
 
 class Courier(OldServer):
     """
-    Debian's Courier: its C{courierpop3d}, which serves a session on its standard input and
-    output after the login.  The login is done here instead of by its authentication daemon.
+    Debian's Courier.  Its program C{courierpop3d} serves a session after the login, on the standard
+    input and output.  This class does the login instead of Courier's authentication daemon.
     """
 
     @staticmethod
@@ -203,7 +203,7 @@ class Courier(OldServer):
 
     def __init__(self, base: Path) -> None:
         super().__init__(base)
-        # Only the directories of unpacked packages; installed ones need none.
+        # Name the directories of unpacked libraries.  Installed libraries are found without that.
         unpacked = _COURIER != Path("/")
         libraries = {str(each.parent) for each in _COURIER.glob("usr/lib/**/lib*.so*") if unpacked}
         self._environment = os.environ | {"LD_LIBRARY_PATH": ":".join(sorted(libraries))}
@@ -224,7 +224,7 @@ class Courier(OldServer):
                 except OSError:
                     continue
                 if user:
-                    # A program does not expect a socket that it must not wait for.
+                    # Remove the timeout, because courierpop3d expects a blocking socket.
                     connection.settimeout(None)
                     subprocess.run(
                         [str(_PROGRAM), str(self.mail / user)],

@@ -47,13 +47,13 @@ class Party:
 
     def exporter(self) -> bytes:
         """
-        @return: the octets of RFC 9266.
+        @return: the octets of C{tls-exporter} (RFC 9266).
         """
         return self.connection.export_keying_material(b"EXPORTER-Channel-Binding", 32, b"")
 
     def endPoint(self) -> bytes:
         """
-        @return: the octets of RFC 5929 section 4.
+        @return: the octets of C{tls-server-end-point} (RFC 5929 section 4).
         """
         found: x509.Certificate = self.connection.get_peer_certificate(as_cryptography=True)
         assert found.signature_hash_algorithm is not None

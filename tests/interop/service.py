@@ -155,7 +155,8 @@ class Service:
                 source.write_bytes(message.stored)
             maildir.add(number, message, source)
         with self._users.open("a") as users:
-            # A hash would take most of the time of hundreds of logins.
+            # Store no hash, because the tests log in hundreds of times, and each check of a hash
+            # takes long.
             users.write(f"{name}:{{PLAIN}}{PASSWORD}\n")
         return maildir
 
@@ -199,7 +200,7 @@ class Service:
 
     def _answers(self) -> bool:
         """
-        Wait until the service greets or ends.
+        Wait until the service greets on both ports, or ends, or the time is over.
 
         @return: whether it greets.
         """
@@ -238,7 +239,7 @@ class Service:
 
     def connect(self, way: str) -> socket.socket:
         """
-        @param way: see L{portFor}; the caller has to send STLS.
+        @param way: see L{portFor}.  With C{"stls"}, the caller has to send STLS.
         """
         connection = socket.create_connection((HOST, self.portFor(way)), _PATIENCE)
         if way != "tls":
@@ -259,7 +260,7 @@ class Service:
         """
         Stop the service by SIGTERM.
 
-        @return: the exit status, L{None} if the service was not running.
+        @return: the exit status; L{None} if the service was not running.
         """
         process, self._process = self._process, None
         if process is None:

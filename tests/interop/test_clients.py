@@ -2,9 +2,9 @@
 Real clients fetch difficult messages from a real service, in each connection mode they support.
 
 The tests compare the octets that a client delivers with those that the service has to send.
-Functions named C{by...} return the message as a client changes it, L{None} if the client cannot
-handle it.  Each exception has a reason in the client: L{test_wire}, poplib and openssl get the same
-messages over the same connections without exceptions.
+Functions named C{by...} return the message as a client changes it, or L{None} if the client cannot
+handle it.  The client is the cause of each exception, because L{test_wire}, poplib and openssl get
+all the messages unchanged.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Account:
 
     def assertLeft(self, keep: bool) -> None:
         """
-        Check that the files are unchanged, or that no message is left.
+        Check that the files are unchanged if C{keep} is true, and otherwise that none is left.
         """
         contents = self.maildir.contents()
         wanted = self.maildir.delivered if keep else {}
@@ -88,7 +88,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture
 def newAccount(service: Service) -> NewAccount:
     """
-    Makes a new account with the messages that a client can handle.
+    @return: a function that makes a new account with the messages that a client can handle.
     """
 
     def make(change: Change) -> Account:
@@ -207,7 +207,7 @@ def listing(account: Account) -> list[bytes]:
 @pytest.mark.parametrize("message", HARD_MESSAGES, ids=lambda message: message.name)
 def test_expectation(message: HardMessage) -> None:
     """
-    The expected octets of each message follow the rule of L{normalised}.
+    The expected octets of each message are those of L{normalised}, unless its header has UTF-8.
     """
     expected = normalised(message.stored)
     if message.name == "utf8-header":
@@ -304,7 +304,7 @@ def splitAnswers(octets: bytes, count: int) -> tuple[list[bytes], bytes]:
     """
     Split the answers to pipelined RETRs.
 
-    @return: that many messages, and the octets after them.
+    @return: the messages, and the octets after them.
     """
     messages = []
     for _ in range(count):
@@ -323,8 +323,9 @@ def splitAnswers(octets: bytes, count: int) -> tuple[list[bytes], bytes]:
 @everyWay
 def test_wire(newAccount: NewAccount, wire: Wire, way: str) -> None:
     """
-    LIST and STAT give the octets that RETR sends, TOP sends the same message, UIDL lists each
-    message, and after QUIT the service closes the connection at once and in order.
+    LIST and STAT tell how many octets RETR sends.  TOP with enough lines sends the same message as
+    RETR.  UIDL lists each message.  After QUIT, the service closes the connection at once, over TLS
+    with a close_notify.
     """
     account = newAccount(asSent)
     assert wire.say("CAPA").startswith(b"+OK")
@@ -436,7 +437,7 @@ def openPoplib(service: Service, way: str, name: str) -> poplib.POP3:
 @pytest.mark.usefixtures("longLines")
 def test_poplib(service: Service, newAccount: NewAccount, way: str, keep: bool) -> None:
     """
-    Python's poplib: LIST and RETR, then TOP or DELE.
+    Python's poplib sends LIST.  For each message it sends RETR, and then TOP or DELE.
     """
     account = newAccount(asSent)
     pop = openPoplib(service, way, account.name)
@@ -496,7 +497,7 @@ def test_openssl(
 
 def curl(service: Service, way: str, name: str) -> tuple[list[str], str]:
     """
-    @return: the command without its action, and the URL without a message.
+    @return: the command without the URL, and the URL without a message number.
     """
     command = [program("curl"), "--disable", "--silent", "--show-error", "--fail-early"]
     command += ["--cacert", str(service.certificate), "--user", f"{name}:{PASSWORD}"]
@@ -517,7 +518,7 @@ def test_curl(
     keep: bool,
 ) -> None:
     """
-    curl: each message, the list, and DELE.
+    curl gets the list and each message, and sends DELE if the messages are not kept.
     """
     account = newAccount(asSent)
     command, url = curl(service, way, account.name)
@@ -600,7 +601,7 @@ def test_fetchmail(
     keep: bool,
 ) -> None:
     """
-    fetchmail: TOP of all messages if it keeps them, RETR and DELE if not.
+    fetchmail gets messages by TOP if it keeps them, and otherwise by RETR and DELE.
     """
     fetchmail = program("fetchmail")
     account = newAccount(byFetchmail)
@@ -729,8 +730,8 @@ def byGetmail(message: HardMessage) -> bytes:
     """
     The message as getmail changes it.
     """
-    # getmail parses a message with the standard library, writes the result, and puts the sender
-    # before it.  None of these messages has a sender.
+    # getmail parses a message with the standard library, and writes the result after a Return-Path.
+    # The sender there is unknown, because none of these messages has a Return-Path of its own.
     parsed = email.parser.BytesParser().parsebytes(withLF(message))
     return b"Return-Path: <unknown>\n" + parsed.as_bytes(policy=parsed.policy.clone(linesep="\n"))
 
@@ -809,7 +810,7 @@ def byMutt(message: HardMessage) -> bytes | None:
 
 def byMuttsCopy(message: HardMessage) -> bytes | None:
     """
-    The message as mutt changes it when it copies it from an open mailbox.
+    The message as mutt changes it when mutt copies messages from an open mailbox.
     """
     if not message.expected.startswith(b"From: "):
         # mutt closes a mailbox that has a message without a header.
@@ -866,7 +867,7 @@ def deliveredByMutt(home: Path) -> list[bytes]:
 @keepOrDelete
 def test_mutt(service: Service, newAccount: NewAccount, home: Path, way: str, keep: bool) -> None:
     """
-    mutt's <fetch-mail>.
+    mutt fetches all messages by its command <fetch-mail>.
     """
     account = newAccount(byMutt)
     runMutt(service, way, account.name, home, "<fetch-mail><quit>", not keep)
@@ -883,7 +884,7 @@ def test_muttBrowses(service: Service, newAccount: NewAccount, home: Path, way: 
     account = newAccount(byMuttsCopy)
     keys = "<tag-pattern>~A<enter><tag-prefix><copy-message>=delivered<enter><quit>"
     runMutt(service, way, account.name, home, keys, False, "-R", "-f", "URL")
-    # mutt adds the size of a message that it copies.
+    # mutt adds fields with the size and the status to a message that it copies.
     told = re.compile(rb"^(?:Content-Length|Lines|Status): .*\n", re.MULTILINE)
     received = []
     for each in deliveredByMutt(home):

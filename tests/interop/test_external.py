@@ -37,7 +37,7 @@ VERSIONS = ["-tls1_2", "-tls1_3"]
 
 class Site:
     """
-    A service, an authority of clients, and certificates of clients in the files C{good},
+    A service, an authority for the certificates of clients, and certificates in the files C{good},
     C{several}, C{expired}, C{server}, C{stranger} and C{removed}.
     """
 
@@ -74,7 +74,7 @@ class Site:
 
     def logged(self) -> str:
         """
-        @return: the log line of the next session of the user that ends.
+        @return: the log line of the user's next session that ends.
         """
         return self.running.waitFor(f" {NAME} ")
 
@@ -162,7 +162,8 @@ def test_mutt(site: Site, home: Path) -> None:
 
 def visit(site: Site, home: Path, *options: str, port: int = 0) -> tuple[str, str]:
     """
-    @return: whether the TLS session was new, and what the server has answered to CAPA and AUTH.
+    @return: C{New} or C{Reused} for the TLS session, and the output with the replies to CAPA and
+        AUTH.
     """
     command = [
         *(program("openssl"), "s_client", "-connect", f"127.0.0.1:{port or site.secure}"),
@@ -176,7 +177,9 @@ def visit(site: Site, home: Path, *options: str, port: int = 0) -> tuple[str, st
 
 def logsIn(said: str) -> bool:
     """
-    @return: whether EXTERNAL was announced and accepted; not if neither.
+    Check that EXTERNAL was accepted if, and only if, it was announced.
+
+    @return: whether EXTERNAL was announced and accepted.
     """
     isAnnounced = "SASL PLAIN LOGIN EXTERNAL\r\n" in said
     assert isAnnounced == ("+OK Logged in." in said)
@@ -188,7 +191,8 @@ def logsIn(said: str) -> bool:
 @pytest.mark.parametrize("certificate", ["good", "expired", "server", "stranger", ""])
 def test_resumes(site: Site, home: Path, version: str, certificate: str) -> None:
     """
-    A resumed session may do what its full handshake may do, over implicit TLS and after STLS.
+    After the resumption of a TLS session, the client may log in by EXTERNAL if it was allowed after
+    the full handshake, over implicit TLS and after STLS.
     """
     saved = str(home / "session")
     shown = ["-cert", str(site.home / certificate)] if certificate else []
@@ -224,8 +228,9 @@ def party(site: Site, certificate: Path, isImplicit: bool = True) -> Connection:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_renewedUnderLoad(tmp_path: Path, workers: str) -> None:
     """
-    While clients log in, the authority is replaced by a broken file, and then by another
-    authority.  No password and no certificate of the present authority is ever refused.
+    While other clients connect, the file of the authority is replaced by a broken file, and then by
+    another authority.  The service always accepts USER from a client with an unknown certificate,
+    and EXTERNAL with a certificate of the authority that it has read last.
     """
     site = Site(tmp_path / "site", "--workers", workers, "--cleartext-login", "always")
     other = Authority()
@@ -278,7 +283,7 @@ def test_renewedUnderLoad(tmp_path: Path, workers: str) -> None:
                 each.join()
         assert set(accepted) == {b"+OK Logged in.\r\n"}
         assert len(refused) > 10 and set(refused) == {b"+OK Password required.\r\n"}
-        # A certificate of a removed user does not log in, and the user does not wake up.
+        # After a user is removed, the user's certificate does not log in, and WAKE is refused.
         client = party(site, tmp_path / "other")
         assert client.say(b"AUTH EXTERNAL =").startswith(b"+OK")
         assert client.say(b"SLEE").startswith(b"+OK")
@@ -291,7 +296,8 @@ def test_renewedUnderLoad(tmp_path: Path, workers: str) -> None:
 
 def test_oneListener(tmp_path: Path) -> None:
     """
-    One listener asks for certificates, and takes the common name.
+    Only the listener with C{client-ca} asks for certificates.  The common name is the name of the
+    user.  With a file that has no certificate, the service does not start.
     """
     site = Site(tmp_path / "site")
     site.running.process.kill()

@@ -1,5 +1,5 @@
 """
-Clients choose among the methods that are off by default, and bind SCRAM to their connection.
+Clients log in to a service that has enabled SCRAM, and bind SCRAM to their connections.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ ENABLED = ("--enable", "SCRAM-SHA-256", "--enable", "SCRAM-SHA-1")
 
 class Site:
     """
-    A service, with a user whose account has a verifier and one whose password is in the clear.
+    A service with two users: C{user} has a verifier for SCRAM, and the password of C{plain} is
+    stored without a hash.
     """
 
     def __init__(self, home: Path, *options: str) -> None:
@@ -56,7 +57,7 @@ class Site:
 
     def logged(self, name: str) -> str:
         """
-        @return: the log line of the next session that ends.
+        @return: the log line of the user's next session that ends.
         """
         return self.running.waitFor(f" {name} ")
 
@@ -91,8 +92,8 @@ def home(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("name", ["mutt", "neomutt"])
 def test_muttChooses(site: Site, home: Path, name: str) -> None:
     """
-    mutt and neomutt send their own name as the authorization identity, and choose SCRAM by
-    themselves.
+    mutt and neomutt choose SCRAM by themselves, and log in, although they also send the user's name
+    as the authorization identity.
     """
     url = f"pops://user@127.0.0.1:{site.port}"
     for folder in ("tmp", "new", "cur"):
@@ -119,7 +120,7 @@ push "<fetch-mail><exit>"
 
 def test_curl(site: Site, home: Path) -> None:
     """
-    curl without SCRAM goes on with PLAIN against the verifier.
+    A curl without SCRAM logs in by PLAIN, as a user who has only a verifier.
     """
     got = run(
         [
@@ -168,8 +169,9 @@ def test_binding(
     octets: Callable[[Party], bytes],
 ) -> None:
     """
-    The octets of this connection are accepted, and those of another one are not.  The library
-    refuses C{tls-exporter} by name, so its table is changed.
+    The right octets for channel binding are accepted, and wrong octets, such as those of another
+    connection, are refused.  The library refuses C{tls-exporter} by name, so the test changes the
+    library's table.
     """
     monkeypatch.setattr(CbName, "UNSUPPORTED_TYPES", frozenset())
     monkeypatch.setattr(CbName, "SUPPORTED_TYPES", frozenset([name]))

@@ -1,5 +1,6 @@
 """
-Real clients log in to a real service with tokens of both kinds.
+Real clients log in to a real service with tokens that the service checks with keys or by
+introspection.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def test_mpop(site: OAuthSite, home: Path, auth: str, isGood: bool) -> None:
 )
 def test_mutt(site: OAuthSite, home: Path, name: str, method: str) -> None:
     """
-    neomutt sends the token as an initial response, and only a short one.
+    mutt and neomutt log in with a short token, because neomutt cannot send a long one.
     """
     writePrivately(home / "token", site.shortToken())
     settings = (

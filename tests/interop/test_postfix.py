@@ -29,7 +29,7 @@ def test_deliver() -> None:
 
 def test_fullDisk() -> None:
     """
-    What has no room waits in Postfix's queue, and arrives once.
+    A message for which there is no room waits in Postfix's queue, and arrives once.
     """
     report = delivered(isFull=True)
     assert report.faults() == []

@@ -1,6 +1,6 @@
 """
-Real clients fetch from Debian's Dovecot or Courier and leave the mail there; the operator switches to
-pop3svc as C{docs/migration.rst} says; the clients fetch only the new message.
+Real clients fetch from Debian's Dovecot or Courier, and leave the mail there.  Then the operator
+switches to pop3svc as C{docs/migration.rst} says.  The clients fetch only the new message.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.support.running import CHECKOUT, Running, forEverybody
 pytestmark = pytest.mark.interop
 
 HOST = "127.0.0.1"
-# A client: takes its home and the port, fetches what is new.
+# Fetches the new messages with a client.  The arguments are the client's home and the port.
 Fetch = Callable[[Path, int], None]
 
 _AGENT = """#!/bin/sh
@@ -123,8 +123,8 @@ def fetched(fetch: Fetch, home: Path, port: int) -> list[str]:
 @contextmanager
 def switched(old: OldServer, store: str) -> Iterator[Running]:
     """
-    Serve the Maildirs of a server that was stopped, on its port, with the configuration of the
-    documentation's page.
+    Serve the Maildirs of a server that was stopped, on its port, with the configuration in
+    C{docs/migration.rst}.
 
     @param store: the lines of the store that replace C{uidl = "dovecot"}.
     """
@@ -152,13 +152,13 @@ def message(subject: str) -> bytes:
 
 def prepare(old: OldServer) -> list[str]:
     """
-    Deliver messages and delete some, so that neither the UIDs nor the names are in a row.
+    Deliver messages and delete one, so that neither the UIDs nor the file names are consecutive.
 
-    @return: the subjects of those that are left.
+    @return: the subjects of the messages that are left.
     """
     for number in (5, 3, 9, 1, 7):
         old.deliver("alice", number, message(f"number {number}"))
-        # Each session makes an entry in the server's file.
+        # Log in, so that the server adds this message to its list before the next delivery.
         old.uniqueIDs("alice")
     client = old.login("alice")
     client.dele(2)
@@ -189,7 +189,7 @@ def switch(old: OldServer, homes: Path, store: str) -> None:
     finally:
         old.stop()
     with switched(old, store):
-        # An old name, so that the order of names would put it first.
+        # The file name is old, so the message would be the first in the order of the names.
         old.deliver("alice", 0, message("the new one"))
         assert old.uniqueIDs("alice")[:4] == told
         for fetch in CLIENTS:
@@ -234,7 +234,8 @@ def test_fromCourier(tmp_path: Path) -> None:
 
 def test_withDovecotForIMAP(tmp_path: Path) -> None:
     """
-    Dovecot goes on to number new mail, as for IMAP.  The unique-ids that pop3svc has told stay.
+    If Dovecot runs again, as for IMAP, it adds new mail to its list.  The unique-ids that pop3svc
+    has told before stay the same.
     """
     why = Dovecot.whyNot()
     if why:
@@ -263,7 +264,7 @@ def test_withDovecotForIMAP(tmp_path: Path) -> None:
 
 def test_settingsOfThePage() -> None:
     """
-    The page's commands print the settings.
+    The C{doveconf} commands of C{docs/migration.rst} print Dovecot's settings.
     """
     why = Dovecot.whyNot()
     if why:

@@ -1,5 +1,5 @@
 """
-Each real client logs in to a real service by each method that it knows.
+Real clients log in to a real service, each by several methods.
 
 The table of C{docs/logins.rst} lists the same clients and methods.
 """
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.interop
 
 PASSWORD = "pencil, and = sign"
 MESSAGE = b"Subject: hello\r\n\r\nworld\r\n"
-# The first has a password that is not hashed, the second has a verifier.
+# The password of the first user is not hashed.  The second user has a verifier.
 USERS = ("ann@example.org", "bob@example.org")
 
 
@@ -58,7 +58,7 @@ OPTIONS = {
 
 class Site:
     """
-    A service that offers every method.
+    A service.  Its options say which methods it offers.
     """
 
     def __init__(self, home: Path, *options: str) -> None:
@@ -103,7 +103,8 @@ Sites = Callable[[tuple[str, ...]], Site]
 @pytest.fixture(scope="module")
 def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sites]:
     """
-    Finds or starts the service with these options.
+    @return: a function that starts a service with some options, or finds the service with these
+        options.
     """
     started: dict[tuple[str, ...], Site] = {}
     with ExitStack() as stack:
@@ -132,7 +133,7 @@ def home(tmp_path: Path) -> Path:
 
 # --- the clients ----------------------------------------------------------------------
 #
-# Each of them fetches the message, by one method and as one user.
+# Each function fetches the message with a client, by one method and as one user.
 
 
 def curl(site: Site, home: Path, method: str, user: str) -> bytes:
@@ -274,7 +275,7 @@ def netPOP3(site: Site, home: Path, method: str, user: str) -> bytes:
     return _perl("Net::POP3", site, home, method, user)
 
 
-# Modules that clients.pl uses, and the Debian packages that contain them.
+# Modules that clients.pl needs, and the Debian packages that contain them.
 PERL = {
     "Authen::SASL": "libauthen-sasl-perl",
     "Authen::SCRAM::Client": "libauthen-scram-perl",
@@ -300,7 +301,7 @@ def missingPerl() -> list[str]:
 
 def needsPerl() -> None:
     """
-    Skip the test without the modules, or fail if all clients are required.
+    If a module is missing, skip the test, or fail if all clients are required.
     """
     if missing := missingPerl():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"not installed: {missing}")
@@ -322,8 +323,8 @@ def _firstCertificate(path: Path) -> str:
 
 class GnuSASL:
     """
-    The client's side of an exchange in libgsasl, the library of mpop and mutt.  Its own program
-    does not speak POP3.
+    The client's side of an exchange in libgsasl, the library of mpop and mutt.  The library's own
+    program does not speak POP3.
     """
 
     # From gsasl.h.
@@ -431,7 +432,7 @@ ZOO: dict[str, tuple[Client, str]] = {
     ),
     "scramp": (scramp, "SCRAM-SHA-256-PLUS SCRAM-SHA-256 SCRAM-SHA-1"),
 }
-# Methods that a user with a verifier can use, too.
+# Methods by which the user with a verifier also logs in.
 WITH_VERIFIER = ("USER", "SCRAM-SHA-256", "SCRAM-SHA-256-PLUS")
 
 
@@ -457,7 +458,7 @@ def test_logsIn(sites: Sites, home: Path, name: str, method: str, user: str) -> 
 
 def test_tableOfThePage() -> None:
     """
-    The page lists exactly these clients and methods.
+    C{docs/logins.rst} lists exactly these clients and methods.
     """
     page = (CHECKOUT / "docs" / "logins.rst").read_text()
     section = page[page.index("\nClients\n-------\n") : page.index("\nTokens\n------\n")]
