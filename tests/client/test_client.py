@@ -179,7 +179,7 @@ def test_sleeping() -> None:
 
 def test_everySplit() -> None:
     """
-    The server's octets of a session give the same results, wherever they are cut in two.
+    What the server sends in a session gives the same results, wherever it is cut in two.
     """
     first = b"+OK hi\r\n+OK\r\nPIPELINING\r\n.\r\n"
     replies = b"".join(
@@ -448,7 +448,7 @@ def test_plainServer() -> None:
 
 def test_refusals() -> None:
     """
-    A refusal leaves the connection usable.
+    After a refused command, the connection can still be used.
     """
     network = scripted({**GOOD, b"UIDL": b"-ERR [SYS/TEMP] no\r\n", b"RETR": b"-ERR\r\n"})
     client = connected(network)
@@ -619,8 +619,8 @@ def test_badSCRAM(replies: list[bytes], words: str) -> None:
 )
 def test_roundsOfSCRAM(monkeypatch: pytest.MonkeyPatch, rounds: bytes, words: str) -> None:
     """
-    A number of rounds that is too large, malformed or repeated is refused before the library gets
-    it, because versions of the library differ in how they read it.
+    A number of rounds that is too large, malformed or repeated is refused before scramp gets it,
+    because versions of scramp read such numbers differently.
     """
     monkeypatch.setattr("scramp.ScramClient.set_server_first", lambda *_: pytest.fail("is used"))
     exchange = MECHANISMS["SCRAM-SHA-256"].begin(ALICE, None)
