@@ -249,8 +249,8 @@ def test_badCommands() -> None:
 
 def test_large() -> None:
     """
-    A large message is stored.  A message that is too large is refused at its end.  If it does not
-    end, the connection is closed.
+    A large message is stored.  A message that is too large is refused at its end.  If such a
+    message goes on too long, the connection is closed.
     """
     talk = Talk(maxMessageSize=600_000)
     line = b"x" * 998 + b"\r\n"
@@ -477,7 +477,7 @@ def test_idleAtShutdown() -> None:
 
 def test_content() -> None:
     """
-    The temporary file of a message is closed.
+    After a delivery, the temporary file of the message is closed.
     """
     talk = Talk()
     kept: list[io.BytesIO] = []
