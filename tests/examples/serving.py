@@ -71,7 +71,7 @@ def program(home: Path, name: str, *arguments: str) -> Iterator[Program]:
 
 class Program:
     """
-    A program of the examples, from its start to its end.
+    A running program of the examples.
     """
 
     def __init__(self, home: Path, name: str, *arguments: str) -> None:

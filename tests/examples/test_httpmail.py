@@ -78,7 +78,7 @@ def test_logins() -> None:
 
 def test_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    If the API does not work, the reply to a login is SYS/TEMP, and not a refused password.
+    If the API does not work, a login fails with SYS/TEMP, and not as with a wrong password.
     """
 
     class Broken(API):
