@@ -128,7 +128,7 @@ def test_lineEnds(data: bytes, size: int) -> None:
         sent = b"".join(stuffed(io.BytesIO(data)))
     finally:
         targets._BLOCK = before
-    # No server can find a line end, or the end of the message, in another place.
+    # No server can take other octets for a line end or for the end of the message.
     assert b"\r" not in sent.replace(b"\r\n", b"") and b"\n" not in sent.replace(b"\r\n", b"")
     assert b"\r\n.\r\n" not in b"\r\n" + sent
     assert sent == b"" or sent.endswith(b"\r\n")

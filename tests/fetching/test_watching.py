@@ -150,7 +150,7 @@ def test_retriedMessage(tmp_path: Path) -> None:
 
 def test_refusedMessage(tmp_path: Path) -> None:
     """
-    A message that is refused again and again is fetched more and more rarely.
+    A message that the target refuses again and again is fetched more and more rarely.
     """
     box, target = Box(b"1\n"), MemoryTarget()
     target.errors = [Unreadable("too bad")] * 100
@@ -209,7 +209,7 @@ def test_expiredToken(tmp_path: Path) -> None:
 
 def test_wrongPassword(tmp_path: Path) -> None:
     """
-    A wrong password is not tried again, because the server would ban the user.
+    A wrong password is not tried again, because the server might ban the user.
     """
     box = Box(b"1\n")
     box.provider.passwords["alice"] = "other"
