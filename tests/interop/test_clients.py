@@ -31,7 +31,7 @@ from tests.interop.service import HOST, PASSWORD, Maildir, Service
 
 pytestmark = pytest.mark.interop
 
-# Shorter than the time that the service waits for a client to close its end.
+# Seconds.  The service waits longer for a client to close its end.
 _PROMPTLY = 3.0
 
 WAYS = ("plain", "stls", "tls")
@@ -57,7 +57,7 @@ class Account:
 
     def assertLeft(self, keep: bool) -> None:
         """
-        Check that the files are unchanged if C{keep} is true, and otherwise that none is left.
+        Check that the files are unchanged if C{keep} is true, and otherwise that no file is left.
         """
         contents = self.maildir.contents()
         wanted = self.maildir.delivered if keep else {}
@@ -72,7 +72,7 @@ NewAccount = Callable[[Change], Account]
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """
-    The service.  In the end it has to exit in order, without errors in its log.
+    The service.  At the end its exit status must be 0, and its log must have no errors.
     """
     service = Service(tmp_path_factory.mktemp("service"))
     service.start()
@@ -477,7 +477,7 @@ def test_openssl(
     if way == "stls":
         client += ["-starttls", "pop3"]
     client += ["-CAfile", str(service.certificate), "-verify_return_error", "-verify_ip", HOST]
-    # -quiet also keeps openssl from taking an R or Q at the start of a line for a command to itself.
+    # -quiet also keeps openssl from taking an R or a Q at the start of a line for its own command.
     output = run([*client, "-quiet"], home, "".join(f"{each}\r\n" for each in commands).encode())
     if way == "tls":
         # With -starttls openssl reads the greeting itself.
@@ -748,7 +748,7 @@ def test_getmail(
     keep: bool,
 ) -> None:
     """
-    getmail6.
+    getmail6 fetches all messages, and deletes them if they are not kept.
     """
     getmail = program("getmail")
     account = newAccount(byGetmail)

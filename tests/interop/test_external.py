@@ -191,8 +191,8 @@ def logsIn(said: str) -> bool:
 @pytest.mark.parametrize("certificate", ["good", "expired", "server", "stranger", ""])
 def test_resumes(site: Site, home: Path, version: str, certificate: str) -> None:
     """
-    After the resumption of a TLS session, the client may log in by EXTERNAL if it was allowed after
-    the full handshake, over implicit TLS and after STLS.
+    After the resumption of a TLS session, EXTERNAL is possible if, and only if, it was possible
+    after the full handshake, over implicit TLS and after STLS.
     """
     saved = str(home / "session")
     shown = ["-cert", str(site.home / certificate)] if certificate else []
@@ -230,7 +230,7 @@ def test_renewedUnderLoad(tmp_path: Path, workers: str) -> None:
     """
     While other clients connect, the file of the authority is replaced by a broken file, and then by
     another authority.  The service always accepts USER from a client with an unknown certificate,
-    and EXTERNAL with a certificate of the authority that it has read last.
+    and EXTERNAL with a certificate of the last valid authority.
     """
     site = Site(tmp_path / "site", "--workers", workers, "--cleartext-login", "always")
     other = Authority()
@@ -297,7 +297,7 @@ def test_renewedUnderLoad(tmp_path: Path, workers: str) -> None:
 def test_oneListener(tmp_path: Path) -> None:
     """
     Only the listener with C{client-ca} asks for certificates.  The common name is the name of the
-    user.  With a file that has no certificate, the service does not start.
+    user.  If C{client-ca} names no file with certificates, the service does not start.
     """
     site = Site(tmp_path / "site")
     site.running.process.kill()

@@ -109,7 +109,7 @@ CLIENTS: list[Fetch] = [byFetchmail, byGetmail, byMpop]
 
 def fetched(fetch: Fetch, home: Path, port: int) -> list[str]:
     """
-    @return: the subjects of the messages that a client has fetched now.
+    @return: the subjects of the messages that a client fetches now.
     """
     home.mkdir(exist_ok=True)
     agentIn(home)

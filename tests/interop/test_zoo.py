@@ -323,8 +323,8 @@ def _firstCertificate(path: Path) -> str:
 
 class GnuSASL:
     """
-    The client's side of an exchange in libgsasl, the library of mpop and mutt.  The library's own
-    program does not speak POP3.
+    The client's side of an exchange in libgsasl, the library of mpop, mutt and neomutt.  The
+    library's own program does not speak POP3.
     """
 
     # From gsasl.h.
