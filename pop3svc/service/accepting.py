@@ -106,15 +106,15 @@ class SocketPort:
             # Connections inherit this option from the listening socket.  Without the option, the
             # second part of a reply would wait until the client has acknowledged the first part.
             self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # The number of calls to accept() in one turn.  A call that finds no connection takes as
-        # much time as a call that finds one, so a port that is not busy gets one call.
+        # The most calls to accept() in one turn.  A call that finds no connection takes as much
+        # time as a call that finds one, so a port that is not busy gets one call.
         self._expected = 1
         self.startReading()
 
     @property
     def disconnected(self) -> bool:
         """
-        Whether the port is closed.
+        Whether the port is closed or is being closed.
         """
         return bool(self._port.disconnected or self._port.disconnecting)
 
@@ -234,9 +234,9 @@ class AcceptLimiter:
     ) -> None:
         """
         @param limit: the limit of descriptors; L{None} for the limit of the process.
-        @param takesTurns: whether to accept only one connection in each turn of the reactor.  Use
-            it if several processes accept from the same sockets, because an idle process can then
-            accept the next connection.
+        @param takesTurns: whether to accept only one connection in each turn of the reactor.  True
+            is for several processes that accept from the same sockets, because an idle process can
+            then accept the next connection.
         @param inUse: returns the number of connections, and the number of sessions that are
             not asleep.
         """
@@ -283,7 +283,7 @@ class AcceptLimiter:
         @return: the number of connections that a port may accept now.
         """
         if not self.isPaused and self._isShort():
-            # For example, clients have logged in since the last check.
+            # The reason is, for example, that clients have logged in since the last check.
             self.pause()
         return 0 if self.isPaused else self._burst
 

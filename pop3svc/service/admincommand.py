@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     Run a command that asks a running service.
 
     @param argv: the arguments, with the name of the command first.
-    @raise SystemExit: with one sentence, if the service does not run or refuses.
+    @raise SystemExit: with one sentence, if the command failed.
     """
     arguments = makeParser(argv[0]).parse_args(list(argv[1:]))
     try:
@@ -68,7 +68,9 @@ def makeParser(command: str) -> Parser:
         _addCommon(actions.add_parser("list", help="list the banned addresses"))
         add = actions.add_parser("add", help="refuse all logins from an address")
         add.add_argument("target", metavar="ADDRESS")
-        lift = actions.add_parser("lift", help="forget the failed logins of an address or a user")
+        lift = actions.add_parser(
+            "lift", help="end bans, and forget the failed logins of an address or a user"
+        )
         lift.add_argument("target", metavar="ADDRESS|USER")
         _addCommon(add)
         _addCommon(lift)
@@ -90,7 +92,8 @@ def socketOf(arguments: Any) -> str:
     Find the admin socket of a service.
 
     @param arguments: has C{config}, C{data} and C{admin}.
-    @raise SettingError: the configuration cannot be read, or does not name a socket.
+    @raise SettingError: the configuration file cannot be read, or names neither a socket nor a data
+        directory.
     """
     if arguments.admin is not None:
         return os.path.abspath(str(arguments.admin))

@@ -141,7 +141,7 @@ class Admission:
         Count a connection whose PROXY header has not come yet.
 
         @param waiting: has an C{address}, and a method C{abort} that takes a reason.
-        @return: whether the limits allow another connection.
+        @return: whether the service admits the connection.  If not, the connection is not counted.
         """
         if self._stopping or not self._hasRoom():
             return False

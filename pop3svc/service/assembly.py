@@ -143,8 +143,8 @@ class Configured:
 
 class Assembly:
     """
-    Makes the parts of a service from its settings.  The class is long because each of its short
-    methods makes one part, and the parts share the settings and the reactor.
+    Makes the parts of a service from its settings.  The class has many short methods: each method
+    makes one part, and all of them use the same settings and the same reactor.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Assembly:
         settings = options.settings(text)
         if shared is not None and shared.firstConfig != text:
             # Some settings of a worker must be those with which the parent has started, because the
-            # parent still has its first ports and certificates.
+            # parent still uses them, for example for its ports and its certificates.
             settings = settings.withThoseOfParent(options.settings(shared.firstConfig))
         self._reactor = reactor
         self._options = options
@@ -182,11 +182,11 @@ class Assembly:
         self._started: list[Any] = []
         # The destination of the mail of each domain.
         self._destinations: dict[str | None, Destination] = {}
-        # In the parent of workers, the ports that the workers share.
+        # In the parent of workers, the sockets of the ports that the workers share.
         self._sockets: list[Any] = []
         self._unixPorts: list[Any] = []
         self._notifier: Notifier | None = None
-        # Counts the work of this process, if the service has a port for metrics and this process
+        # Counts the work of this process, if the service has a port for HTTP and this process
         # serves clients.
         self._meter: Meter | None = None
         # The object that opens the ports.  It is the reactor, or in a worker an object that takes
@@ -286,7 +286,7 @@ class Assembly:
         """
         Make the service and open its ports.
 
-        @return: the L{POP3Service}, or in a service with workers the L{Supervisor}.
+        @return: the L{POP3Service}, or in the parent of workers the L{Supervisor}.
         @raise SettingError: a setting is wrong, or a port cannot be opened.
         """
         if self._shared is None:

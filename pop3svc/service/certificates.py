@@ -192,13 +192,13 @@ class Certificates:
 
     def files(self) -> list[str]:
         """
-        @return: the paths of all files, without duplicates.
+        @return: the paths of the files that L{contents} returns.
         """
         return list(self.contents())
 
     def contents(self) -> dict[str, bytes]:
         """
-        @return: the contents of the files of all certificates, by path.
+        @return: the contents of the files of all certificates, keys and client CAs, by path.
         """
         found: dict[str, bytes] = {}
         for each in self._loaded.values():

@@ -131,8 +131,8 @@ class CertificateDirectory:
             loaded += self._add(name)
         gone = self._certificates.keys() - set(found)
         if len(gone) == len(self._certificates):
-            # All subdirectories are gone.  Keep the old certificates, because they are better than
-            # none.
+            # The subdirectories of all certificates are gone.  Keep these certificates, because
+            # they are better than none.
             gone = set()
         for name in gone:
             log.info("no longer serving {path}", path=self._certificates.pop(name).certificate)
@@ -284,7 +284,8 @@ class CertificateSet:
     @property
     def clients(self) -> ClientAuthority | None:
         """
-        The authorities of the certificates of clients.
+        The authorities that sign the certificates of clients; L{None} if the service asks clients
+        for no certificates.
         """
         return self._default.clients
 

@@ -31,7 +31,7 @@ _BASH = """\
 # Completion of pop3svc for bash.  Made by: pop3svc completion bash
 _pop3svc() {{
     local current=${{COMP_WORDS[COMP_CWORD]}} previous=${{COMP_WORDS[COMP_CWORD - 1]}}
-    # bash splits --option=value at the sign.
+    # bash splits --option=value at the equals sign.
     if [[ $current == = ]]; then
         current=
     elif [[ $previous == = ]]; then
@@ -116,7 +116,7 @@ _pop3svc() {{
                 ;;
         esac
     done
-    # _arguments sees the last command only.
+    # _arguments gets only the last command and its arguments.
     words=("${{(@)words[last,-1]}}")
     ((CURRENT -= last - 1))
     case "$command" in
@@ -164,7 +164,7 @@ def _zshArguments(command: Synopsis) -> Iterable[str]:
 def _zshOption(option: Argument) -> Iterable[str]:
     for flag in option.flags:
         repeated = "*" if option.isRepeated else ""
-        # "--file=" takes the value after the sign, or in the next word.
+        # "--file=" means that the value follows the equals sign, or is the next word.
         equals = "=" if option.value and flag.startswith("--") else ""
         value = f":{_zshValue(option)}" if option.value else ""
         yield f"{repeated}{flag}{equals}[{_zshText(option.help)}]{value}"

@@ -217,7 +217,7 @@ def _tryCertificates(faults: Faults, settings: Settings) -> None:
 
 
 def _tryStatus(faults: Faults, pair: CertificatePair, found: RenewableCertificate) -> None:
-    # Imported here, because few services need it.
+    # The module is imported here, because few configurations need it.
     from pop3svc.service.stapling import readStatus
 
     try:

@@ -161,8 +161,9 @@ def _systemdEndpoint(reactor: Any, text: str) -> Any:
 
 def _withBacklog(text: str) -> str:
     """
-    Add a backlog to an endpoint string that has none.  Twisted's default of 50 overflows if many
-    clients connect at once.  A client whose SYN is dropped waits a second before it tries again.
+    Add a backlog to an endpoint string for TCP that has none.  Twisted's default of 50 overflows if
+    many clients connect at once.  A client whose SYN is dropped waits a second before it tries
+    again.
     """
     positional, named = parseArguments(text)
     # The position of the backlog among the positional arguments.
@@ -182,8 +183,8 @@ def _isBareSSL(text: str) -> bool:
 @implementer(IStreamServerEndpoint)
 class _ServiceEndpoint:
     """
-    Wraps an endpoint, and adds PROXY headers, implicit TLS (RFC 8314 section 3.3), or both to its
-    connections.
+    Wraps an endpoint.  Its connections may begin with a PROXY header, may have implicit TLS (RFC
+    8314 section 3.3), and may have the service's own transport.
     """
 
     def __init__(

@@ -59,8 +59,8 @@ def checkName(name: object) -> str:
 
 def clientIP(address: IAddress) -> str | None:
     """
-    @return: the IP address of a client; L{None} if the client has no address.  An IPv4 client of an
-        IPv6 socket gets its IPv4 address.
+    @return: the IP address of a client; L{None} if the client has no address.  For an IPv4 client
+        on an IPv6 socket, it is the IPv4 address.
     """
     host = getattr(address, "host", None)
     if not isinstance(host, str):
@@ -132,7 +132,7 @@ class POP3Factory(ServerFactory):
             octets.
         @param meter: the L{pop3svc.metrics.meter.Meter} that counts the work; L{None} to count
             nothing.
-        @raise TypeError: C{provider} does not provide the interface.
+        @raise TypeError: C{provider} does not provide L{IPOP3MailboxProvider}.
         @raise ValueError: the name of the provider is not allowed; see L{checkName}.
         """
         if not IPOP3MailboxProvider.providedBy(provider):
@@ -352,7 +352,7 @@ class ListenerFactory(ServerFactory):
     def mayConnect(self, address: str | None) -> bool:
         """
         @param address: the IP address of a client; L{None} for a client without one.
-        @return: whether the client is in the networks of this listener.
+        @return: whether the client may connect to this listener.
         """
         if self._networks is None:
             return True

@@ -238,9 +238,11 @@ class _Account:
 
     def withLogin(self) -> _Account:
         """
-        Find the password in the settings or in C{~/.netrc}, or ask for it.
+        Make L{login}, unless the login needs a token.  A password comes from the settings or from
+        the file C{.netrc}, or this method asks for it.
 
-        @raise SettingError: there is no password, and no terminal to ask on.
+        @return: the account with L{login}.
+        @raise SettingError: the password cannot be found or used.
         """
         setting = self.setting
         if setting.token:
@@ -312,7 +314,7 @@ def _split(url: str, where: str) -> tuple[str, str]:
 def _ofNetrc(host: str, user: str) -> str | None:
     """
     @return: the password in the file that C{$NETRC} names, or in C{~/.netrc}; L{None} if the file
-        has no password for the server.
+        does not exist, or has no password for this user.
     @raise SettingError: the file cannot be used.
     """
     path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc")

@@ -85,7 +85,7 @@ class Notifier(Service):
         environment, because the processes that the service starts must not send datagrams to
         systemd.
 
-        @return: the notifier; L{None} if systemd has not asked for datagrams.
+        @return: the notifier; L{None} if C{NOTIFY_SOCKET} names no UNIX socket.
         """
         address = environ.pop("NOTIFY_SOCKET", "")
         text = environ.pop("WATCHDOG_USEC", "")
@@ -122,7 +122,7 @@ class Notifier(Service):
         looping.start(seconds)
 
     def _live(self) -> None:
-        # If other datagrams wait, this one can be left out, because another one follows.
+        # If other datagrams wait, leave this one out, because the next call sends another one.
         if not self._waiting:
             self._write("WATCHDOG=1")
 
@@ -165,7 +165,8 @@ class Notifier(Service):
 
     def _send(self, text: str) -> None:
         """
-        Send a datagram, and try again until it is sent, because it must not be lost.
+        Send a datagram.  If the queue of the socket is full, send the datagram later, because
+        systemd needs it.
         """
         if self._isStopping:
             return

@@ -89,7 +89,8 @@ def checkResponse(
     """
     @param data: a response (DER).
     @param now: the time in seconds since the epoch.
-    @raise ValueError: a client would not accept the response.  The text is the end of a sentence.
+    @raise ValueError: a client would not accept the certificate with this response.  The text is
+        the end of a sentence.
     """
     try:
         response = ocsp.load_der_ocsp_response(data)

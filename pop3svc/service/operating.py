@@ -1,5 +1,5 @@
 """
-Open the log of a running service, and handle the signals that reload its configuration.
+Open the log of a service, and handle the signals that reload the configuration and reopen the log.
 """
 
 from __future__ import annotations
@@ -215,8 +215,9 @@ class Operated(MultiService):
 
     async def reload(self, reason: str) -> list[str]:
         """
-        Read the configuration again.  A reload that has begun goes on even if the caller no longer
-        waits for it.  Otherwise a part could have a mixture of the old and the new configuration.
+        Reopen the log, and read the configuration again.  A reload that has begun goes on even if
+        the caller no longer waits for it.  Otherwise a part could have a mixture of the old and the
+        new configuration.
 
         @param reason: the order of the operator that has caused the reload, for the log.
         @return: a sentence for each part that has kept its previous configuration.

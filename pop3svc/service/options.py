@@ -54,8 +54,8 @@ def providerPlugins() -> dict[str, Any]:
 
 class Options(usage.Options, AuthOptionMixin):
     """
-    The options of C{twistd pop3svc} and C{pop3svc serve}.  The code below the class adds an option
-    for each setting.
+    The options of C{twistd pop3svc} and C{pop3svc serve}.  The code below the class adds the
+    options of L{SERVICE}.
 
     @ivar arguments: the command line, which workers also get.
     """
@@ -105,7 +105,7 @@ class Options(usage.Options, AuthOptionMixin):
         the same setting, the command line counts.
 
         @param text: the text of the file; L{None} to read the file.
-        @raise SettingError: the file cannot be used.
+        @raise SettingError: the settings cannot be used.
         """
         faults = Faults()
         settings = self.read(faults, text)

@@ -109,7 +109,7 @@ def changeableBy(path: str) -> str | None:
 
     @return: such a directory on the path, or on the path that a link leads to; L{None} if there is
         none.
-    @raise OSError: the file does not exist.
+    @raise OSError: the path cannot be followed, for example because the file does not exist.
     """
     here, links = "/", 0
     ahead = [each for each in reversed(os.path.abspath(path).split("/")) if each]

@@ -42,8 +42,8 @@ def parseHeader(data: bytes) -> tuple[tuple[str, int] | None, bytes] | None:
 
     @param data: all octets received so far.
     @return: L{None} if the header is incomplete.  Otherwise a pair: the client's address and port,
-        and the octets after the header.  The first element is L{None} for the headers LOCAL and
-        UNKNOWN.
+        and the octets after the header.  The first element is L{None} if the header names no client
+        of TCP, such as a header LOCAL or UNKNOWN.
     @raise ValueError: the header is missing or malformed.
     """
     if data.startswith(_SIGNATURE[: len(data)]):

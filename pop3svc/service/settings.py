@@ -719,7 +719,8 @@ class Listener:
     @ivar where: the option or the key that declares the listener; error messages contain it.
     @ivar tls: whether to add implicit TLS to the endpoint.
     @ivar certificate: the file of the certificate; L{None} for the service's certificate.
-    @ivar clientCa: the file of the authorities of clients; L{None} for the service's setting.
+    @ivar clientCa: the file of the authorities that sign the certificates of clients; L{None} for
+        the service's setting.
     @ivar cleartextLogin: when to accept logins without TLS; L{None} for the service's setting.
     @ivar proxyFrom: the networks of proxies; L{None} for the service's setting.
     @ivar oldTlsFrom: the networks of old devices.  Only clients in these networks may connect, and
@@ -905,7 +906,7 @@ class Settings:
         return policy, rest
 
 
-# Settings that the parent of workers itself uses for its ports, its certificates and its files.
+# Settings that the parent of workers itself uses, for example for its ports and its files.
 _OF_PARENT = (
     *("data", "admin", "web", "webPassword", "webProxyFrom", "logFormat", "workers"),
     *("certificate", "privateKey", "certificates", "certificateDirectory", "tlsDefaultName"),

@@ -183,7 +183,8 @@ class Stapler:
 
     def __init__(self, fetches: bool, now: Callable[[], float] = time.time) -> None:
         """
-        @param fetches: whether to ask the responders of certificates without a file.
+        @param fetches: whether to ask the responder of each certificate for which the operator
+            keeps no file with a response.
         @param now: returns the time in seconds since the epoch.
         """
         self._fetches = fetches
@@ -281,7 +282,7 @@ class StaplingService(Service):
         self._reactor = reactor
         self._timer: IDelayedCall | None = None
         self._looking: Deferred[None] | None = None
-        # Whether a certificate was added while a check ran.
+        # Whether a certificate was added after the last check had begun.
         self._isWanted = False
 
     def startService(self) -> None:

@@ -13,7 +13,7 @@ from pop3svc.service.parser import Parser
 
 __all__ = ["Argument", "Synopsis", "readSynopsis"]
 
-# The names of values of arguments that are paths.
+# The names of values that are paths.
 _PATHS = ("DIRECTORY", "FILE", "PATH", "SOCKET")
 
 
@@ -24,7 +24,7 @@ class Argument:
 
     @ivar flags: the names of an option, such as C{--config}; empty for a positional argument.
     @ivar value: the name of the value, such as C{FILE}; empty for an option without a value.
-    @ivar words: all allowed values; empty if other values are allowed too.
+    @ivar words: all allowed values; empty if the values cannot be listed.
     @ivar isOptional: whether a positional argument may be left out.
     @ivar isRepeated: whether the argument may be given more than once.
     """

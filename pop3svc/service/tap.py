@@ -23,7 +23,7 @@ def makeService(options: Options, shared: Shared | None = None, parent: Any = No
     @param shared: in a worker, the values that its parent process gave it.
     @param parent: in a worker, the object that sends events to the other workers through the parent
         process.
-    @return: the L{pop3svc.service.running.POP3Service}, or in a service with workers the
+    @return: the L{pop3svc.service.running.POP3Service}, or in the parent of workers the
         L{pop3svc.service.workers.Supervisor} that starts them.
     @raise SystemExit: with one sentence, if the service cannot be made.
     """

@@ -54,8 +54,8 @@ log = Logger(namespace="pop3svc")
 _SESSION_LIFE = 7200
 # Seconds for which a context is used, and with it the key of the tickets.  A thief of the key can
 # decrypt the TLS 1.2 sessions that were resumed with its tickets.  RFC 9325 section 3.4 therefore
-# requires a new key at least once a week.  A new key each day costs each client one full handshake
-# a day.
+# requires that the key is changed regularly, for example once a week.  A new key each day costs
+# each client one full handshake a day.
 _TICKET_KEY_LIFE = 86400
 
 # The most octets of a file with a certificate and its chain, or with a key.  Real files have a few
@@ -200,7 +200,7 @@ WARNINGS = (21, 7, 1, 0)
 
 def _endOf(chain: Sequence[x509.Certificate]) -> datetime:
     """
-    @return: the time at which the first certificate of a chain expires.  A self-signed root does
+    @return: the earliest time at which a certificate of a chain expires.  A self-signed root does
         not count, because clients trust their own copy of the root.
     """
     first, *others = chain
@@ -222,9 +222,9 @@ def _chooseProtocol(connection: SSL.Connection, offered: list[bytes]) -> bytes:
 class RenewableCertificate:
     """
     Serves a certificate with its chain.  A renewed certificate is served from the next handshake
-    on.  While only one of the two files has been replaced, the old certificate is still served.  A
-    client can resume a session for two hours.  After a renewal of the certificate, or after the
-    daily change of the ticket key, a client cannot resume older sessions.
+    on.  While only the certificate or only its key has been replaced, the old certificate is still
+    served.  A client can resume a session for two hours.  After a renewal of the certificate, or
+    after the daily change of the ticket key, a client cannot resume older sessions.
 
     Pass such an object to C{startTLS} or to L{twisted.protocols.tls.TLSMemoryBIOFactory}.
 
@@ -291,8 +291,8 @@ class RenewableCertificate:
     @property
     def end(self) -> datetime:
         """
-        The time when the first certificate expires.  This is the certificate itself or an
-        intermediate certificate of its chain.
+        The earliest time at which the certificate, or an intermediate certificate of its chain,
+        expires.
         """
         return self._end
 
@@ -455,9 +455,9 @@ class RenewableCertificate:
 
     def refresh(self, isForced: bool = False) -> None:
         """
-        Read the files again if they were changed or replaced.
+        Read the files again if they were changed or replaced, or if the ticket key is a day old.
 
-        @param isForced: whether to read them in any case.
+        @param isForced: whether to read the files in any case.
         """
         stamps = self._stamps()
         isSame = not isForced and (stamps is None or stamps == self._seen)

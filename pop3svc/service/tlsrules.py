@@ -18,8 +18,8 @@ MINIMUM_VERSIONS = ("1.2", "1.3")
 
 # For each version, its name in twisted.internet.ssl.TLSVersion.
 _VERSIONS = {"1.0": "TLSv1_0", "1.2": "TLSv1_2", "1.3": "TLSv1_3"}
-# A list of ciphers with level 0.  OpenSSL 3 and later use the hash functions of TLS 1.0 and 1.1
-# only at this security level.
+# A list of ciphers with security level 0.  OpenSSL 3 and later use the hash functions of TLS 1.0
+# and 1.1 only at this level.
 _OLD_CIPHERS = "DEFAULT:!aNULL:!eNULL:@SECLEVEL=0"
 
 

@@ -122,7 +122,7 @@ class SecureTransport(SocketTransport):
         Close the connection, because the handshake has failed, or because OpenSSL cannot read from
         the connection.
         """
-        # Read all octets that wait.  If any were left, the kernel would close the connection by a
+        # Read the octets that wait.  If any were left, the kernel would close the connection by a
         # reset, which might overtake the fatal alert of OpenSSL.
         self._discard()
         self._end(reason)

@@ -43,7 +43,8 @@ DONE, LOST = Failure(ConnectionDone()), Failure(ConnectionLost())
 @implementer(ITCPTransport, IConsumer, IPushProducer, ISystemHandle)
 class SocketTransport(SocketFacts):
     """
-    One connection.  C{connectionLost} is called after the protocol's other methods have returned.
+    One connection.  C{connectionLost} of the protocol is called after its other methods have
+    returned.
 
     @ivar protocol: the protocol that gets the octets.  Another protocol may be set at any time.
     @ivar connected: whether the socket is open.
@@ -180,7 +181,7 @@ class SocketTransport(SocketFacts):
 
     def _discard(self) -> None:
         """
-        Drop the octets that wait in the kernel.
+        Drop the octets that wait in the kernel, but no more than C{_MOST}.
         """
         try:
             self._socket.recv(_MOST)
@@ -270,7 +271,7 @@ class SocketTransport(SocketFacts):
 
     def startWriting(self) -> None:
         """
-        Resume the producer as soon as the socket accepts octets.
+        Write the octets that wait, and resume the producer, as soon as the socket accepts octets.
         """
         self._isWriting = True
         self._watch()

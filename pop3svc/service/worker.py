@@ -142,7 +142,7 @@ class _Parent(Lines):
 
     def tellDelay(self, name: str, isDelayed: bool) -> None:
         """
-        Tell the other workers about a login that delays further logins.
+        Tell the other workers about a login that delays further logins, or no longer delays them.
         """
         self._send(DELAY, [name, isDelayed])
 
@@ -228,7 +228,7 @@ class _Parent(Lines):
 
 def main() -> None:
     """
-    Serve clients until SIGTERM, or until the parent has ended.
+    Serve clients until SIGTERM, until the parent orders the end, or until the parent has ended.
     """
     # Ignore Ctrl-C and the signals of the operator.  The parent also gets these signals, and tells
     # its workers what to do.

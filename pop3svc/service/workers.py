@@ -211,7 +211,7 @@ class Outbox:
 
     def close(self) -> None:
         """
-        Pass the buffered lines to the transport, and buffer no more lines.
+        Pass the buffered lines to the transport.  Call this method before the transport is closed.
         """
         self._transport.unregisterProducer()
         self._transport.writeSequence(self._waiting)
@@ -473,8 +473,8 @@ class Supervisor(Operated):
                 _TO_PARENT + 1,
             )
         )
-        # Block these signals in the new worker, because it has no handlers for them yet.  A worker
-        # inherits the blocked signals, and unblocks them when it has installed its handlers.
+        # Block these signals in the new worker, because they would end it until it ignores them.  A
+        # worker inherits the blocked signals, and unblocks them when it ignores them.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, Signals.NUMBERS)
         try:
             self.clock.spawnProcess(
@@ -584,7 +584,8 @@ class Supervisor(Operated):
 
     def _keepOld(self, worker: _Worker, how: str) -> None:
         """
-        Keep the old worker, because the new one could not serve.
+        Keep the old worker, because the new one could not serve.  If the old one has ended, start
+        the new one again.
         """
         old = self._succession.failed(worker.number, how)
         if self._workers.get(old.number) is not old:
