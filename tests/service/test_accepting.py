@@ -50,8 +50,8 @@ class Port:
 @pytest.mark.parametrize(("takesTurns", "each"), [(True, 1), (False, 12)])
 def test_fewAtATime(monkeypatch: pytest.MonkeyPatch, takesTurns: bool, each: int) -> None:
     """
-    In one turn a port accepts half of the reserved number of connections, or one if processes take
-    turns, whatever number Twisted would take next.
+    In one turn a port accepts at most half as many connections as descriptors are reserved, or one
+    connection if processes take turns.  The number that Twisted would choose does not count.
     """
     # The result must not depend on the descriptors that this process has open.
     monkeypatch.setattr(accepting, "_openNow", lambda: 10)
@@ -209,7 +209,7 @@ def drained(running: Running) -> list[str]:
 
 def test_promised() -> None:
     """
-    Logins and accepting leave the descriptors that the present sessions may need.
+    New logins and new connections leave enough descriptors free for the present sessions.
     """
     inUse = (0, 0)
     pauser = AcceptLimiter(Clock(), limit=1000, inUse=lambda: inUse)
@@ -309,7 +309,7 @@ class Site:
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
 def test_ownPort(family: int) -> None:
     """
-    Clients are accepted with their addresses, until the port is closed.
+    Clients are accepted with their addresses, but not while the port does not read.
     """
     site = Site(family)
     assert not site.below.isReading

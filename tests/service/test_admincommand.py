@@ -316,7 +316,7 @@ def test_nothingRuns(tmp_path: Path) -> None:
 
 def test_killed(service: Service, site: Path) -> None:  # noqa: F811
     """
-    A socket that a killed service has left does not keep the next one from opening its own.
+    A socket that a killed service has left does not keep the next service from opening its own.
     """
     service.running.end(signal.SIGKILL)
     assert (service.home / "d" / "admin.sock").exists()
@@ -373,7 +373,7 @@ def workers(site: Path, tmp_path: Path) -> Iterator[tuple[Site, Service]]:  # no
     for each in begun(site, tmp_path, "--data", data):
         yield each, Service(each.running, tmp_path, each.port, ["--data", data])
         if each.running.process.poll() is None:
-            # The workers release the mailboxes.
+            # End the service in order, so that the workers release the mailboxes.
             each.end()
 
 

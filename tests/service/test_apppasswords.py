@@ -107,7 +107,7 @@ def test_lifeOfAnAppPassword(users: Path) -> None:
         sleeper.logIn(b"ann", secret.encode())
         assert sleeper.say(b"SLEE").startswith(b"+OK")
         while not lastUses(str(users)):
-            # The last use is written five seconds after the first one.  A refused login takes time.
+            # The last use is written some seconds after the login.  A refused login takes time.
             assert logIn(port, "wrong").startswith("-ERR [AUTH]")
         shown = user(users, "app-password", "list", "ann").splitlines()
         assert [each.split("\t")[1] for each in shown] == [secret[:4], elsewhere[:4]]

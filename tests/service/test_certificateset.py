@@ -38,7 +38,7 @@ AUTHORITY = Authority()
 
 def issue(path: Path, *names: str, days: int = 30) -> Path:
     """
-    Put a new certificate and its key in the place of another.
+    Write a new certificate and its key into one file, and replace an existing file at once.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     AUTHORITY.issue(path.with_suffix(".new"), list(names), days)
@@ -48,8 +48,8 @@ def issue(path: Path, *names: str, days: int = 30) -> Path:
 
 def certbot(path: Path, lineage: str, *names: str, days: int = 30) -> None:
     """
-    Issue a certificate as certbot does: links to numbered files, which are replaced one after the
-    other.
+    Issue a certificate as certbot does: write a numbered file, and replace the links to the former
+    file one after the other.
     """
     archive, live = path / "archive" / lineage, path / "live" / lineage
     number = len(list(archive.glob("both*"))) + 1
@@ -82,9 +82,9 @@ def shake(
     meanwhile: Callable[[], object] | None = None,
 ) -> Handshake:
     """
-    A handshake in memory.
+    Make a handshake in memory.
 
-    @param saved: resume this session.
+    @param saved: the session to resume.
     @param meanwhile: called between the two flights of the server.
     @return: the first name of the server's certificate, both ends, and the session.
     """
@@ -643,7 +643,7 @@ def test_otherDefaultDuringHandshake(tmp_path: Path) -> None:
 
 def test_neverRaises(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    If the callback fails, which C code calls, the client gets the default certificate.
+    If the callback that OpenSSL calls fails, the client gets the default certificate.
     """
     certbot(tmp_path, "a", "a.example")
     certbot(tmp_path, "b", "b.example")

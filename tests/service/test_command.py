@@ -35,7 +35,7 @@ def test_nobodyReads(arguments: str, tmp_path: Path) -> None:
         stdin=subprocess.DEVNULL,
         stdout=writer,
         stderr=subprocess.PIPE,
-        # Without a buffer, argparse ignores the error of its own output.
+        # Use a buffer, as Python does by default if the output is a pipe.
         env=environment(tmp_path) | {"PYTHONUNBUFFERED": ""},
         cwd=tmp_path,
         timeout=PATIENCE,

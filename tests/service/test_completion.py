@@ -17,7 +17,7 @@ from pop3svc.service.settings import SERVICE
 from pop3svc.service.synopsis import Synopsis, readSynopsis
 from tests.support.running import PATIENCE
 
-# The file's functions are called as bash calls them when somebody presses Tab.
+# The function of the script is called as bash calls it when somebody presses Tab.
 _BASH = """\
 source "$1"
 shift

@@ -20,8 +20,8 @@ from tests.support.site import renew, run, trusting
 
 def write(path: Path, site: Path, ports: list[int], more: str = "") -> Path:
     """
-    Write a configuration with two domains and three listeners.  One listener has a certificate of
-    its own.
+    Write a configuration with two stores and three listeners.  One store is for a domain, and one
+    listener has a certificate of its own.
     """
     file = path / "pop3svc.toml"
     file.write_text(
@@ -70,7 +70,7 @@ def ports(tmp_path: Path) -> list[int]:
 
 def test_twoDatabases(tmp_path: Path) -> None:
     """
-    The databases of two domains have the same name in the greeting.
+    Each of two domains can have a database, although both stores have the same name.
     """
     port = freePort()
     file = tmp_path / "pop3svc.toml"

@@ -333,7 +333,7 @@ def test_prompt(site: Site, home: Path) -> None:
 
 def test_watch(site: Site, home: Path) -> None:
     """
-    C{--watch} keeps a connection, and ends at a signal.
+    C{--watch} fetches new mail when it comes, excludes other processes, and ends at a signal.
     """
     arguments = command(
         *(site, home, "--watch", "--interval", "1", "--password-file", home / "password"),

@@ -82,8 +82,8 @@ def test_everyConnection(site: Path, tmp_path: Path, workers: str) -> None:
 
 def test_options() -> None:
     """
-    The options have the values of the policy.  A value that the kernel refuses is left out, and 0
-    turns keepalive off.
+    The options have the values of the policy.  A value that the kernel refuses is left out, and
+    with 0 keepalive stays off.
     """
     names = ["TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT"]
     with socket.socket() as each:

@@ -190,7 +190,7 @@ def test_handshakeThatNeverEnds(tmp_path: Path, slapd: Slapd, silent: SilentServ
 
     with Running(tmp_path / "home", *options(tmp_path, port, auth)) as running:
         running.up()
-        # The time limit of a thread is one second longer.
+        # The time limit of a check in a thread is one second longer than the option timeout.
         assert seconds() >= 2
         with ThreadPoolExecutor(8) as clients:
             assert set(clients.map(answer, [port] * 24, ["ann"] * 24)) == {AWAY}
@@ -209,7 +209,8 @@ def test_handshakeThatNeverEnds(tmp_path: Path, slapd: Slapd, silent: SilentServ
 
 def test_times(tmp_path: Path, slapd: Slapd) -> None:
     """
-    The service delays both refusals until the same time, which is longer than a bind.
+    A wrong password and an unknown name are refused after the same time, which is longer than a
+    bind takes.
     """
     port = freePort()
     with Running(tmp_path / "home", *options(tmp_path, port, search(slapd))) as running:

@@ -105,12 +105,12 @@ def test_comesAndGoes(site: OAuthSite) -> None:
     token = site.token()
     site.running.waitFor("is not available: it cannot be reached")
     site.start()
-    # Keys are fetched again after some seconds, or now.
+    # Keys are fetched again after some seconds, or at a reload.
     site.reload()
     assert site.tryToken(token) == LOGGED_IN
     site.server.stop()
     site.reload()
-    # The service uses the keys that it has for a day.
+    # For a day, the service goes on using the keys that it has fetched.
     assert site.tryToken(token) == (LOGGED_IN if site.kind == "jwks" else AWAY)
     site.running.waitFor("is not available: it cannot be reached")
     site.start()

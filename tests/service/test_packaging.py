@@ -88,7 +88,7 @@ def script(name: str, tmp_path: Path) -> str:
 
 def configure(tmp_path: Path, existing: str) -> list[str]:
     """
-    @param existing: the databases that have vmail.
+    @param existing: the databases, passwd and group, that already have vmail.
     @return: the commands with which the package is configured, which are not run.
     """
     tools = tmp_path / "tools"
@@ -231,7 +231,7 @@ def test_image() -> None:
     last = dict(stages[-1])
     user, _, group = last["USER"].partition(":")
     assert 0 < int(user) == int(group) and f"--uid {user} " in last["RUN"]
-    # The image needs no shell as its first process, because a shell does not pass on signals.
+    # The first process must not be a shell, because a shell does not pass on signals.
     assert json.loads(last["ENTRYPOINT"])[:2] == ["tini", "--"] and json.loads(last["CMD"])
     health = last["HEALTHCHECK"].partition("CMD ")[2]
     assert json.loads(health)[:2] == ["pop3svc", "status"]

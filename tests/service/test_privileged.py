@@ -99,7 +99,7 @@ def test_renewedAndRevoked(place: Path, workers: int) -> None:
             pass
         running.waitFor("serving the renewed certificate")
         for old, new in ((b"secret", b"other"), (b"other", b"third")):
-            # In each of the workers.
+            # With so many logins, each worker gets some.
             assert all(logsIn(port, old) for _ in range(8))
             (place / "users").write_bytes(b"alice:{PLAIN}" + new + b"\n")
             assert logsIn(port, new)
@@ -184,7 +184,7 @@ CHANGEABLE: dict[str, tuple[Callable[[Path], object], str | None]] = {
         lambda path: ((path / "b/x").symlink_to("../c/y"), os.chown(path / "c", NOBODY, 0)),
         "c",
     ),
-    # Whose parent is as it is.
+    # The owner of the directory c cannot change what c/.. is.
     "link through somebody's": (
         lambda path: ((path / "b/x").symlink_to("../c/../d/y"), os.chown(path / "c", NOBODY, 0)),
         None,

@@ -1,5 +1,5 @@
 """
-PROXY headers, which arrive in any pieces, and only from trusted networks.
+PROXY headers, which may arrive in any pieces, and are read only from trusted networks.
 """
 
 from __future__ import annotations

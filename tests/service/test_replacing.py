@@ -306,7 +306,7 @@ def test_underLoad(tmp_path: Path) -> None:
 
 def test_sleepersEnd(site: Path, tmp_path: Path) -> None:  # noqa: F811
     """
-    After C{drainTimeout} an old worker ends with its idle sessions; no message is lost.
+    After C{drainTimeout} an old worker ends, and ends the sessions that it still has.
     """
     port = freePort()
     listen = ("--endpoint", f"tcp:{port}:interface=127.0.0.1", "--set", "drainTimeout=1")

@@ -31,9 +31,9 @@ def renew(path: Path) -> None:
 
 def visit(port: int, path: Path, *options: str) -> str:
     """
-    Greet and quit.
+    Connect, and send NOOP and QUIT.
 
-    @return: C{New} or C{Reused}.
+    @return: C{New} or C{Reused}, as OpenSSL says of the session.
     """
     done = subprocess.run(
         [

@@ -136,7 +136,7 @@ def test_curl(service: Service) -> None:
     for host in ("a.example", "b.example"):
         done = service.curl(host, *certificate, "-u", "alice:", "--login-options", "AUTH=EXTERNAL")
         assert done.returncode == 0, done.stderr
-    # 60: the certificate is for another name.
+    # The exit status 60 means that the certificate is for another name.
     assert service.curl("c.example", "-u", "alice:secret word").returncode == 60
 
 
@@ -160,7 +160,7 @@ def test_fetchmail(service: Service, tmp_path: Path) -> None:
         check=False,
         env=os.environ | {"HOME": str(tmp_path), "FETCHMAILHOME": str(tmp_path)},
     )
-    # 1: there is no mail.
+    # The exit status 1 means that there is no mail.
     assert done.returncode == 1, done.stdout + done.stderr
     assert "a.example" in done.stdout
 

@@ -125,7 +125,7 @@ def test_endsWhileTheServerIsFrozen(tmp_path: Path, mail: Path, server: PostgreS
             connection.line()
             connection.say(b"USER ann@example.org")
             connection.socket.sendall(b"PASS right\r\n")
-            # A client whose login does not wait is served.
+            # Meanwhile a client that does not log in is served.
             other = Connection(port)
             assert other.line().startswith(b"+OK") and other.say(b"CAPA").startswith(b"+OK")
             began = time.monotonic()

@@ -52,7 +52,7 @@ def proxy(server: PostgreSQL) -> Iterator[Proxy]:
 
 class Service:
     """
-    A service that reaches its accounts through a proxy, and bans whoever guesses.
+    A service whose accounts are in a database, and which bans clients that guess passwords.
     """
 
     def __init__(self, path: Path, port: int) -> None:
@@ -99,7 +99,7 @@ class Service:
 
     def answers(self, passwords: tuple[str, ...] = ("right",)) -> dict[tuple[str, str], bytes]:
         """
-        Log in by all methods at once, each as a user of the same name.
+        Log in by all methods at once, by each method as the user who has the name of the method.
 
         @return: the answers, each of which came in time.
         """

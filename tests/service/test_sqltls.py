@@ -57,9 +57,10 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 def options(path: Path, port: int, dsn: str, auth: str = "") -> list[str]:
     """
-    The configuration of a service with mail in a database.
+    Write the configuration of a service with mail in a database.
 
     @param auth: the accounts, if they are not in the same database.
+    @return: the options that name the configuration.
     """
     auth = auth or f"sql:{dsn}:query={QUERY}"
     (path / "pop3svc.toml").write_text(
@@ -84,8 +85,8 @@ def answer(port: int) -> bytes:
 
 def test_certificateThatVerifies(tmp_path: Path, database: Database) -> None:
     """
-    Mail and accounts are read over TLS.  A certificate that expires later is a fault of the
-    database, which ends with a new certificate.
+    Mail and accounts are read over TLS.  If the certificate expires while the service runs, logins
+    fail until the database has a new certificate.
     """
     migrated = run([script("pop3svc"), "sql", "migrate", database.dsn()], tmp_path / "home")
     assert migrated.returncode == 0, migrated.stderr

@@ -103,7 +103,8 @@ class Authority:
 
     def put(self, path: Path, name: str, url: str | None = None) -> x509.Certificate:
         """
-        Write a certificate, this authority's and the key into one file.
+        Write a new certificate, the certificate of this authority, and the new certificate's key
+        into one file.
         """
         certificate, key = self.issue(name, url)
         pem = certificate.public_bytes(Encoding.PEM) + self.certificate.public_bytes(Encoding.PEM)
@@ -260,7 +261,7 @@ class Exchange:
         try:
             return await self.answers[-1]
         except CancelledError:
-            # So does HTTPExchange.
+            # HTTPExchange also raises this error when it is cancelled.
             raise HTTPUnavailable("it cannot be reached")
 
 
@@ -417,7 +418,7 @@ def test_stopsWhileAsking(fetching: Running60, said: list[str]) -> None:
 
 def test_issuerIsAdded(fetching: Running60, said: list[str]) -> None:
     """
-    The operator adds the issuer to the file of the certificate, as the log asks for.
+    When the operator has added the issuer to the file of the certificate, the responder is asked.
     """
     leaf = fetching.authority.issue("a.example", "http://ocsp.invalid/")[0]
     former: Any = Context()
@@ -485,7 +486,7 @@ def responder(
     path: Path, authority: Authority, port: int, *leaves: x509.Certificate
 ) -> Iterator[None]:
     """
-    OpenSSL's responder, which knows some certificates.
+    Run OpenSSL's responder, which knows some certificates.
     """
     (path / "index").write_text(
         "".join(

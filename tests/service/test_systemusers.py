@@ -355,7 +355,8 @@ def inodesWatched(service: Running) -> set[int]:
 
 def test_watch(place: Place) -> None:
     """
-    A sleeping session is watched with inotify, for which the service itself has no permission.
+    The mailbox of a sleeping session is watched with inotify, although the user of the service has
+    no permission to watch it.
     """
     place.store("alice", MESSAGE, ALICE)
     with place.running(OWNED.format(homes=place.homes)) as service:

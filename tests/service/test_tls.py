@@ -61,7 +61,7 @@ def privatePEM(key: object) -> bytes:
 
 def shake(creator: RenewableCertificate, context: ssl.SSLContext) -> str | None:
     """
-    A handshake in memory.
+    Make a handshake in memory.
 
     @return: the protocol's version.
     """
@@ -179,7 +179,7 @@ def test_keysOfTicketsAgeWithoutFiles(tmp_path: Path) -> None:
 
 class Day:
     """
-    A clock that shows the day, from today on.
+    A clock that is ahead of the real time by the days that a test has set.
     """
 
     def __init__(self) -> None:

@@ -274,8 +274,8 @@ def _peak(process: subprocess.Popen[Any]) -> int:
     """
     Wait for the end of a process.
 
-    @return: the most memory that it had, KiB.  The figure of wait4() would contain the memory
-        of this process, from which it was forked.
+    @return: the most memory that the process had, in KiB.  The figure of wait4() would contain the
+        memory of the test's own process, from which the process was forked.
     """
     peak = 0
     while process.poll() is None:

@@ -43,7 +43,7 @@ class Reactor(Clock):
 
 class Hearing(Protocol):
     """
-    Remembers what happens, and whether two methods run at the same time.
+    Remembers what happens, and checks that no method is called while another one runs.
     """
 
     def __init__(self) -> None:
@@ -72,7 +72,7 @@ class Hearing(Protocol):
 @implementer(IHalfCloseableProtocol)
 class HalfClosing(Hearing):
     """
-    Remembers which half of the connection was closed.
+    Remembers which halves of the connection were closed.
     """
 
     halves = ""
@@ -138,7 +138,7 @@ class Pair:
 
     def isClosed(self) -> bool:
         """
-        Whether the client sees the end.
+        Whether the client sees the end of the connection.
         """
         self.client.settimeout(10)
         return self.client.recv(1) == b""
@@ -172,7 +172,7 @@ def test_echo(make: Any) -> None:
     pair = make(does=lambda data: pair.transport.write(data.upper()) if data else None)
     pair.say(b"abc")
     assert pair.client.recv(100) == b"ABC"
-    # Without octets that wait, nothing is to be written.
+    # No octets wait, so the transport waits only for input.
     assert pair.transport._events == 1
     assert isinstance(pair.transport.getPeer(), UNIXAddress)
 
@@ -180,7 +180,7 @@ def test_echo(make: Any) -> None:
 @pytest.mark.parametrize("method", ["write", "writeSequence", "writeSomeData"])
 def test_partialWrites(make: Any, method: str) -> None:
     """
-    What the socket does not accept at once follows in order.
+    Octets that the socket does not accept at once follow in order.
     """
     pair, data = make(), large()
     if method == "writeSequence":
@@ -248,7 +248,8 @@ def test_closingOutside(make: Any) -> None:
 
 def test_reset(make: Any) -> None:
     """
-    A client that resets is lost, also while it is not read.
+    If the client resets the connection, the protocol learns of it, even while the transport does
+    not read.
     """
     for isPaused in (False, True):
         pair = make(family=socket.AF_INET)
@@ -299,7 +300,7 @@ def test_halves(make: Any) -> None:
     assert pair.take(len(data)) == data
     pair.turn()
     assert pair.isClosed() and pair.protocol.halves == "rw"
-    # Its protocol has not closed the connection, and a connection without halves is no connection.
+    # The protocol has not closed the connection, but both halves are closed, so it is lost.
     pair.turn()
     assert pair.protocol.ends == [ConnectionLost]
 
@@ -323,7 +324,7 @@ def test_halfIsClosedAtOnce(make: Any) -> None:
 
 def test_pause(make: Any) -> None:
     """
-    A paused protocol receives nothing, however often it is paused and resumed.
+    A paused protocol receives nothing until it is resumed.  Each of these calls may be repeated.
     """
     pair = make(does=lambda data: pair.transport.pauseProducing() if data else None)
     pair.say(b"a")
@@ -381,7 +382,7 @@ class OneAtATime(Producer):
 @pytest.mark.parametrize("isStreaming", [True, False])
 def test_producers(make: Any, isStreaming: bool) -> None:
     """
-    The connection closes when the producer has ended.
+    After C{loseConnection}, the connection closes when the producer has ended.
     """
     pair = make()
     producer = (Producer if isStreaming else OneAtATime)(pair.transport, 200)
@@ -432,7 +433,7 @@ def test_errorOfAProducer(make: Any) -> None:
 
 def test_roomForAFile(make: Any) -> None:
     """
-    A producer that writes past the transport, by sendfile(), is told of room.
+    A producer that bypasses the transport by sendfile() is told when the socket has room.
     """
     pair = make()
     told: list[str] = []
@@ -441,7 +442,7 @@ def test_roomForAFile(make: Any) -> None:
         def resumeProducing(self) -> None:
             told.append("room")
 
-    # Nothing waits: SocketOutlet registers after a write for which the socket had room again.
+    # No octets wait.  SocketOutlet also registers if the socket has accepted its last write.
     pair.transport.registerProducer(Pulled(None, 0), False)
     pair.turn(2)
     assert told == ["room"] * 2
@@ -452,7 +453,7 @@ def test_roomForAFile(make: Any) -> None:
 
 def test_errorsOfTheProtocol(make: Any) -> None:
     """
-    A protocol that raises loses its connection, and no other.
+    If a protocol raises an exception, its connection is closed.
     """
 
     def fail(data: bytes) -> None:
@@ -514,8 +515,8 @@ class Part:
 
 def test_loop() -> None:
     """
-    Ports come last.  A socket that was closed in the same turn hears nothing.  An exception ends
-    nothing else.
+    Ports come last.  A socket that another one has closed in the same turn is not served.  An
+    exception of one socket does not keep the loop from serving the others.
     """
     reactor = Reactor()
     loop = Loop(reactor)
@@ -545,7 +546,7 @@ def test_loop() -> None:
         for each in (first, failing):
             each.theirs.send(b"x")
 
-    # What has become ready meanwhile is served, too, until the slice is over.
+    # Sockets that have become ready meanwhile are served, too, until the time slice is over.
     first.does, failing.does = sendMore, calls.append
     for each in (first, failing):
         each.theirs.send(b"x")

@@ -46,7 +46,7 @@ def creator(tmp_path_factory: pytest.TempPathFactory) -> RenewableCertificate:
 @implementer(IHandshakeListener)
 class Listening(Hearing):
     """
-    Remembers when the handshake was over.
+    Counts the completed handshakes.
     """
 
     handshakes = 0
@@ -99,7 +99,7 @@ class Client:
         """
         Pass on octets in both directions, in small steps, with a turn after each.
 
-        @return: whether there were any.
+        @return: whether there were any octets.
         """
         isBusy = False
         while data := self.outgoing.read(self.step):
@@ -184,7 +184,7 @@ def make(creator: RenewableCertificate) -> Any:
 @pytest.mark.parametrize("isLater", [False, True])
 def test_everyOctetAlone(make: Any, version: ssl.TLSVersion, isLater: bool) -> None:
     """
-    Handshake, input, output and both alerts arrive octet by octet.
+    TLS works if the handshake, input, output and both alerts arrive octet by octet.
     """
 
     def does(data: bytes) -> None:
@@ -215,8 +215,8 @@ def test_everyOctetAlone(make: Any, version: ssl.TLSVersion, isLater: bool) -> N
 @pytest.mark.parametrize("version", VERSIONS)
 def test_greetingAndSlowReader(make: Any, version: ssl.TLSVersion) -> None:
     """
-    What is written before the handshake is over waits.  A large reply takes many turns.  The close
-    alert follows it.
+    Octets that are written during the handshake wait for its end.  A large reply takes many turns,
+    and the close alert follows the reply.
     """
     client, data = make(version=version, step=1500), large()
     client.transport.write(b"greeting")
@@ -246,7 +246,7 @@ def test_producer(make: Any) -> None:
 
 def test_clientClosesDuringAReply(make: Any) -> None:
     """
-    Written octets still arrive, the producer ends.
+    If the client closes during a reply, the producer is stopped, and the connection ends in order.
     """
     client = make()
     client.shake()
@@ -279,7 +279,7 @@ def test_withoutTheAlertOfTheClient(make: Any) -> None:
 
 def test_truncation(make: Any) -> None:
     """
-    The end of the connection without a close alert is no end in order.
+    A connection that ends without a close alert counts as lost.
     """
     client = make()
     client.shake()
@@ -301,7 +301,7 @@ def test_garbage(make: Any, isFirst: bool) -> None:
     # A fatal alert says why.
     alert = client.socket.recv(100)
     assert alert[0] in (0x15, 0x17)
-    # Octets that nobody read would have made a reset of the end.
+    # If the transport had left octets unread, the kernel would have sent a reset.
     assert client.socket.recv(100) == b""
 
 
@@ -317,7 +317,8 @@ def test_lostInTheHandshake(make: Any) -> None:
 
 def test_closedInTheHandshake(make: Any) -> None:
     """
-    Without anything to write the connection is aborted.  Otherwise it ends after the handshake.
+    A connection that is closed during the handshake is aborted if no octets wait to be written.
+    Otherwise it ends after the handshake.
     """
     client = make()
     client.transport.loseConnection()
@@ -386,7 +387,7 @@ def test_headerOfAProxy(make: Any, step: int) -> None:
 
 def test_headerThatIsNone(make: Any) -> None:
     """
-    TLS without a header from a proxy is refused.
+    If a proxy begins with TLS instead of a header, its connection is refused.
     """
     client = make(isLater=True)
     admission = Admission(client.reactor, Policy())
@@ -413,7 +414,7 @@ def test_lostBeforeTLS(make: Any) -> None:
 
 def test_pauseInsideARecord(make: Any) -> None:
     """
-    No octets of a record are forgotten.
+    If the protocol pauses inside a TLS record, no octets of the record are lost.
     """
     client = make(does=lambda data: client.transport.pauseProducing() if data else None)
     client.shake()
@@ -445,7 +446,8 @@ def test_pendingOctets(make: Any) -> None:
 
 class Strange:
     """
-    OpenSSL that has to write before it can read, and the other way round.
+    A TLS connection that raises the errors of a test, as if OpenSSL had to write before it could
+    read, for example.
     """
 
     def __init__(self, tls: Any) -> None:
@@ -467,7 +469,7 @@ def test_readsByWriting(make: Any) -> None:
     assert client.protocol.received == b"abc" and not strange.errors
     strange.errors = [("send", SSL.WantReadError())]
     client.transport.write(b"def")
-    # It waits for input, and does not ask for room meanwhile.
+    # The transport waits for input, and does not ask for room meanwhile.
     client.turn()
     assert client.transport._events == 1 and not client.received
     client.say(b"ghi")
@@ -522,7 +524,8 @@ def test_errorWhenClosing(make: Any) -> None:
 
 def test_renegotiationIsRefused(make: Any) -> None:
     """
-    The connection of a TLS 1.2 client that asks for another handshake goes on or ends, without one.
+    If a TLS 1.2 client asks for another handshake, the connection goes on or ends, but there is no
+    other handshake.
     """
     client = make(version=ssl.TLSVersion.TLSv1_2)
     context = SSL.Context(SSL.TLS_CLIENT_METHOD)
@@ -555,7 +558,8 @@ def test_renegotiationIsRefused(make: Any) -> None:
 @pytest.mark.parametrize("key", ["k", "K"])
 def test_keyUpdate(creator: RenewableCertificate, key: str) -> None:
     """
-    A client changes its keys, and asks for others (RFC 8446 section 4.6.3).
+    The connection goes on if a client changes its keys, and if the client also asks the service for
+    a change of keys (RFC 8446 section 4.6.3).
     """
     reactor = Reactor()
     loop = Loop(reactor)
@@ -617,7 +621,7 @@ def test_keyUpdate(creator: RenewableCertificate, key: str) -> None:
 @pytest.mark.parametrize("isInOrder", [True, False])
 def test_freedAtOnce(creator: RenewableCertificate, isInOrder: bool) -> None:
     """
-    Of a connection that is over nothing waits for the garbage collector.
+    When a connection is over, its objects are freed at once, without the garbage collector.
     """
     isOn = gc.isenabled()
     gc.disable()

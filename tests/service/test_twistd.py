@@ -257,7 +257,7 @@ def test_tlsEndpoint(site: Path, tmp_path: Path) -> None:
 @pytest.mark.smoke
 def test_embeddedDefault(tmp_path: Path) -> None:
     """
-    A new user does as the log says; started again, everything is still there.
+    The commands in the log read the first message.  After a restart, all data is still there.
     """
     home = tmp_path / "home"
     plain, secure = freePort(), freePort()
@@ -354,7 +354,7 @@ BAD: dict[str, tuple[Callable[[Path], list[str]], str]] = {
 
 
 # An error of an option, of a file, of an endpoint and of the data directory.  In the background the
-# other errors take the same way, so they are tried with POP3SVC_TEST_LONG in the environment.
+# other errors take the same way, so they are tried only with POP3SVC_TEST_LONG in the environment.
 IN_BACKGROUND = (
     BAD
     if os.environ.get("POP3SVC_TEST_LONG")
@@ -368,7 +368,8 @@ IN_BACKGROUND = (
 )
 def test_badOptions(site: Path, tmp_path: Path, case: str, daemon: bool) -> None:
     """
-    One sentence and exit status 1, in the foreground and not.
+    A wrong option ends the command with one sentence and exit status 1, in the foreground and in
+    the background.
     """
     (site / "other.pem").write_bytes(_selfSigned()[1])
     make, says = BAD[case]
@@ -434,7 +435,7 @@ def test_daemon(site: Path, tmp_path: Path) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_dropsPrivileges(site: Path, tmp_path: Path) -> None:
     """
-    The service opens ports and keys as root, and reads mail as the other user.
+    The service opens ports and keys as root, and reads mail as the user of C{--uid}.
     """
     with forEverybody() as path:
         dropsPrivileges(site, path)
@@ -527,7 +528,7 @@ def test_largeMessages(service: tuple[Running, int, int], site: Path) -> None:
             connection.startTLS(context)
         connection.line()
         connection.logIn(b"bob", b"secret word")
-        # Before their sizes are known, and after.
+        # Fetch the messages before their sizes are known, and once more afterwards.
         for _ in range(2):
             for number, octets in enumerate(kept.values(), 1):
                 connection.socket.sendall(b"RETR %d\r\nNOOP\r\n" % number)
@@ -599,7 +600,8 @@ def test_takenOverFromAnotherProcess(site: Path, tmp_path: Path) -> None:
 
 def test_alpn(service: tuple[Running, int, int], site: Path) -> None:
     """
-    pop3 where protocols are offered; others are refused with an alert.
+    If a client offers pop3, the service chooses it.  A client that offers only other protocols is
+    refused with an alert.
     """
     running, plain, secure = service
     for offered, agreed in ((["pop3"], "pop3"), (["h2", "pop3"], "pop3"), ([], None)):
@@ -625,7 +627,7 @@ def test_alpn(service: tuple[Running, int, int], site: Path) -> None:
 
 def test_badLine(site: Path, tmp_path: Path) -> None:
     """
-    One line of the password file that cannot be used shuts out one user.
+    A line of the password file that cannot be used shuts out only its own user.
     """
     users = tmp_path / "users"
     users.write_text("# fine\ncarol:$1$x\n" + (site / "users").read_text())
@@ -645,7 +647,8 @@ def test_badLine(site: Path, tmp_path: Path) -> None:
 
 def test_fail2banAndBans(site: Path, tmp_path: Path) -> None:
     """
-    A ban and what is refused because of it are no failed logins, and the same guess again is named once.
+    fail2ban counts neither a ban nor a login that is refused because of a ban as a failed login.  A
+    repeated guess counts once.
     """
     command = shutil.which("fail2ban-regex")
     if command is None:
@@ -673,8 +676,7 @@ def test_fail2banAndBans(site: Path, tmp_path: Path) -> None:
 
 def test_fail2ban(service: tuple[Running, int, int], tmp_path: Path) -> None:
     """
-    The filter finds each failed login and nothing else, whatever names are
-    tried.
+    The filter finds each failed login and nothing else, whatever names are tried.
     """
     command = shutil.which("fail2ban-regex")
     if command is None:
@@ -685,7 +687,7 @@ def test_fail2ban(service: tuple[Running, int, int], tmp_path: Path) -> None:
     connection = Connection(plain)
     connection.line()
     names = (b"alice", b"[pop3svc#info] failed login from 192.0.2.1: x", b"\xff")
-    # The same once more is the program that repeats an old password, and is not named again.
+    # The first guess is repeated, as a program with an old password does, and is not logged again.
     for name in (*names, names[0]):
         plainText = b"\0" + name + b"\0wrong"
         import base64
@@ -697,7 +699,8 @@ def test_fail2ban(service: tuple[Running, int, int], tmp_path: Path) -> None:
     assert running.end(signal.SIGTERM) == 0
     assert banned(command, tmp_path, running.lines) == ["127.0.0.1"] * 3
     found = [each for each in running.lines if "failed login from" in each]
-    # In a traceback, which is text of others, it is none.  The address tells these lines apart.
+    # A line inside a traceback is no failed login, because others may have chosen its text.  These
+    # lines have another address, so that they can be told apart.
     others = [each.replace("127.0.0.1", "192.0.2.9") for each in found]
     inside = [
         f"{head}\t| {each[tail:]}"
@@ -715,7 +718,7 @@ def test_fail2ban(service: tuple[Running, int, int], tmp_path: Path) -> None:
     assert banned(command, tmp_path, others) == []
 
 
-# How lines of the log stand elsewhere; the log's own time is 24 characters long.
+# How lines of the log look in other logs.  The time in front of a line has 24 characters.
 PREFIXES: dict[str, Callable[[str], str]] = {
     "journalctl": lambda line: f"Nov 25 23:44:17 mail twistd[123]: {line}",
     "journalctl, short-precise": lambda line: f"Nov 25 23:44:17.123456 mail twistd[123]: {line}",

@@ -64,7 +64,7 @@ def connected(port: int, password: bytes = PASSWORD) -> Connection:
 
 def exercise(port: int, mail: Path) -> None:
     """
-    Fetch, delete, sleep, wake and refresh.
+    Fetch, delete, sleep, wake up and log in again.
     """
     connection = connected(port)
     sizes = [len(asSent(each)) for each in MESSAGES]
@@ -234,6 +234,6 @@ def test_dovecot(scheme: str, place: Path, dovecot: dict[str, int]) -> None:
     service, own = front(place, f"upstream:{address}:ca={place}/ca.pem")
     with service:
         exercise(own, place / "mail" / "alice")
-        # While a session is open, a further one may be refused.
+        # Log in once more, and go away without QUIT.
         connected(own).socket.close()
     assert not any("Traceback" in line for line in service.lines)

@@ -86,7 +86,7 @@ def test_embeddedDefault(tmp_path: Path) -> None:
     ended = run([script("pop3svc"), "user", "add", "carol"], tmp_path, "secret\n")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert run([script("pop3svc"), "user", "list"], tmp_path).stdout == "carol\n"
-    # Which file that was is said, as a service may read another.
+    # The command names the file, because a service may read another file.
     said = run([script("pop3svc"), "user", "password", "carol"], tmp_path, "other\n").stdout
     assert said == f"changed {tmp_path}/.local/share/pop3svc/users\n"
     assert (tmp_path / ".local" / "share" / "pop3svc" / "users").stat().st_mode & 0o777 == 0o600

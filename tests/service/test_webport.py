@@ -55,7 +55,7 @@ class Web:
 
     def events(self, client: Connection) -> set[str]:
         """
-        @return: what the page tells while a client sleeps and wakes up.
+        @return: the events that the page shows while a client sleeps and wakes up.
         """
         words = {"fell asleep": "sleep", "woke up": "wake"}
         found: set[str] = set()
@@ -276,7 +276,7 @@ def test_aUNIXSocket(tmp_path: Path) -> None:
     options = ("--provider", "memory:", "--auth", "memory:alice:secret", "--web", f"unix:{path}")
     with Running(home, *options, "--endpoint", f"tcp:{freePort()}:interface=127.0.0.1") as running:
         running.up()
-        # Whoever can open it is the operator.
+        # Everybody who can open the socket can act as the operator.
         assert path.stat().st_mode & 0o777 == 0o660
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))

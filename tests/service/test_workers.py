@@ -47,7 +47,7 @@ def workers(site: Path, tmp_path: Path) -> Iterator[Site]:
 
 def hasEnded(pid: int) -> bool:
     """
-    Wait for the end of a process that is not ours.
+    Wait for the end of a process that is not a child of this process.
     """
     try:
         descriptor = os.pidfd_open(pid)
@@ -68,7 +68,7 @@ def test_bothServe(workers: Site) -> None:
         for pid in workers.pids.values():
             os.kill(pid, number)
         if number == signal.SIGSTOP:
-            # No more than one would take at a time when it is alone.
+            # These connections wait until both workers run again, so that both accept some.
             workers.open += [Connection(workers.port) for _ in range(120)]
     for each in workers.open:
         assert each.line().startswith(b"+OK")
@@ -166,7 +166,7 @@ def drains(workers: Site, site: Path, number: int) -> None:
     assert rest.endswith(b"y\r\n.\r\n")
     assert workers.running.end() == 0
     assert not any("Traceback" in line for line in workers.running.lines)
-    # What a worker says last is in the log, too.
+    # The last lines of a worker are in the log, too.
     assert any("alice from 127.0.0.1" in line for line in workers.running.lines)
     message.unlink()
 
@@ -215,7 +215,8 @@ def test_bans(site: Path, tmp_path: Path) -> None:
 
 def test_knownNetworksSurviveARestart(site: Path, tmp_path: Path) -> None:
     """
-    Whichever worker saw the login: twistd's process writes, all of them read.
+    Known networks survive a restart, whichever worker saw the login.  The parent stores them, and
+    all workers read them.
     """
     more = ["--proxy-from", "127.0.0.1", "--cleartext-login", "always"]
     more += ["--data", str(tmp_path / "data"), "--set", "banStrikes=1"]
@@ -243,7 +244,7 @@ def test_loginDelay(site: Path, tmp_path: Path) -> None:
         first, second = workers.connectTo(1), workers.connectTo(2)
         assert first.say(b"XLOG alice secret word").startswith(b"+OK")
         assert first.say(b"QUIT").startswith(b"+OK")
-        # A refusal takes a second; it is known by then.
+        # A refusal takes a second.  By then the second worker knows of the first login.
         assert second.say(b"XLOG bob wrong").startswith(b"-ERR [AUTH]")
         assert second.say(b"XLOG alice secret word").startswith(b"-ERR [LOGIN-DELAY]")
         assert second.say(b"XLOG bob secret word").startswith(b"+OK")
@@ -251,7 +252,7 @@ def test_loginDelay(site: Path, tmp_path: Path) -> None:
 
 def test_takenOver(site: Path, tmp_path: Path) -> None:
     """
-    An idle session makes room for one of another worker.
+    An idle session makes room for a session of another worker.
     """
     for workers in begun(site, tmp_path / "home", "--set", "takeoverIdle=1"):
         first, second = workers.connectTo(1), workers.connectTo(2)
@@ -313,7 +314,7 @@ def test_daemon(site: Path, tmp_path: Path) -> None:
 
 def test_tls(site: Path, tmp_path: Path) -> None:
     """
-    Every kind of endpoint, with PROXY headers around it and without.
+    Workers serve every kind of endpoint with implicit TLS, and STLS.
     """
     ports = [freePort() for _ in range(3)]
     for workers in begun(
@@ -394,7 +395,8 @@ BAD: dict[str, tuple[list[str], list[str], str]] = {
 
 def test_cannotBegin(site: Path, tmp_path: Path) -> None:
     """
-    A sentence and exit status 1, where all workers fail and clients would wait.
+    If no worker can start, the service ends with one sentence and exit status 1, because clients
+    would wait forever.
     """
     home = tmp_path / "home"
     home.mkdir()
@@ -421,7 +423,7 @@ def test_cannotBegin(site: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", BAD)
 def test_badOptions(tmp_path: Path, case: str) -> None:
     """
-    One sentence and exit status 1, before there is any worker.
+    A wrong option ends the service with one sentence and exit status 1, before a worker is started.
     """
     twistd, wrong, says = BAD[case]
     home = tmp_path / "home"
@@ -540,8 +542,8 @@ def test_backoff() -> None:
 
 def test_stubborn() -> None:
     """
-    A worker that does not end is killed, in bounded time; nobody is started
-    any more.
+    When the service stops, a worker that does not end is killed after a limited time, and no worker
+    is started any more.
     """
     reactor = Reactor()
     made = supervisor(reactor, 3)
@@ -562,7 +564,7 @@ def test_stubborn() -> None:
 
 def test_otherLimitsWhileItRuns() -> None:
     """
-    Workers get the time that the new limits give to sessions.
+    When the service stops, workers get the time that the new limits give to sessions.
     """
     reactor = Reactor()
     made = supervisor(reactor)
@@ -577,7 +579,7 @@ def test_otherLimitsWhileItRuns() -> None:
 
 def test_pipeHeldByAnother() -> None:
     """
-    The end does not wait for ever for the last words of a worker.
+    A service that stops does not wait forever for the last output of a worker.
     """
     reactor = Reactor()
     made = supervisor(reactor)
