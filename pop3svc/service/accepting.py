@@ -218,8 +218,8 @@ class AcceptLimiter:
     KEPT, SHARE, UNSEEN = 256, 4, 8
     # Seconds between two checks of the free descriptors while no connections are accepted.
     LOOK = 0.25
-    # The most descriptors of a session that is not asleep.  The session may need descriptors for
-    # its mailbox, for a message, for the directory of this message, and for a temporary file.
+    # The most descriptors that a session which is not asleep has besides its connection.  They are
+    # for its mailbox, for a message, for the directory of this message, and for a temporary file.
     EACH = 4
     # Descriptors reserved for other work, such as threads that read directories, and for reading
     # the configuration again.

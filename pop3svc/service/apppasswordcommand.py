@@ -67,7 +67,7 @@ def addParser(actions: Any) -> None:
         each.add_argument(
             "--file",
             metavar="FILE",
-            help="the password file (default: the file of the embedded default)",
+            help="the password file (default: users in the default data directory)",
         )
     commands.add_parser("make", help="print a new secret, its selector and its hash, for SQL")
 

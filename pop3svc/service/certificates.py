@@ -147,8 +147,8 @@ class Certificates:
 
     def look(self) -> None:
         """
-        Load renewed certificates.  Log one warning before a certificate expires, even if several
-        listeners use the certificate.  Call this method regularly.
+        Load renewed certificates.  Log each warning about a certificate that expires once, even if
+        several listeners use the certificate.  Call this method regularly.
         """
         for each in self._loaded.values():
             each.contents()
@@ -215,7 +215,7 @@ def staplerFor(settings: Settings) -> Stapler | None:
     files = [settings.ocspResponse, *(each.ocspResponse for each in settings.certificates)]
     if not (settings.ocspFetch or any(files)):
         return None
-    # Imported here, because few services need it.
+    # The module is imported here, because few services need it.
     from pop3svc.service.stapling import Stapler
 
     if settings.ocspFetch:

@@ -185,7 +185,7 @@ def _zshText(text: str) -> str:
 
 def _quoted(text: str) -> str:
     """
-    @return: the text in quotation marks, for zsh.
+    @return: the text in single quotes, for zsh.
     """
     return "'" + text.replace("'", "'\\''") + "'"
 

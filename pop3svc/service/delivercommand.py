@@ -56,10 +56,10 @@ class _NotNow(Exception):
 def main(argv: Sequence[str]) -> NoReturn:
     """
     Run the command C{pop3svc deliver}.  The command ends the process with an exit status of
-    sysexits.h.  The status is 0 if the message is stored durably, and 67 if no user has the name.
-    The status 77 or 65 means that the service will never accept the message.  In all other cases
-    the status is 75, and the mail server tries again later.  If the status is neither 0 nor 75,
-    mail servers return the message to its sender.
+    sysexits.h.  The status is 0 if the message is stored durably, or if only the help was asked
+    for, and 67 if no user has the name.  The status 77 or 65 means that the service will never
+    accept the message.  In all other cases the status is 75, and the mail server tries again later.
+    If the status is neither 0 nor 75, mail servers return the message to its sender.
     """
     status = _TEMPORARY
     try:

@@ -17,8 +17,9 @@ class Parser(argparse.ArgumentParser):
     """
     A parser that exits with one sentence if an option is wrong, and not with a page of help.
 
-    @ivar addPassedOn: a function for completion and the manual.  The function adds the options that
-        the command passes on to another parser.  L{None} if the command passes on no options.
+    @ivar addPassedOn: a function for completion and the manual.  The function gets a parser, and
+        adds the options that the command itself does not parse, but passes on, for example to
+        twistd.  L{None} if the command passes on no options.
     """
 
     addPassedOn: Callable[[argparse.ArgumentParser], None] | None = None

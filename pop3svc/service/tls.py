@@ -193,7 +193,7 @@ def _context(
     return context, chain
 
 
-# The service warns when a certificate has no more than so many days left.  Programs renew a
+# The numbers of days before the end of a certificate at which the service warns.  Programs renew a
 # certificate a month before its end, so a warning means that the renewal has failed.
 WARNINGS = (21, 7, 1, 0)
 

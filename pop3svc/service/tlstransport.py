@@ -147,8 +147,8 @@ class SecureTransport(SocketTransport):
             return
         super().resumeProducing()
         if self._isReading and not self._isShaking and self._tls.pending():
-            # Read these octets later, because the kernel does not report octets that OpenSSL has
-            # already read.
+            # Read the octets that wait in OpenSSL in the next turn, because the kernel does not
+            # report them.
             self._loop.reactor.callLater(0, self._readPending)
 
     def _readPending(self) -> None:

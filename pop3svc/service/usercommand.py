@@ -69,7 +69,7 @@ def makeParser() -> Parser:
         action.add_argument(
             "--file",
             metavar="FILE",
-            help="the password file (default: the file of the embedded default)",
+            help="the password file (default: users in the default data directory)",
         )
     apppasswordcommand.addParser(actions)
     return user

@@ -45,7 +45,7 @@ __all__ = ["main"]
 
 log = Logger(namespace="pop3svc")
 
-# The types that JSON preserves, and the keys that each event has with values of other types.
+# The types that JSON preserves, and the keys of each event whose values have other types.
 _PLAIN = (str, int, float, type(None))
 _OBJECTS = frozenset(["log_level", "log_logger", "log_source"])
 

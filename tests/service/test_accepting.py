@@ -370,7 +370,8 @@ def test_connectionsThatCannotBeServed() -> None:
 
 def test_connectionThatCannotBeWatched(monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The connection is closed, its protocol is told, and other connections are served.
+    A connection that cannot be watched is closed, its protocol is told, and other connections are
+    served.
     """
     site = Site()
     first = site.connect()

@@ -355,7 +355,7 @@ def test_takenPath(site: Path, tmp_path: Path, kind: str) -> None:  # noqa: F811
 
 def test_uselessPath(site: Path, tmp_path: Path) -> None:  # noqa: F811
     """
-    The service serves without the socket, and the log says why.
+    If the admin socket cannot be opened, the service serves without it, and the log says why.
     """
     path = tmp_path / ("x" * 120)
     listen = ("--endpoint", f"tcp:{freePort()}:interface=127.0.0.1")

@@ -192,8 +192,8 @@ def test_chooses(tmp_path: Path) -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_resumes(tmp_path: Path, version: int) -> None:
     """
-    A session is resumed, and the channel binding is that of its certificate.  When any certificate
-    was renewed, all sessions begin anew.
+    A session is resumed, and the channel binding is that of its certificate.  After the renewal of
+    any certificate, no earlier session is resumed.
     """
     issue(tmp_path / "own.pem", "mail.example.org")
     issue(tmp_path / "a.pem", "a.example")
@@ -582,7 +582,7 @@ def test_ticketKeys(tmp_path: Path) -> None:
 
     def after(seconds: float) -> list[bool]:
         """
-        @return: for each certificate, whether the look after some time makes a new context.
+        @return: for each certificate, whether a check after some time makes a new context.
         """
         nonlocal now
         now += seconds

@@ -165,8 +165,8 @@ def test_verifies(site: Site, version: int) -> None:
 @pytest.mark.parametrize("why", ["stranger", "expired", "server"])
 def test_doesNotVerify(site: Site, version: int, why: str) -> None:
     """
-    The handshake succeeds, and the certificate names nobody.  It names nobody in a resumed session
-    either, although OpenSSL does not verify it again.
+    If the certificate does not verify, the handshake succeeds, but the certificate names nobody.
+    It names nobody in a resumed session either, although OpenSSL does not verify it again.
     """
     if why == "stranger":
         site.authority = Authority()

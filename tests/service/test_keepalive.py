@@ -97,8 +97,8 @@ def test_options() -> None:
         assert each.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 30
     defaults = Policy()
     assert defaults.keepaliveIdle == 300
-    # Linux ends a connection after TCP_USER_TIMEOUT, also if the client only has no room.  Such a
-    # client may stall at least as long as a client may be idle.
+    # Linux ends a connection after TCP_USER_TIMEOUT, even if the client only has no room for data.
+    # Such a client may stall at least as long as a client may be idle.
     assert defaults.stallTimeout >= defaults.idleTimeout
 
 

@@ -53,8 +53,8 @@ def introspected(options: str = "") -> pytest.MarkDecorator:
 @BOTH
 def test_refused(site: OAuthSite) -> None:
     """
-    Wrong tokens get one answer.  The clocks of the issuer and of the service may differ by a
-    minute.
+    All wrong tokens get the same answer.  The clocks of the issuer and of the service may differ by
+    a minute.
     """
     site.start()
     now = int(time.time())
@@ -97,7 +97,7 @@ def test_wrongSignatures(site: OAuthSite) -> None:
 @BOTH
 def test_comesAndGoes(site: OAuthSite) -> None:
     """
-    The service starts while the issuer's server is away.  Nothing counts as a failure meanwhile.
+    The service starts while the issuer's server is away.  Meanwhile no login counts as a guess.
     """
     # Three different wrong tokens would lead to a ban.
     for number in range(4):
@@ -203,7 +203,8 @@ def test_rolledKey(site: OAuthSite) -> None:
 @introspected()
 def test_rolledSecret(site: OAuthSite) -> None:
     """
-    The issuer gets a new secret before the service.
+    While only the issuer has the new secret, no login succeeds.  When the service has read the new
+    secret, too, logins succeed again.
     """
     server = site.start()
     token = site.token()

@@ -324,7 +324,7 @@ def test_nobodyReads(site: Path, tmp_path: Path) -> None:
             while b"reactor class" not in said:
                 said += os.read(ours, 1000)
             wait(lambda: canConnect(port))
-            # A pipe takes 64 KiB: these are three times as much.
+            # A pipe takes 64 KiB.  The lines of these connections have three times as much.
             name = b"x" * 200
             for _ in range(700):
                 connection = greeted(port)

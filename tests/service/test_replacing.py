@@ -70,7 +70,7 @@ def test_oneAfterTheOther() -> None:
 
 def test_theNewOneCannotServe() -> None:
     """
-    The old worker goes on, and the operator is told why.
+    If a new worker cannot serve, its old worker goes on, and the operator is told why.
     """
     reactor = Reactor()
     made = supervisor(reactor, 2)

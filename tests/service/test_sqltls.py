@@ -122,7 +122,8 @@ def test_certificateThatDoesNotVerify(
     tmp_path: Path, database: Database, wrong: dict[str, str], sentence: str
 ) -> None:
     """
-    The service does not start, neither for mail nor for accounts, and C{sql migrate} fails.
+    If the certificate does not verify, C{sql migrate} fails, and the service does not start, neither
+    with mail nor with accounts in the database.
     """
 
     def fails(*command: str) -> str:

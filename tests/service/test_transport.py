@@ -284,7 +284,7 @@ def test_endOfInput(make: Any) -> None:
 
 def test_halves(make: Any) -> None:
     """
-    A half-closed connection is still served, and needs no turns of the reactor.
+    A half-closed connection is still served, and the transport waits for no more input.
     """
     pair = make(HalfClosing())
     pair.client.shutdown(socket.SHUT_WR)
@@ -324,7 +324,8 @@ def test_halfIsClosedAtOnce(make: Any) -> None:
 
 def test_pause(make: Any) -> None:
     """
-    A paused protocol receives nothing until it is resumed.  Each of these calls may be repeated.
+    A paused protocol receives nothing until it is resumed.  A repeated pause or resumption changes
+    nothing.
     """
     pair = make(does=lambda data: pair.transport.pauseProducing() if data else None)
     pair.say(b"a")

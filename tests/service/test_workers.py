@@ -739,7 +739,7 @@ def test_notYetServing() -> None:
 
 def test_stoppedProcess(site: Path, tmp_path: Path) -> None:
     """
-    A worker that is stopped is replaced, and a session of the other worker goes on.
+    A worker that SIGSTOP has stopped is replaced, and a session of the other worker goes on.
     """
     for workers in begun(site, tmp_path / "home", "--set", "workerHangTimeout=5"):
         other = workers.connectTo(2)
