@@ -122,8 +122,8 @@ def test_certificateThatDoesNotVerify(
     tmp_path: Path, database: Database, wrong: dict[str, str], sentence: str
 ) -> None:
     """
-    If the certificate does not verify, C{sql migrate} fails, and the service does not start, neither
-    with mail nor with accounts in the database.
+    If the certificate does not verify, C{sql migrate} fails, and the service does not start,
+    neither with mail nor with accounts in the database.
     """
 
     def fails(*command: str) -> str:
