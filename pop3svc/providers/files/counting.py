@@ -256,8 +256,8 @@ class SizeCounter:
         """
         Read a message.  Blocks.
 
-        @param before: a time in nanoseconds.  A file with the inode of the listing is the listed
-            file if it was not changed after this time.
+        @param before: a time in nanoseconds.  A file with the listed inode is the listed file if it
+            was not changed after this time.
         @return: the size and the identity of the message; L{None} if the message is not at this
             place.  If the message cannot be read, the size is -1.
         """
@@ -351,7 +351,7 @@ def _surrogateOf(descriptor: int, size: int, packing: bytes | None) -> int:
     def pieces() -> Iterator[bytes]:
         return _blocks(descriptor, size) if packing is None else unpacked(descriptor, packing)
 
-    # Look for octets that are not ASCII first, because this takes much less time than a conversion.
+    # First look for octets that are not ASCII, because this takes much less time than a conversion.
     return 0 if all(map(bytes.isascii, pieces())) else surrogateSize(pieces())
 
 

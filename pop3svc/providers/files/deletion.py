@@ -133,7 +133,7 @@ def _stageAll(
 
     try:
         _moveAll(wanted, locate, move)
-        # Sync the name of the staging directory first.  Before, the directory may have had the name
+        # Sync the name of the staging directory first.  After an earlier removal, its name was
         # C{pop3svc-removed}.  If a power failure brought this name back, the recovery would remove
         # all files.
         os.fsync(root)
@@ -330,7 +330,7 @@ def _moveAway(
     """
     Move a file into the staging directory.
 
-    @return: the status of the file; L{None} if it does not exist.
+    @return: the status of the file; L{None} if it does not exist, or is not the right file.
     """
     folder, name = place[:2]
     if folder not in opened:
@@ -363,10 +363,10 @@ def _renamed(
 
 # --- on a full disk -----------------------------------------------------------------
 
-# If no staging directory can be created, messages are moved to "tmp", and their names get the first
-# prefix.  If the process ends now, a recovery puts the files back.  Then one of the files gets the
-# second prefix.  From this step on the removal is certain.  A recovery removes all files, and the
-# file with the second prefix last.
+# If no staging directory can be created, messages are moved to "tmp", or to the root if there is no
+# "tmp", and their names get the first prefix.  If the process ends now, a recovery puts the files
+# back.  Then one of the files gets the second prefix.  From this step on the removal is certain.  A
+# recovery removes all files, and the file with the second prefix last.
 _PREFIX, _DECIDED = "pop3svc-deleting.", "pop3svc-deleted."
 _TMP = "tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -483,8 +483,8 @@ def _purge(root: int, folders: Iterable[str]) -> None:
     for _, directory in _staged(root, _REMOVED, folders):
         try:
             _unlinkAll(directory)
-            # Sync now, because otherwise a power failure could bring the files back in a directory
-            # with the old name.
+            # Sync before the rename.  Otherwise a power failure could undo only the removal of the
+            # files, and the next recovery would put them back into their folders.
             os.fsync(directory)
         finally:
             closeQuietly(directory)
@@ -495,7 +495,7 @@ def _purge(root: int, folders: Iterable[str]) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        # Ignore the error, because another program has just created a staging directory.
+        # Rename it to an unused name, because another program has created a staging directory.
         aside = f"{_REMOVED}.{time.time_ns()}"
         os.rename(_REMOVED, aside, src_dir_fd=root, dst_dir_fd=root)
 

@@ -257,8 +257,8 @@ class Listing:
 
     def onSleep(self) -> None:
         """
-        Begin the watch of inotify.  Forget the listing, so that a session needs little memory while
-        it is asleep.
+        Begin the watch of inotify, unless it watches the mailbox already.  Forget the listing, so
+        that a session needs little memory while it is asleep.
         """
         if self._watching is not None and not self._watching.holds(self._key):
             self._watching.begin()
@@ -336,7 +336,8 @@ class Listing:
     def scanIfSmall(self, root: int) -> None:
         """
         Scan the directory, so that L{refresh} finds a listing and needs no further work in a
-        thread.  Do not scan a large directory, because the lock must not take that long.
+        thread.  Do not scan a large directory, because the lock must not take that long.  Do not
+        scan a directory whose times are too new, because L{refresh} could not use the listing.
         """
         folders = self._directory.folders
         with suppress(OSError):
@@ -430,7 +431,7 @@ class Listing:
         """
         @param head: reads the first octets of the file; see
             L{headOf<pop3svc.providers.files.sizes.headOf>}.
-        @return: whether the file that is at a place now is the file that was listed at this place.
+        @return: whether the file that is at a place now is the listed file, or a copy of it.
         """
         sizes = self.sizes
         known = None if sizes is None else sizes.ownerOf(uniqueID)

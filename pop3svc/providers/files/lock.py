@@ -62,14 +62,14 @@ class LockedDirectory:
         self._root: int | None = root
         # The folder that was opened last.  It stays open for the next message in this folder.
         self._folder: tuple[str, int] | None = None
-        # The lock is necessary because a thread whose call has timed out may still use the
+        # The guard is necessary because a thread whose call has timed out may still use the
         # descriptor.
         self._guard = Lock()
 
     def root(self) -> int | None:
         """
-        @return: another descriptor of the directory; L{None} if the lock was released.  The caller
-            closes the descriptor.
+        @return: another descriptor of the directory; L{None} after L{close}.  The caller closes the
+            descriptor.
         """
         with self._guard:
             # Open the directory again, because a descriptor from dup() would share the lock.
@@ -80,7 +80,7 @@ class LockedDirectory:
         Return the descriptor itself.  The caller must be in the reactor's thread, and must not use
         the descriptor after it has returned to the reactor.
 
-        @return: the descriptor of the directory; L{None} if the lock was released.
+        @return: the descriptor of the directory; L{None} after L{close}.
         """
         return self._root
 
@@ -88,7 +88,7 @@ class LockedDirectory:
         """
         Open a file in a folder of the mailbox.  Call this method in the reactor's thread only.
 
-        @return: a descriptor and the status of the file; L{None} if the lock was released.
+        @return: a descriptor and the status of the file; L{None} after L{close}.
         @raise OSError: the file does not exist, or is not a regular file.
         """
         if self._root is None:
@@ -129,7 +129,7 @@ class LockedDirectory:
 
     def close(self) -> None:
         """
-        Release the lock.
+        Close the directory, which releases the lock.
         """
         self._closeFolder()
         with self._guard:
@@ -216,7 +216,7 @@ class ExclusiveDirectory(Directory):
         """
         See L{Directory.open}.
         """
-        # If the mailbox did not exist when it was locked, it is shown as empty.
+        # If no mailbox existed at L{lock}, the result is None, and the session lists no messages.
         held = self._held
         return None if held is None else held.root()
 
@@ -260,8 +260,8 @@ class ExclusiveDirectory(Directory):
         """
         Lock the directory; see L{IExclusiveMailbox.lock}.
 
-        @param prepare: takes a descriptor of the locked directory.  If a thread is needed to lock
-            the directory, this thread calls the function.
+        @param prepare: takes a descriptor of the locked directory.  It is called only if the
+            directory is locked in a thread, and is called in this thread.
         @param isUnchanged: takes the key of the directory.  It returns whether it is certain that
             no message was added, moved or removed since L{unlock}.
         """
@@ -289,7 +289,7 @@ class ExclusiveDirectory(Directory):
             here = os.stat(self.path)
             isHere = (here.st_dev, here.st_ino) == kept.key
             # If another process was killed during a removal, a recovery is necessary.  The watch
-            # reports this as a change, because a removal moves messages.
+            # reports the removal as a change, because a removal moves messages.
             if isHere and kept.isClean and isUnchanged(kept.key):
                 return kept
             root = kept.descriptor()
@@ -300,8 +300,7 @@ class ExclusiveDirectory(Directory):
                     kept.isClean, kept.times = True, times
                     return kept
         except OSError:
-            # Either another session has the lock, or the path does not name this directory any
-            # more.
+            # Another session has the lock, or the directory cannot be used any more.
             pass
         kept.close()
         return None
@@ -321,7 +320,8 @@ class ExclusiveDirectory(Directory):
 
     def expectRemoval(self) -> None:
         """
-        Record that a removal begins.  The next lock then looks for a removal that was interrupted.
+        Record that a removal begins.  The next L{lock} then looks for a removal that was
+        interrupted.
         """
         if self._held is not None:
             self._held.isClean, self._held.times = False, None
@@ -439,9 +439,8 @@ class ExclusiveDirectory(Directory):
         """
         Lock the mailbox if it is free.
 
-        @param prepare: L{None} if this method runs in the reactor's thread.  In another thread,
-            C{prepare} takes a descriptor.  It is called after the recovery from a removal that was
-            interrupted.
+        @param prepare: L{None} if this method runs in the reactor's thread.  Otherwise a function
+            that is called with a descriptor of the locked mailbox, after L{recover}.
         @return: the locked directory; L{None} if the mailbox does not exist; L{LockBusy} if another
             session has the lock, or if the mailbox has to be locked in another thread.
         """
@@ -451,8 +450,8 @@ class ExclusiveDirectory(Directory):
             root = self._place.open()
             if root is None:
                 if prepare is None and presence is not None:
-                    # Try again in a thread, because the database may not be read in the reactor's
-                    # thread.
+                    # Try again in a thread, because the reactor's thread must not read the database
+                    # of C{presence}.
                     return LockBusy()
                 super().checkPresence(None)
                 return None
@@ -487,8 +486,8 @@ class ExclusiveDirectory(Directory):
         """
         Release the lock.
 
-        @param before: called before the lock is released.  The lock is kept until work that this
-            function starts in threads has ended.
+        @param before: called with the locked directory before the lock is released.  If C{before}
+            starts work in threads, the lock is kept until this work has ended.
         @param keepsOpen: whether the directory may stay open until the next L{lock} or
             L{closeKept}, because the session falls asleep.
         """

@@ -52,7 +52,7 @@ class Presence:
 
     def isKnown(self, path: str) -> bool:
         """
-        @return: whether it is recorded already that this mailbox exists.
+        @return: whether this process has already recorded that the mailbox exists.
         """
         return path in self._there
 

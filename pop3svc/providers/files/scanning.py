@@ -32,8 +32,8 @@ __all__ = ["Scan", "scanPlaces", "sortInSlices", "sortRefs"]
 # change during the read and their times are old enough to show this.  If the times are too new, the
 # next read begins after _PAUSE seconds.
 _SCANS, _PAUSE = 10, 0.02
-# The most messages that one call of sort() sorts.  The call holds the interpreter's lock, so it
-# must end after some milliseconds.
+# One call of sort() sorts about this number of messages, or up to twice as many.  The call holds
+# the interpreter's lock, so it must end after some milliseconds.
 _SLICE = 10_000
 # The sample of L{sortInSlices} contains one of every _SAMPLED values.
 _SAMPLED = 100

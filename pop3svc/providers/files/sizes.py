@@ -53,11 +53,11 @@ _NEXT = "pop3svc-sizes.new"
 _VERSION = "pop3svc-sizes 5"
 # The most octets of a line.  It contains a unique-id of at most 70 octets and seven other values.
 _LINE = 228
-# The file is replaced when it has more than twice as many entries as needed, plus this number.
+# If n entries are needed, the file is replaced when it would have more than 2 * n + _SPARE entries.
 _SPARE = 1000
-# The most unique-ids of deleted messages that are remembered, so that no other message gets one of
-# them.  This number is enough.  The name of a file can occur again if a clock was set back or a
-# backup was restored, and in these cases it occurs again soon.
+# The most unique-ids that are remembered without sizes, so that no other message gets one of them.
+# Most of them belonged to deleted messages.  This number is enough.  The name of a file can occur
+# again if a clock was set back or a backup was restored, and in these cases it occurs again soon.
 _GONE = 2000
 
 # COPIED is the inode in the entries of a copied mailbox, because its files have other inodes.  GONE
@@ -250,7 +250,7 @@ class MailboxSizes:
         self.claims: OrderedDict[str, MessageInfo] = OrderedDict()
         self.isLoaded = False
         self._isSeenWritten = True
-        # The lock is necessary because sessions of a read-only store use this object in several
+        # The guard is necessary because sessions of a read-only store use this object in several
         # threads.
         self._guard = RLock()
         # The stamp that the file had when it was last read or written.
