@@ -49,8 +49,8 @@ _DAY = 86_400
 _UNFINISHED = 129_600
 _FOLDERS = ("new", "cur")
 _SECONDS = re.compile(r"([0-9]{1,15})\.")
-# The name of the file that a round locks.  Its time of modification is the beginning of the latest
-# round.
+# A round visits all Maildirs of a store, and locks the file with this name.  The time of
+# modification of the file is the beginning of the latest round.
 MARK = ".pop3svc-expiry"
 _EXPLANATION = b"pop3svc deletes old mail; the time of this file is the start of the last round.\n"
 
@@ -102,8 +102,8 @@ class Expiry:
     # of the next round, even if another process does that round.  CHECK is the time between two
     # checks of whether a round is due.  FIRST is the time from the start to the first check.
     INTERVAL, CHECK, FIRST = 21_600.0, 600.0, 2.0
-    # After at most VISITED Maildirs, a round pauses for PAUSE seconds.  In the pauses sessions can
-    # use the disk and the thread.
+    # After at most VISITED Maildirs, a round pauses for PAUSE seconds.  In the pauses, sessions can
+    # use the disk and the threads.
     VISITED, PAUSE = 20, 0.05
     # The most messages that are deleted at a time.  With this limit a login need not wait long for
     # the lock.
@@ -189,7 +189,7 @@ class Expiry:
 
     async def run(self) -> None:
         """
-        Do a round, unless another process is doing a round or has begun a round recently.
+        Do a round if it is due, unless another process is doing a round.
         """
         try:
             mark = await self._call(lambda: self._inThread(self._take, abandoned=_close))
@@ -261,8 +261,8 @@ class Expiry:
         failed: Callable[[Root, OSError], object],
     ) -> None:
         """
-        Expire the next Maildirs.  Use each with the rights of its user, because the service itself
-        may not be allowed to read it.
+        Delete old messages from the next Maildirs.  Use each Maildir with the rights of its user,
+        because the service itself may not be allowed to read it.
         """
         batch = await self._call(self._inThread, lambda: list(islice(mailboxes, self.VISITED)))
         round.isOver = len(batch) < self.VISITED
@@ -331,8 +331,8 @@ class Expiry:
         """
         Begin a round.
 
-        @return: a descriptor of the file; L{None} if no round is due, or if another process is
-            doing a round.  The file is locked until the descriptor is closed.
+        @return: a descriptor of the file C{MARK}; L{None} if no round is due, or if another process
+            is doing a round.  The file is locked until the descriptor is closed.
         @raise OSError: the file cannot be used.
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -1,12 +1,13 @@
 """
 Keep the unique-ids that the previous server of a Maildir has sent to its clients.
 
-The first complete listing copies these unique-ids to the file C{pop3svc-uidl} in the Maildir.
-After that, the file of the previous server is not needed, and changes of it have no effect unless
-the settings change.  A unique-id that this service has sent to a client therefore stays the same,
-even if the previous server still gives numbers to new mail for IMAP.  The first line of the copy
-contains its version, a checksum and the settings.  The other lines are for one message each, in the
-order of message numbers.  Such a line contains the unique-id, a space and the base name.
+Unless the store is read-only, the first complete listing copies these unique-ids to the file
+C{pop3svc-uidl} in the Maildir.  After that, the file of the previous server is not needed, and
+changes of it have no effect unless the settings change.  A unique-id that this service has sent to
+a client therefore stays the same, even if the previous server still gives numbers to new mail for
+IMAP.  The first line of the copy contains its version, a checksum and the settings.  The other
+lines are for one message each, in the order of message numbers.  Such a line contains the
+unique-id, a space and the base name.
 """
 
 from __future__ import annotations
@@ -264,8 +265,8 @@ class MigratedMaildir:
             self._logNew(kept)
         ids = KeptIDs(kept.uniqueIDs)
         if self._server.readOnly or not isSure or not places:
-            # Write no copy if the store is read-only, if not all messages were found, or if there
-            # are no messages.
+            # Write no copy for a read-only store or a delivery, if not all messages were found, or
+            # if there are no messages.
             return _Cached(ids, stamp, former)
         try:
             stamp = _writeCopy(root, self._server.source, kept.uniqueIDs)

@@ -152,7 +152,7 @@ def _read(root: int) -> _Use | None:
         data = file.read(_LONGEST + 1)
         age = time.time() - os.fstat(descriptor).st_mtime
     if _QUOTA.match(data) is None:
-        # There is no limit, because it is stored nowhere else than in the first line.
+        # There is no limit, because only the first line can contain one.
         return None
     first, *changes, rest = data.split(b"\n")
     octets = messages = 0

@@ -138,7 +138,7 @@ class MaildirFormat:
     def _kept(self, root: int, scan: Scan, bases: Sequence[str]) -> KeptIDs | None:
         """
         @param bases: the base name of the message at each place of the scan.
-        @return: the unique-ids of the previous server; L{None} if there was none.
+        @return: the unique-ids of the previous server; L{None} if there was no previous server.
         """
         if self._migrated is None:
             return None
@@ -200,7 +200,7 @@ class _Irregular:
         @param doubts: a list to which the places of messages are added if they could not be
             identified.
         @param links: a dictionary to which the other names of each message are added, by unique-id.
-        @param kept: the unique-ids of the previous server; L{None} if there was none.
+        @param kept: the unique-ids of the previous server; L{None} if there was no previous server.
         """
         self._kept = kept
         self._opened = opened
