@@ -107,7 +107,7 @@ class MboxDirectory(SlowExclusiveDirectory):
         """
 
         def perform() -> T:
-            # The session has no lock, because the mbox did not exist at the login or at WAKE.
+            # If the session has no lock, the mbox did not exist at the login or at WAKE.
             if self._held is None:
                 return work(None)
             try:

@@ -29,7 +29,7 @@ class MboxPlace:
     """
     The path of one mbox.  Beside the mbox C{NAME}, the service keeps the directory
     C{.NAME.pop3svc}.  A session locks this directory.  The directory contains the unique-ids of
-    deleted messages, and temporary files while the mbox is locked or changed.
+    deleted messages, temporary files, and replaced files that a program may still have open.
 
     @ivar path: the path of the mbox, for messages to the operator.
     @ivar own: the path of the directory that the service keeps beside the mbox.

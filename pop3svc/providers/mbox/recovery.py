@@ -1,6 +1,6 @@
 """
-Complete or undo the changes of processes that were killed.  Move mail that another program has
-added to a file after the service had replaced this file.
+Complete or undo the changes of processes that were killed.  If another program has added mail to a
+file after the service had replaced this file, move the mail to the new file.
 """
 
 from __future__ import annotations

@@ -320,7 +320,7 @@ def nameMessages(
     @param gone: the unique-ids of deleted messages.
     @param usesXUIDL: whether a message with a field X-UIDL gets the value of the field as its
         unique-id, unless another message has or had this unique-id.
-    @return: the messages by their unique-ids.
+    @return: the messages by their unique-ids, without a message whose C{isInternal} is true.
     """
     named: dict[str, Stored] = {}
     numbers: dict[str, int] = {}

@@ -130,8 +130,9 @@ class MboxStore:
 
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Eventual[MboxMailbox | None]:
         """
-        See L{IMailboxStore.openMailbox}.  A user without an mbox has an empty maildrop.  If the
-        name of the user is not allowed in a path, or ends with C{.lock}, the login is refused.
+        See L{IMailboxStore.openMailbox}.  A user who has never had an mbox has an empty maildrop.
+        If the name of the user is not allowed in a path, or ends with C{.lock}, the login is
+        refused.
         """
         if _isLockName(username):
             return None
