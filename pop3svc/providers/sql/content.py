@@ -103,7 +103,7 @@ class StoredContent:
         """
         @param content: the number of the content.
         @param pieces: the number of pieces.
-        @param octets: the size of the content without the header.
+        @param octets: the size of the content without the header fields of the copy.
         @param first: the header fields of the copy, and the pieces that were read already.
         """
         self.form = form

@@ -70,7 +70,8 @@ def listIn(transaction: Transaction, mailbox: int) -> MailboxListing:
 
 class ListingCache:
     """
-    A cache of the latest listing of each mailbox.  Use it in the reactor's thread only.
+    A cache of the latest listing of each mailbox.  Any thread may call L{get}, but only the
+    reactor's thread may call L{put}.
     """
 
     # The most messages in the cache.  A message takes some 150 octets.  Each mailbox counts as EACH

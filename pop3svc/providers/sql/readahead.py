@@ -70,7 +70,7 @@ class ReadAhead:
 
     def find(self, transaction: Transaction, mailbox: int, uniqueID: str) -> Found | None:
         """
-        Find a message.  If the message follows the message that was found last, also read the
+        Find a message.  If the message follows the message that was found last, also read the small
         messages that come next.  Blocks.
 
         @return: the row of the message; L{None} if the message does not exist.
