@@ -99,8 +99,8 @@ class FolderStore:
             alsoProvides(self, IDelivery)
         self._maker = MailboxMaker(
             _FolderFormat(),
-            # Compare the files each time, because people edit files, and an edit does not change
-            # the times of the folder.
+            # Scan the folder for each listing, because people edit files, and an edit does not
+            # change the times of the folder.
             Caches(NoListingCache(), SizeCache(UnsavedSizes), Inotify(isOff=True)),
             *(readOnly, False, runner, manners, clock),
         )
@@ -150,8 +150,8 @@ class FolderStore:
         if root is None:
             raise FileNotFoundError
         try:
-            # Write the message under a hidden name first, because sessions list all other files
-            # whose name ends with ".eml".
+            # Write the message under a hidden name first, because sessions would list an incomplete
+            # file whose name ends with ".eml".
             hidden = f".{name}.new"
             writeMessage(root, hidden, copy.header, content)
             publish(root, hidden, root, newName, mayExist=copy.uniqueID is not None)

@@ -49,8 +49,7 @@ class POP3Upstream(POP3Client):
 
     async def passLogin(self, username: bytes, password: bytes) -> None:
         """
-        Log in with USER and PASS.  Nearly every server has these commands, and the service knows
-        the password of the client.
+        Log in with USER and PASS, because nearly every server has these commands.
 
         @raise LoginRefused: the server refused the login.
         """
