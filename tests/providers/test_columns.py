@@ -46,7 +46,7 @@ ODD = [
 
 def someNames(chance: random.Random, oddity: float) -> list[str]:
     """
-    @param oddity: the chance of each name to have another form than most.
+    @param oddity: the probability that a name has an unusual form.
     """
     names = []
     digits = chance.choice([1, 5, 10, 20])
@@ -81,7 +81,7 @@ def fill(chance: random.Random, box: Path, names: list[str]) -> None:
 def someSizes(chance: random.Random, found: Any) -> MailboxSizes:
     """
     @param found: the listing of the mailbox.
-    @return: what an earlier session may have learnt.
+    @return: entries that an earlier session may have recorded.
     """
     sizes = MailboxSizes()
     sizes.isLoaded = True
@@ -121,7 +121,7 @@ def outcome(box: Path, sizes: MailboxSizes, listedBy: Counter[str]) -> Any:
 
 
 def test_sameAsInGeneral(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Do not call stat() for each file of a small Maildir, as for a large one.
+    # Treat a small Maildir like a large one, so that stat() is not called for each file.
     monkeypatch.setattr(folders, "_STATTED", -1)
     monkeypatch.setattr(scanning, "stampOf", lambda *_: (((1, 1, 1, 1),) * 2, True))
     listedBy: Counter[str] = Counter()
@@ -142,7 +142,7 @@ def test_sameAsInGeneral(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
             outcomes.append(outcome(box, someSizes(chance, found), listedBy))
         assert outcomes[0] == outcomes[1], f"seed {seed}"
         shutil.rmtree(box)
-    # Half of the Maildirs have usual names only.
+    # About half of the Maildirs have nothing but usual names.
     assert 100 < listedBy["columns"] < 300, listedBy
 
 
@@ -228,7 +228,7 @@ def test_readFolder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert read() == {path.name: path.stat().st_ino for path in box.glob("*/[12].?")}
     assert list(readFolder(root, "missing").places()) == []
-    # The inodes in the directory may be others than those of the files.
+    # The inodes that the directory reports may differ from the inodes of the files.
     monkeypatch.setattr("pop3svc.providers.files.snapshot._areInodesReliable", lambda _: False)
     assert read() == {"1.a": 0, "2.b": 0}
     os.close(root)

@@ -37,7 +37,7 @@ NOW = int(time.time())
 
 def put(maildir: Path, days: float, more: str = "1", folder: str = "new", **values: Any) -> Path:
     """
-    Deliver a message that has arrived some days ago.
+    Deliver a message as if it had arrived C{days} ago.
     """
     then = NOW - int(days * DAY)
     flags = ":2,S" if folder == "cur" else ""
@@ -72,7 +72,8 @@ class Store(ExpiringMaildirStore):
         """
         Do a round.
 
-        @param isDue: let the latest round be long ago first.
+        @param isDue: whether to set the time of the latest round back first, so that a round is
+            due.
         """
         mark = Path(self.expiry._mark)
         if isDue and mark.exists():
@@ -106,7 +107,8 @@ def test_oldMessages(tmp_path: Path, logged: list[str]) -> None:
     put(alice, 31)
     put(alice, 32, folder="cur")
     put(bob, 31)
-    # The first has a recent name, like a copy; the second has a recent time, like a restored file.
+    # The first message has a recent name, like a copy.  The second message has a recent time of
+    # modification, like a restored file.
     copied, restored = put(bob, 1), put(bob, 40)
     os.utime(copied, (1, 1))
     os.utime(restored)
@@ -121,7 +123,7 @@ def test_oldMessages(tmp_path: Path, logged: list[str]) -> None:
 
 def test_isADeletion(tmp_path: Path) -> None:
     """
-    C{maildirsize} stays true, and no unique-id is used again.
+    A round updates C{maildirsize}, and no unique-id of a deleted message is used again.
     """
     alice = tmp_path / "alice"
     old = put(alice, 31, more="1,S=9", message=b"a: b\n\ncd\n")
@@ -141,7 +143,7 @@ def test_isADeletion(tmp_path: Path) -> None:
 
 def test_mailboxInUse(tmp_path: Path, logged: list[str]) -> None:
     """
-    A session keeps its mailbox and its messages.
+    A round deletes nothing from a mailbox that a session has locked.
     """
     put(tmp_path / "alice", 31)
     put(tmp_path / "bob", 31)
@@ -158,7 +160,7 @@ def test_mailboxInUse(tmp_path: Path, logged: list[str]) -> None:
 
 def test_idleSession(tmp_path: Path) -> None:
     """
-    A session that would make room for a login makes no room for a round.
+    An idle session, which would release its lock for a login, does not release it for a round.
     """
     put(tmp_path / "alice", 31)
     store = Store(tmp_path)
@@ -222,7 +224,7 @@ def test_loginMeanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_paths(tmp_path: Path, template: str, mailboxes: list[str], others: list[str]) -> None:
     """
-    Only directories that a session would use are mailboxes.
+    A round deletes messages only from directories that a session would use.
     """
     for each in mailboxes:
         put(tmp_path / each, 31)
@@ -244,7 +246,7 @@ def test_otherPaths(tmp_path: Path, template: str) -> None:
 def test_options(tmp_path: Path) -> None:
     assert type(makeMaildir(f"{tmp_path}:expire=0")) is MaildirStore
     verifyObject(IHousekeeping, makeMaildir(f"{tmp_path}:expire=30"))
-    # A command that imports or exports would start it if it were a service.
+    # A command that imports or exports would start the store if the store were a service.
     assert not IService.providedBy(makeMaildir(f"{tmp_path}:expire=30"))
     assert makeMaildir(f"{tmp_path}:expire=30").expireDays == 30  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="expire is a number"):
@@ -305,7 +307,7 @@ def test_unfinishedDeliveries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     os.utime(tmp / "read", (time.time() + 5 * DAY, 1))
     os.utime(tmp / "old", (1, 1))
     now = time.time
-    # Nobody can set the time of change, so the present is changed.
+    # A program cannot set the time of change, so the test changes the present time.
     monkeypatch.setattr(module.time, "time", lambda: now() + 1.4 * DAY)
     Store(tmp_path).expire()
     assert len(list(tmp.iterdir())) == 6
@@ -368,7 +370,7 @@ def test_clockIsDoubted(tmp_path: Path, logged: list[str], days: int) -> None:
 
 def test_clockIsSetDuringARound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    All messages of a round are compared with the time of its beginning.
+    All messages and files are compared with the time at which the round began.
     """
     young, now = put(tmp_path / "alice", 29), time.time()
     unfinished = tmp_path / "alice" / "tmp" / "1.host"
@@ -392,7 +394,7 @@ def test_oneProcessAtATime(tmp_path: Path) -> None:
 
 def test_fileThatCannotBeUsed(tmp_path: Path, logged: list[str]) -> None:
     """
-    If the file of rounds is a link or a FIFO, there is no round, and the log says why.
+    If the file that a round locks is a link or a FIFO, there is no round, and the log says why.
     """
     old = put(tmp_path / "alice", 31)
     (tmp_path / MARK).symlink_to(old)
@@ -410,7 +412,7 @@ def test_fileThatCannotBeUsed(tmp_path: Path, logged: list[str]) -> None:
 
 def test_faults(tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A fault in one Maildir does not keep old messages in the others.
+    After a fault in one Maildir, a round goes on to delete messages from the other Maildirs.
     """
     for user in ("alice", "bob", "carol"):
         put(tmp_path / user, 31)
@@ -457,7 +459,7 @@ class Hanging(Inline):
 
     def __init__(self, *works: str) -> None:
         """
-        @param works: names of the functions that get no answer.
+        @param works: the names of the functions that never return a result.
         """
         self.works = works
 
@@ -472,7 +474,7 @@ def test_noAnswer(
     tmp_path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     """
-    Each wait has a limit, and the other Maildirs are visited.
+    Each call of a mailbox has a time limit.  The round then visits the other Maildirs.
     """
     for user in ("alice", "bob"):
         put(tmp_path / user, 31)
@@ -491,7 +493,7 @@ def test_noAnswer(
 
 def test_diskThatHangs(tmp_path: Path, logged: list[str]) -> None:
     """
-    A round ends if the disk hangs, and the next one tries again.
+    A round ends if the disk hangs, and the next round tries again.
     """
     put(tmp_path / "alice", 31)
     store = Store(tmp_path)

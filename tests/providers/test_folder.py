@@ -1,5 +1,5 @@
 """
-The folder store against the provider contract.
+The folder store keeps the contract of mailboxes, and lists the right files.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def uidl(client: Client, ends: bool = True) -> list[str]:
 
 def test_order(maildir: Path) -> None:
     """
-    Messages are ordered by the time in the name, or the file's time if there is none.
+    Messages are ordered by the time in the name, or by the file's time if the name contains none.
     """
     deliver(maildir, "1600000005.M2P9.host")
     deliver(maildir, "1600000005.M1P9.host:2,S", folder="cur")
@@ -139,7 +139,7 @@ def test_order(maildir: Path) -> None:
 
 def test_uniqueIDs(maildir: Path) -> None:
     """
-    A name that is no legal unique-id gets a derived one that stays.
+    A message whose name is no legal unique-id gets a derived unique-id, which does not change.
     """
     strange = ["1.a b", "2.ä", os.fsdecode(b"3.\xff"), "4." + "x" * 69, "5.tab\there"]
     for name in [*strange, "6.plain"]:
@@ -223,8 +223,7 @@ def test_linkedFolders(maildir: Path, tmp_path: Path) -> None:
 
 def test_operatorsLinkInside(tmp_path: Path) -> None:
     """
-    Inside a Maildir, too, a link is followed only in a directory that belongs to root or
-    the service.
+    Inside a Maildir, a link is followed if only root or the service could have created it.
     """
     deliver(tmp_path / "big" / "alice", "1.x")
     (tmp_path / "mail" / "alice").mkdir(0o700, parents=True)
@@ -496,7 +495,7 @@ def test_sizesAreRemembered(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> N
     for _ in range(2):
         conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 4 44\nC: QUIT\nS: +OK…\nS: (closed)")
     assert len(counted) == 4
-    # A service that was restarted remembers them, too.
+    # A service that was restarted remembers the sizes, too.
     store = MaildirStore(str(maildir.parent), runner=Inline())
     conversation(Anybody(store), ALICE + "C: STAT\nS: +OK 4 44\nC: QUIT\nS: +OK…\nS: (closed)")
     assert len(counted) == 4
@@ -546,7 +545,7 @@ def test_unreadableFile(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sparseFile(maildir: Path) -> None:
     """
-    A hole is counted without reading it.
+    The octets of a hole in a file are counted, but not read.
     """
     with deliver(maildir, "1.x", b"").open("wb") as file:
         file.truncate(1 << 40)
@@ -721,8 +720,8 @@ def test_waitedFor(maildir: Path) -> None:
 @pytest.mark.parametrize("bound", [0, ListingCache.BOUND])
 def test_firstLogin(maildir: Path, monkeypatch: pytest.MonkeyPatch, bound: int) -> None:
     """
-    The first login makes one call in a thread, the next one none, also if the mailbox is
-    larger than the bound of the cache.
+    The first login makes one call in a thread, and the next login makes none, even if the mailbox
+    is larger than the bound of the cache.
     """
     monkeypatch.setattr(ListingCache, "BOUND", bound)
     ran = []
@@ -803,8 +802,8 @@ def test_sharedListingsAreBounded(maildir: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_recentChangesAreNotTrusted(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A directory that changed just now may change again within the same tick of the file
-    system's clock, without a new time.
+    The times of a directory that changed just now are not trusted, because the directory may change
+    again within the same tick of the file system's clock, without new times.
     """
     deliver(maildir, "1.x")
     root = os.open(maildir, os.O_RDONLY)
@@ -828,8 +827,8 @@ def test_timesInSeconds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_listedAfterTheRestHasGone(maildir: Path) -> None:
     """
-    A message that another program has removed is still listed, without a size, because no
-    other message may get its number; the session goes on.
+    A message that another program has removed is still listed, with the size 0, because no other
+    message may get its number.  The session goes on.
     """
     for name in ("1.x", "2.x", "3.x"):
         deliver(maildir, name)

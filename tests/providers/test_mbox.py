@@ -284,7 +284,7 @@ def test_windows(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_contentLength(length: bytes, count: int) -> None:
     """
-    Content-Length is believed if an empty line and an envelope line follow.
+    Content-Length is trusted if an empty line and an envelope line follow a body of this length.
     """
     body = b"text\n\n" + ENVELOPE + b"end\n\n"
     assert len(body) == 61
@@ -323,7 +323,7 @@ def test_noMbox(mbox: Path) -> None:
 )
 def test_unquoter(parts: list[bytes], size: int) -> None:
     """
-    Blocks that are cut anywhere give the same as the whole.
+    The result is the same wherever the blocks are cut.
     """
     data = b"".join(parts)
     unquoter = Unquoter()
@@ -419,7 +419,8 @@ def test_flagsChange(mbox: Path) -> None:
 
 def test_goneIsBounded(mbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The list of deleted unique-ids is bounded, but keeps those of equal messages.
+    The list of deleted unique-ids is bounded, but keeps the unique-ids of messages that equal a
+    message in the mbox.
     """
     monkeypatch.setattr("pop3svc.providers.mbox.gone.BOUND", 3)
     mbox.write_bytes(mboxOf(ONE, ONE))
@@ -493,7 +494,8 @@ def test_rewrittenMeanwhile(mbox: Path) -> None:
 
 def test_changedWhileSent(mbox: Path) -> None:
     """
-    A message that changes while it is sent never ends with a dot.
+    If a message changes while it is sent, its content ends with an error, so that no final dot is
+    sent.
     """
     mbox.write_bytes(mboxOf(b"a: b\n\n" + b"x" * 300_000 + b"\n"))
     store = MboxStore(str(mbox.parent), runner=Inline(), clock=Clock())
@@ -530,8 +532,8 @@ def _coroutine(call: Any) -> Any:
 
 def test_waitingForTheOldFile(mbox: Path) -> None:
     """
-    A program that had opened the file before it was replaced adds its message to the old file;
-    the message is moved, once.
+    If a program has opened the mbox before the service replaces it, and adds a message to the old
+    file, the message is moved to the new file, but only once.
     """
     mbox.write_bytes(mboxOf(ONE, TWO))
     with mbox.open("ab") as waiting:
@@ -613,7 +615,7 @@ def test_noRegularFile(kind: str, readOnly: bool, mbox: Path, tmp_path_factory: 
 
 def test_names(mbox: Path) -> None:
     """
-    Names that are not safe in a path, or look like a lock, are nobody's.
+    A name that is not safe in a path, or looks like the name of a dot-lock, belongs to no user.
     """
     store = MboxStore(str(mbox.parent), runner=Inline(), clock=Clock())
     verifyObject(IMailboxStore, store)
@@ -932,7 +934,8 @@ def test_uniqueIDsOfAnotherServer(mbox: Path) -> None:
 
 def test_header(mbox: Path) -> None:
     """
-    The header of a copy stands in front, and names the sender of the envelope line.
+    The header fields of a copy come before the message.  Their Return-Path is the sender in the
+    envelope line.
     """
     store = MboxStore(str(mbox.parent), runner=Inline(), clock=Clock())
     header = b"Return-Path: <bob@example.test>\r\nDelivered-To: alice\r\n"
@@ -980,7 +983,7 @@ def test_plugin(tmp_path: Path) -> None:
 
 def test_digestOfALongHeader() -> None:
     """
-    The digest is the same for pieces of each size, also if the header is very long.
+    The digest does not depend on the size of the pieces, even if the header is very long.
     """
     header = b"".join(b"X-Field-%d: %s\n" % (number, b"x" * 100) for number in range(4000))
     message = header + b"Status: RO\n\nbody\n"

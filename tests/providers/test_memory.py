@@ -1,5 +1,5 @@
 """
-The memory store against the provider contract.
+The memory store keeps the contract of mailboxes.
 """
 
 from __future__ import annotations

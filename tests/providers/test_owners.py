@@ -84,7 +84,8 @@ HOME = "{home}/Maildir"
 
 def test_accountsFirst() -> None:
     """
-    The facts of the accounts come first; the system tells those that the accounts do not have.
+    The facts of the accounts come first.  The system is asked for facts that the accounts do not
+    have.
     """
     site = Site(HOME)
     site.source.facts = {
@@ -156,7 +157,8 @@ def test_badHomes(home: str, areUsers: bool, logged: list[str]) -> None:
 
 def test_nobody(logged: list[str]) -> None:
     """
-    A lookup that may be for a recipient does not log unknown names; a lookup for a user does.
+    A lookup of a name that may be unknown logs nothing for an unknown name.  A lookup for a user
+    who has logged in logs the reason.
     """
     site = Site(HOME)
     assert site.find("alice") is None
@@ -223,7 +225,8 @@ def facts(path: Path, text: str) -> PasswordFile:
 
 def test_home(tmp_path: Path) -> None:
     """
-    A Maildir and an mbox in the users' homes, with the rights of the service.
+    A store serves a Maildir or an mbox in the home directory of a user with the rights of the
+    service.
     """
     deliver(tmp_path / "a" / "Maildir", "1600000000.M1P1Q1.host", b"Subject: a\r\n\r\n")
     (tmp_path / "a" / "mbox").write_bytes(b"From a Thu Jan  1 00:00:00 1970\nSubject: a\n\n\n")

@@ -226,7 +226,7 @@ from pop3svc.providers.files.sizes import MessageInfo, MailboxSizes
 name, root = sys.argv[1], os.open(sys.argv[2], os.O_RDONLY)
 listed = [f"{each}.{number}" for each in "ab" for number in range(400)]
 for number in range(400):
-    # As a process does that has forgotten the mailbox meanwhile, or has not.
+    # From time to time, begin again like a process that has forgotten the mailbox.
     if number % 7 == 0:
         known = MailboxSizes()
         known.load(root, len(listed))
@@ -280,7 +280,7 @@ def test_manyAreLookedUpInAThread(
     maildir: Path, counted: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    The reactor's thread does not look at each of very many messages.
+    The sizes of very many messages are looked up in a thread, and not in the reactor's thread.
     """
     monkeypatch.setattr(counting, "_AT_ONCE", 2)
     executor = Recording()
@@ -354,7 +354,7 @@ def test_progressOfAnotherSession(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_changeWhileSizesAreLookedUp() -> None:
     """
-    Sizes are not kept for the next session if one of them changes meanwhile.
+    Sizes are not kept for the next session if one of them changes during the lookup.
     """
     known = sizes.MailboxSizes()
     known.learn({each: sizes.MessageInfo(7, 1) for each in "ab"})

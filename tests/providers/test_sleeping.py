@@ -66,7 +66,7 @@ def maildir(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def kept(monkeypatch: pytest.MonkeyPatch) -> Iterator[OpenWhileAsleep]:
     """
-    The directories that are kept open.  None is left at the end of each test.
+    The directories that are kept open.  No directory is left open at the end of a test.
     """
     made = OpenWhileAsleep(100)
     monkeypatch.setattr(lock, "openWhileAsleep", made)
@@ -90,8 +90,8 @@ def says(client: Client, *lines: str) -> None:
 
 def elsewhere(maildir: Path) -> Client:
     """
-    @return: a connection whose login does not wait for the lock.  The lock treats its store like
-        that of another process.
+    @return: a connection whose login does not wait for the lock.  It has its own store, which knows
+        nothing of the locks of other stores, like a store in another process.
     """
     store = MaildirStore(
         *(str(maildir.parent), False, Inline()), LockPolicy(takeover=False), Clock()
@@ -103,7 +103,8 @@ def test_wakesWithoutOpening(
     maildir: Path, kept: OpenWhileAsleep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = asleep(maildir)
-    # The first login needed a recovery, and the first WAKE has found that no other is needed.
+    # The first login needed a recovery, and the first WAKE has found that no further recovery is
+    # needed.
     says(client, "WAKE", NONE, "SLEE", "+OK")
     assert len(kept) == 1
     with monkeypatch.context() as patch:
@@ -151,7 +152,7 @@ def test_deletedByAnother(maildir: Path) -> None:
 @pytest.mark.parametrize("isFirst", [True, False])
 def test_ownDeletion(maildir: Path, isFirst: bool) -> None:
     """
-    A removal by the sleeper itself needs a recovery, also one before the first SLEE.
+    After a removal by the session itself, even at its first SLEE, the next WAKE does a recovery.
     """
     # The next login finds that it needs no recovery.
     asleep(maildir).vanish()
@@ -173,7 +174,8 @@ def test_otherProcessKilled(
     maildir: Path, stage: str, isAwakeBefore: bool, asksMeanwhile: bool
 ) -> None:
     """
-    Another process takes the mailbox of a sleeper, and is killed during a removal.
+    If another process locks the mailbox of a sleeper and is killed during a removal, the next WAKE
+    completes or undoes the removal.
     """
     client = asleep(maildir)
     if isAwakeBefore:
@@ -192,7 +194,7 @@ def test_otherProcessKilled(
             clock.pump([0.25] * 5)
             assert client.received().startswith(b"-ERR [IN-USE]")
         holder.kill()
-    # All or none: what was decided stays removed, and what was only moved is put back.
+    # A file that was only moved is put back, and any other removal is complete.
     left = 1 if stage in ("decided", "removed") else 2
     says(client, "WAKE", NONE, "STAT", f"+OK {left} ", "SLEE", "+OK", "WAKE", NONE)
     assert not (maildir / "pop3svc-removed").exists()
@@ -213,7 +215,7 @@ def test_longestAsleepIsClosed(tmp_path: Path, kept: OpenWhileAsleep) -> None:
         says(client, f"XLOG {name} x", "+OK", "SLEE", "+OK")
         clients.append(client)
     assert len(kept) == 2
-    # One inotify descriptor for each store.
+    # Each of the four stores has an inotify descriptor, and two directories are open.
     assert openDescriptors() == before + 4 + 2
     for _ in range(2):
         for client in clients:
@@ -289,7 +291,7 @@ def test_failedLock(maildir: Path, monkeypatch: pytest.MonkeyPatch, call: str) -
         patch.setattr(os if call == "stat" else fcntl, call, fails)
         says(client, "WAKE", NONE if call == "stat" else "-ERR [SYS/TEMP]")
     if call == "flock":
-        # The inotify descriptor.
+        # Only the inotify descriptor is still open.
         assert openDescriptors() == before + 1
         says(client, "WAKE", NONE)
     says(client, "SLEE", "+OK", "WAKE", NONE, "QUIT", "+OK")
@@ -315,7 +317,7 @@ def test_failedListing(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_changedWhileLocking(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A WAKE that has to wait for the lock lists the mailbox as it is afterwards.
+    A WAKE that locks the mailbox in a thread also lists messages that arrive meanwhile.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline(), clock=Clock())
     client = conversation(Anybody(store), ALICE + "C: SLEE\nS: +OK…")
@@ -341,7 +343,7 @@ def test_changedWhileLocking(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("wakesUp", [False, True])
 def test_changedAfterLock(maildir: Path, wakesUp: bool) -> None:
     """
-    Only the listing at the lock uses the times that were read with the lock.
+    Only the first listing after a lock uses the times that were read with the lock.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline(), clock=Clock())
     conversation(Anybody(store), ALICE + "C: QUIT\nS: +OK…")
@@ -359,7 +361,7 @@ def test_changedAfterLock(maildir: Path, wakesUp: bool) -> None:
 
 def test_changedAfterRefusal(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A WAKE forgets what a refused WAKE has seen.
+    A WAKE does not rely on what an earlier WAKE has seen that was refused.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline(), clock=Clock())
     client = conversation(Anybody(store), ALICE + "C: SLEE\nS: +OK…")
@@ -426,7 +428,7 @@ def test_withoutWatches(
 
 def test_lostWatch(maildir: Path) -> None:
     """
-    After the end of the watch, a removal by another session may have gone unnoticed.
+    If the watch has ended, WAKE undoes a removal that another session began and did not complete.
     """
     client = asleep(maildir)
     says(client, "WAKE", NONE, "SLEE", "+OK")

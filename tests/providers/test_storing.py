@@ -1,5 +1,5 @@
 """
-New messages in Maildirs and folders: whole, once, and durable.
+New messages are stored whole, once and durably in Maildirs and folders.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def answer(work: Any) -> Any:
 
 def opened(store: Any) -> Any:
     """
-    @return: the mailbox of a session, which has locked it.
+    @return: a mailbox that a session has locked.
     """
     mailbox = store.openMailbox(INFO, "alice")
     answer(mailbox.lock(INFO, lambda: False))
@@ -85,7 +85,8 @@ def test_stored(tmp_path: Path, store: MaildirStore) -> None:
 
 def test_order(tmp_path: Path, store: MaildirStore) -> None:
     """
-    Sessions list messages by the time of arrival, and those of the same time by C{order}.
+    Sessions list messages by the time of arrival, and messages that arrived at the same time by
+    C{order}.
     """
     copies = [DeliveryCopy("alice", arrival=1e9, order=order) for order in (10, 9, 8)]
     copies += [DeliveryCopy("alice", arrival=1e9 - 1), DeliveryCopy("alice")]
@@ -102,8 +103,8 @@ def test_order(tmp_path: Path, store: MaildirStore) -> None:
 
 def test_uniqueID(tmp_path: Path, store: MaildirStore) -> None:
     """
-    A message that has a unique-id keeps it.  It is not stored again, even after it was moved or
-    deleted.
+    A message that has a unique-id keeps this unique-id.  The message is not stored again, even
+    after it was moved or deleted.
     """
     copy = DeliveryCopy("alice", uniqueID="UID7-1234")
     assert put(store, copy, copy) == [None, None]
@@ -138,7 +139,7 @@ def test_refused(tmp_path: Path) -> None:
 
 def test_missing(tmp_path: Path) -> None:
     """
-    A Maildir that was there before is not made anew, because its disk may not be mounted.
+    A Maildir that existed before is not created again, because its file system may not be mounted.
     """
     (tmp_path / "mail").mkdir()
     store = MaildirStore(str(tmp_path / "mail"), runner=Inline())
@@ -153,7 +154,7 @@ def test_missing(tmp_path: Path) -> None:
 
 def test_links(tmp_path: Path, store: MaildirStore) -> None:
     """
-    A user cannot have mail stored elsewhere by a link.
+    A delivery does not follow a link that other users could have created.
     """
     assert put(store, DeliveryCopy("alice")) == [None]
     (tmp_path / "elsewhere").mkdir()
@@ -167,8 +168,8 @@ def test_links(tmp_path: Path, store: MaildirStore) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_owner(tmp_path: Path, store: MaildirStore) -> None:
     """
-    Root gives files to the owner of the Maildir, and a new Maildir to the owner of the directory
-    around it.
+    A service that runs as root gives a new file to the owner of the Maildir, and a new Maildir to
+    the owner of the directory that contains it.
     """
     os.chown(tmp_path, 1234, 4321)
     assert put(store, DeliveryCopy("alice"), DeliveryCopy("bob")) == [None, None]
@@ -192,7 +193,8 @@ def test_quota(tmp_path: Path, store: MaildirStore) -> None:
     assert quota.read_text() == f"{2 * size}S,5C\n{size} 1\n{size} 1\n"
     [error] = put(store, DeliveryCopy("alice"))
     assert isinstance(error, OverQuota) and error.isTemporary
-    # The mailbox was counted anew, because it is full and its file has several lines.
+    # The messages were counted again, because the mailbox is full and maildirsize had several lines
+    # of changes.
     assert quota.read_text() == f"{2 * size}S,5C\n{2 * size} 2\n"
     assert len(files(tmp_path / "alice")) == 3
     messages(tmp_path / "alice")[0].unlink()
@@ -238,7 +240,7 @@ def failing(number: int, error: Callable[[], BaseException]) -> Iterator[list[st
     """
     Let one call of the file system fail.
 
-    @param number: which one, from 1.
+    @param number: the number of this call, from 1.
     """
     seen: list[str] = []
 
@@ -270,8 +272,8 @@ def failing(number: int, error: Callable[[], BaseException]) -> Iterator[list[st
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES])
 def test_aFaultAtEachCall(tmp_path: Path, copy: DeliveryCopy, isNew: bool, code: int) -> None:
     """
-    The answer tells whether the message is there.  A message that was refused leaves no file,
-    unless C{unlink} fails.
+    If a call of the file system fails, the result of the delivery says whether the message was
+    stored.  A message that was refused leaves no file, unless C{unlink} fails.
     """
     failed = set()
     for number in range(1, 200):
@@ -319,7 +321,7 @@ class next_:
 @pytest.mark.parametrize("copy", [DeliveryCopy("alice"), DeliveryCopy("alice", uniqueID="u")])
 def test_aKillBeforeEachCall(tmp_path: Path, copy: DeliveryCopy) -> None:
     """
-    A message that can be listed is whole, and the next delivery works.
+    After a process was killed, a message that can be listed is whole, and the next delivery works.
     """
     for number in range(1, 200):
         place = tmp_path / str(number)
@@ -345,7 +347,7 @@ def test_aKillBeforeEachCall(tmp_path: Path, copy: DeliveryCopy) -> None:
 
 def test_noLinks(tmp_path: Path, store: MaildirStore) -> None:
     """
-    On a file system without hard links a message with a unique-id is stored once, too.
+    Even on a file system without hard links, a message with a unique-id is stored only once.
     """
     copy = DeliveryCopy("alice", uniqueID="u")
     with mock.patch("os.link", side_effect=OSError(errno.EPERM, "Operation not permitted")):
@@ -393,7 +395,7 @@ def test_memory() -> None:
 @given(st.lists(st.text("ab\r\n").map(str.encode)))
 def test_lineEnds(blocks: list[bytes]) -> None:
     """
-    What is stored is sent as the message itself would be.
+    The stored form of a message is sent as the same octets as the original message.
     """
     lines = LFNormalizer()
     stored = b"".join([*map(lines.feed, blocks), lines.finish()])

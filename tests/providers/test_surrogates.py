@@ -46,7 +46,8 @@ def maildir(tmp_path: Path) -> Path:
 
 def test_rememberedOverARestart(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A later service takes the sizes from the file of the Maildir, and reads no message.
+    After a restart, the service reads the sizes from the file C{pop3svc-sizes}, and counts no
+    message again.
     """
     packed = gzip.compress(MAIL * 2)
     messages = [MAIL, PLAIN, LARGE, MAIL * 2]
@@ -67,7 +68,8 @@ def test_rememberedOverARestart(maildir: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_sizesInNames(maildir: Path) -> None:
     """
-    With sizes=names, messages go out as they are, because LIST shows the sizes in the names.
+    With sizes=names, RETR sends messages and no surrogates, because LIST shows the sizes in the
+    names.
     """
     octets = len(asSent(MAIL))
     deliver(maildir, f"1.x,S={len(MAIL)},W={octets}", MAIL)
@@ -80,8 +82,8 @@ def test_sizesInNames(maildir: Path) -> None:
 @pytest.mark.parametrize("variant", ["mboxo", "mboxrd"])
 def test_mbox(tmp_path: Path, variant: str) -> None:
     """
-    The size of a surrogate is that of the message as it is sent: mboxrd removes the quoting, and
-    mboxo keeps it.
+    LIST shows the size of the surrogate that RETR sends.  A surrogate is made without the quoting
+    of mboxrd, but with the quoting of mboxo.
     """
     quoted = MAIL + b">From \xc3\xbc\n"
     messages = [quoted, PLAIN, LARGE]

@@ -62,7 +62,7 @@ def test_notMounted(
     maildir: Path, tmp_path: Path, logged: list[str], readOnly: bool, isEmptyDirectory: bool
 ) -> None:
     """
-    A missing mailbox is refused after a restart, too, and also if its mount point exists.
+    A missing mailbox is refused, even after a restart, and even if its mount point exists.
     """
     path = str(tmp_path / "state.db")
 
@@ -184,7 +184,8 @@ def test_fullDisk(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_fullDiskKilled(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Removal on a full disk is all-or-none, also if the process is killed at any step.
+    A removal on a full disk removes all messages or none, even if the process is killed at any
+    step.
     """
     names = [f"{number}.x" for number in range(5)]
     wanted = names[1:4]
@@ -282,7 +283,8 @@ def deleteTwo(maildir: Path) -> None:
 @pytest.mark.parametrize("before", [b"2000S\n30 5\n", b"2000S\n30 5"])
 def test_quota(maildir: Path, before: bytes) -> None:
     """
-    The quota line uses the size in the name, or that of the file.
+    The line in C{maildirsize} counts the size in the name of a file, or the size of the file if the
+    name contains none.
     """
     (maildir / "new" / "0.x").rename(maildir / "cur" / "0.x,S=100:2,S")
     (maildir / "maildirsize").write_bytes(before)
@@ -292,7 +294,7 @@ def test_quota(maildir: Path, before: bytes) -> None:
 
 def test_quotaThatCannotBeWritten(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A quota file that cannot be written is removed, and the next delivery recalculates it.
+    If C{maildirsize} cannot be written after a deletion, it is removed.
     """
     (maildir / "maildirsize").write_bytes(b"2000S\n30 5\n")
 
@@ -331,7 +333,8 @@ def test_unreadable(
     maildir: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str], code: int
 ) -> None:
     """
-    All other messages are listed and sent at each poll; the log names the file once.
+    If a file cannot be read, all other messages are listed and sent in each session, and the log
+    names the file once.
     """
     openFile = counting.openFile
 
@@ -361,7 +364,8 @@ def test_unreadable(
 
 def test_renamedAllTheTime(maildir: Path) -> None:
     """
-    No existing message is listed with 0 octets, or refused as deleted.
+    While another program renames messages all the time, no existing message is listed with 0
+    octets, or refused as deleted.
     """
     over = threading.Event()
 
@@ -433,7 +437,8 @@ class Threads(Inline):
 
 def test_clientLostWhileItIsCounted(maildir: Path) -> None:
     """
-    Counted sizes are saved, and the lock is kept until the thread is done.
+    If the client is lost while its messages are counted, the lock is kept until the thread is done,
+    and no saved size is lost.
     """
     runner = Threads()
     store = MaildirStore(str(maildir.parent), runner=runner)

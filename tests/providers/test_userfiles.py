@@ -34,7 +34,7 @@ from tests.support.running import forEverybody
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
 ALICE = 20001
-# Uses of files that Python reports, with the place of the path among their arguments.
+# Python's audit events for uses of files, with the index of the path among their arguments.
 EVENTS = {
     "open": 0,
     "os.listdir": 0,
@@ -53,8 +53,8 @@ EVENTS = {
 
 class Audit:
     """
-    Records uses of files with the wrong rights.  There is only one, because an audit hook cannot be
-    removed.
+    Records uses of files with the wrong rights.  There is only one object of this class, because an
+    audit hook cannot be removed.
     """
 
     home: Path | None = None

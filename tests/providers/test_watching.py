@@ -68,7 +68,7 @@ def test_unchangedIsNotLookedAt(
     says(client, "WAKE", NONE, "STAT", "+OK 2 ", "SLEE", "+OK", "WAKE", NONE, "SLEE", "+OK")
     assert not looks
     deliver(maildir, "3.x")
-    # Without a turn of the reactor.
+    # WAKE sees the change without a turn of the reactor.
     says(client, "WAKE", NEW, "STAT", "+OK 3 ")
     assert looks
 
@@ -85,7 +85,7 @@ def test_beforeTheWatch(maildir: Path) -> None:
 
 def test_whileAwake(maildir: Path) -> None:
     """
-    A message that arrives while the session is awake is new after the next sleep, once.
+    A message that arrives while the session is awake counts as new at the next WAKE, but only once.
     """
     client, _ = awake(maildir)
     says(client, "WAKE", NONE)
@@ -108,7 +108,7 @@ def test_ownDeletions(maildir: Path) -> None:
 
 def test_replaced(maildir: Path) -> None:
     """
-    A directory is replaced by another one of the same name, at any level.
+    If another directory takes the place of a Maildir or of its C{new}, WAKE lists that directory.
     """
     client, _ = awake(maildir)
     (maildir / "new").rename(maildir / "old")
@@ -126,7 +126,7 @@ def test_replaced(maildir: Path) -> None:
 
 def test_lostEvents(maildir: Path) -> None:
     """
-    The kernel's queue is bounded; after an overflow any mailbox may have changed.
+    After an overflow of the kernel's queue, each watched mailbox counts as changed.
     """
     client, store = awake(maildir)
     watches = store.caches.watches
@@ -312,7 +312,7 @@ def test_deliveredWhileAWatchBegins(maildir: Path, monkeypatch: pytest.MonkeyPat
 
 def test_twoNames(maildir: Path) -> None:
     """
-    The kernel has one watch for a mailbox with two names.
+    Sessions that use two paths of one mailbox share a watch.  It does not end with one of them.
     """
     (maildir.parent / "bob").symlink_to("alice")
     client, store = awake(maildir)

@@ -162,8 +162,8 @@ class LockRegistry:
                 lambda: [path for path, each in directories.items() if each.isWaitedFor()]
             )
         except POP3ResponseError:
-            # Ignore the error.  Too much work is waiting for a thread, and the next poll or event of
-            # inotify tries again.
+            # Ignore the error.  Too much work is waiting for a thread, and the next poll or inotify
+            # event tries again.
             self._askToRelease([])
             return
         looking.addCallbacks(self._askToRelease, lambda _: self._askToRelease([]))
