@@ -1,5 +1,5 @@
 """
-All-or-none removal, with a kill and with an error at every step.
+A removal removes all files or none, even after a kill or an error at any step.
 """
 
 from __future__ import annotations
@@ -209,8 +209,8 @@ def test_killedAtEveryStep(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [errno.EACCES, errno.ENOSPC, errno.EIO])
 def test_faultAtEveryStep(tmp_path: Path, code: int) -> None:
     """
-    After an error, no file is removed; without one, all are that were to be removed.  The next
-    recovery cleans up after the error.
+    If a removal fails, all files still exist after the next recovery.  Otherwise all files that
+    were to be removed are removed.
     """
 
     def fault() -> None:
@@ -307,8 +307,7 @@ def test_readOnlyDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_durableInOrder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    The staging directory had the name for decided removals before; its new name is synced
-    before the files in it.
+    After an earlier removal, the name of the staging directory is synced before the files in it.
     """
     root = make(tmp_path)
     removeAll(root, FOLDERS, PLACES, locate)

@@ -53,7 +53,9 @@ def begin(maildir: Path, **options: Any) -> Client:
 
 def listed(maildir: Path, client: Client | None = None, **options: Any) -> dict[str, bytes]:
     """
-    @return: the text of each message by unique-id, after a check of its size in LIST.
+    Check the size of each message in LIST.
+
+    @return: the subject of each message by unique-id.
     """
     client = client or begin(maildir, **options)
     found = {}
@@ -69,8 +71,8 @@ def listed(maildir: Path, client: Client | None = None, **options: Any) -> dict[
 
 def test_otherLineEnds(maildir: Path) -> None:
     """
-    A program has written other line ends into a file, with the same length.  It is the same
-    message, and its size is counted again.
+    If a program has written other line ends into a file, and the file has the same length, it is
+    the same message, and its size is counted again.
     """
     head = b"Subject: ONE\n\n" + b"x" * 1024
     place = f"new/{BASE}"
@@ -84,7 +86,8 @@ def test_otherLineEnds(maildir: Path) -> None:
 
 def test_anotherOfTheSameName(maildir: Path) -> None:
     """
-    The first message keeps its unique-id, and the unique-id of the other one stays, too.
+    Of two messages with the same name, the first keeps its unique-id, and the second has another
+    unique-id, which stays the same.
     """
     first = put(maildir, f"cur/{BASE}:2,S", ONE)
     assert listed(maildir) == {BASE: b"ONE"}
@@ -115,8 +118,8 @@ def test_deletedAndDeliveredAgain(maildir: Path, isCounted: bool) -> None:
 
 def test_removedAndDeliveredAgain(maildir: Path) -> None:
     """
-    A file of the same name gets another unique-id, whether or not the removal was seen, and
-    also if it has the inode of the removed file.
+    A new file with the name of a removed file gets another unique-id, whether or not the removal
+    was seen, and even if it has the inode of the removed file.
     """
     for isSeen in (True, False):
         path = put(maildir, f"new/{BASE}{isSeen}", ONE)
@@ -132,7 +135,8 @@ def test_removedAndDeliveredAgain(maildir: Path) -> None:
 @pytest.mark.parametrize("stats", [100, 0])
 def test_replacedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch, stats: int) -> None:
     """
-    A file that was not listed is neither sent nor deleted, in small and large mailboxes.
+    A file that has replaced a listed file is neither sent nor deleted, in small and large
+    mailboxes.
     """
     monkeypatch.setattr(folders, "_STATTED", stats)
     for command in (b"DELE 1", b"RETR 1", b"TOP 1 0"):
@@ -159,7 +163,7 @@ def test_replacedDuringASession(maildir: Path, monkeypatch: pytest.MonkeyPatch, 
 
 def test_restoredFromABackup(maildir: Path, tmp_path: Path) -> None:
     """
-    A copy that keeps the time is the same message, also with another inode.
+    A copy that keeps the time is the same message, even with another inode.
     """
     path = put(maildir, f"cur/{BASE}:2,", ONE)
     assert listed(maildir) == {BASE: b"ONE"}
@@ -264,7 +268,7 @@ def test_twoProcesses(maildir: Path) -> None:
 @pytest.mark.parametrize("withSizes", [True, False])
 def test_sizesInNames(maildir: Path, withSizes: bool) -> None:
     """
-    Sizes taken from names do not identify a file.
+    With sizes from names, a message keeps its unique-id, and can be sent and deleted.
     """
     name = f"1700000000.M1P1.h,S={len(ONE)},W={len(ONE) + 3}"
     put(maildir, f"cur/{name}:2,", ONE)
@@ -298,7 +302,7 @@ def test_readOnly(maildir: Path) -> None:
 @pytest.mark.parametrize("separator", [";", "!", "-", "_", "+"])
 def test_separators(maildir: Path, separator: str) -> None:
     """
-    File systems without a colon have another separator before the flags.
+    On file systems that do not allow a colon, names have another separator before the flags.
     """
     path = put(maildir, f"cur/{BASE}{separator}2,", ONE)
     put(maildir, f"cur/{BASE}9{separator}2,S", TWO)

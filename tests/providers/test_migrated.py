@@ -30,7 +30,7 @@ from tests.support.logs import logging
 from tests.support.maildirs import deliver
 
 A, B, C = "1600000003.M1P1.h", "1600000002.M1P1.h", "1600000001.M1P1.h"
-# The order is not that of the names.
+# The order of the numbers is not the order of the names.
 LIST = f"3 V10 N9\n1 :{A}\n2 :{B}\n7 :{C}\n"
 KEPT = ["000000010000000a", "000000020000000a", "000000070000000a"]
 _clock = itertools.count(1_700_000_000)
@@ -153,7 +153,7 @@ def test_samples(name: str, readOnly: bool, tmp_path: Path) -> None:
     )
     expected = [uniqueID for uniqueID, _ in sample.recorded]
     assert found[: len(expected)] == expected
-    # The others have unique-ids of this service.
+    # The other messages have unique-ids of this service.
     assert sorted(found[len(expected) :]) == sorted(
         uniqueIDFor(baseOf(each)) for each in sample.others
     )
@@ -174,8 +174,8 @@ def test_newMail(maildir: Path) -> None:
 
 def test_formerServerGoesOn(maildir: Path) -> None:
     """
-    Dovecot still serves IMAP: it numbers new mail, and may number all anew.  The unique-ids that
-    were told stay.
+    If Dovecot still serves IMAP, it numbers new mail, and may give all mail new numbers.  The
+    unique-ids that the service has sent to clients stay the same.
     """
     put(maildir, "1700000000.M1P1.h")
     told = [*KEPT, "1700000000.M1P1.h"]
@@ -195,7 +195,7 @@ def test_formerServerGoesOn(maildir: Path) -> None:
 
 def test_listedByThisServiceBefore(maildir: Path) -> None:
     """
-    The former server's unique-ids count, even if the service ran without uidl= before.
+    The former server's unique-ids are used, even if the service ran without uidl= before.
     """
     assert set(listed(maildir, "")) == {A, B, C}
     assert listed(maildir) == KEPT
@@ -211,13 +211,13 @@ def test_nothingToImport(maildir: Path) -> None:
     assert ours == [C, B, A]
     (maildir / "other").rename(maildir / "dovecot-uidlist")
     assert listed(maildir) == ours
-    # An operator who has corrected the settings begins anew.
+    # After the operator has corrected the settings, the former server's file is read again.
     assert listed(maildir, "%u.%v") == ["1.10", "2.10", "7.10"]
 
 
 def test_emptyMaildir(maildir: Path) -> None:
     """
-    A Maildir without messages gets no copy, because no unique-id was told.
+    A Maildir without messages gets no copy, because no unique-id was sent to a client.
     """
     for each in (maildir / "cur").iterdir():
         each.unlink()
@@ -228,7 +228,7 @@ def test_emptyMaildir(maildir: Path) -> None:
 def test_otherSettings(maildir: Path) -> None:
     assert listed(maildir) == KEPT
     assert listed(maildir, "%v-%u") == ["10-1", "10-2", "10-7"]
-    # Without the former server's file the copy holds, whatever the settings are.
+    # Without the former server's file, the copy is used, whatever the settings are.
     (maildir / "dovecot-uidlist").unlink()
     assert listed(maildir) == ["10-1", "10-2", "10-7"]
 
@@ -238,8 +238,8 @@ def test_otherSettings(maildir: Path) -> None:
 
 def test_newMailWithAnOldUniqueID(maildir: Path) -> None:
     """
-    A new file whose name is the unique-id of an old message, present or gone, gets another
-    unique-id.
+    A new message gets another unique-id if its name is the unique-id of an old message, even if the
+    old message does not exist any more.
     """
     (maildir / "dovecot-uidlist").write_text(
         f"3 V10 N9\n1 P1700000000.M1P1.h :{A}\n2 P1700000001.M1P1.h :1.gone\n"
@@ -289,12 +289,12 @@ def test_deliveredByThisService(
 @pytest.mark.parametrize("isListed", [False, True])
 def test_importedOldMessage(maildir: Path, isListed: bool) -> None:
     """
-    A message with the unique-id of an old one is that message, and is not stored again.
+    A message that is imported with the unique-id of an old message is not stored again.
     """
     if isListed:
         assert listed(maildir) == KEPT
     store(maildir, uniqueID=KEPT[1])
-    # A copy is written under the lock only.
+    # A delivery writes no copy, because it does not lock the mailbox.
     assert (maildir / COPY).exists() is isListed
     assert listed(maildir) == KEPT
     store(maildir, uniqueID="000000080000000a")
@@ -590,7 +590,7 @@ def test_fileThatChangesAllTheTime(maildir: Path, monkeypatch: pytest.MonkeyPatc
 )
 def test_damagedCopy(maildir: Path, damage: Any, logged: list[str]) -> None:
     """
-    A damaged copy is made again.
+    A damaged copy is replaced by a new copy.
     """
     assert listed(maildir) == KEPT
     copy = maildir / COPY

@@ -175,7 +175,7 @@ class _IMAPServer:
 
 class Contract(MailboxContract, TestCase):
     """
-    Mailboxes of another server, which is this service.
+    Mailboxes of another server.  The other server also runs this service.
     """
 
     most = 1 << 20
@@ -272,7 +272,7 @@ def lines(network: Network) -> list[list[bytes]]:
 )
 def test_refusedLogin(reply: bytes, code: str | None) -> None:
     """
-    A refusal is a wrong password, unless the code says something else.
+    A refused login counts as a wrong password, unless the response code gives another reason.
     """
     for verb in (b"USER", b"PASS"):
         network = pop3({verb: reply + b"\r\n"})
@@ -299,7 +299,7 @@ def test_refusedLogin(reply: bytes, code: str | None) -> None:
 )
 def test_refusedIMAPLogin(reply: bytes, code: str | None) -> None:
     """
-    The codes of IMAP become those of POP3.
+    The response codes of IMAP become response codes of POP3.
     """
     server = _IMAPServer([])
     server._loggedIn = lambda tag, line: tag + b" " + reply + b"\r\n"  # type: ignore[method-assign]
@@ -471,7 +471,7 @@ def test_silence(verb: bytes) -> None:
 
 def test_cutMessage() -> None:
     """
-    A message whose connection is cut never ends: the client gets no final dot.
+    If the other server closes the connection during a message, the client gets no final dot.
     """
     message = b"a: b\r\n\r\n" + b"x" * 70 + b"\r\n"
     for length in range(len(message) + 1):
@@ -500,8 +500,8 @@ def test_cutMessage() -> None:
 
 def test_endlessMessage() -> None:
     """
-    While the client takes nothing, a bounded part of a message waits; the rest of a long message
-    that nobody needs is not read.
+    Only a bounded part of a message is read before the client takes it.  If the client does not
+    need the rest of a long message, the rest is not read.
     """
     piece = b"x" * 998 + b"\r\n"
     network = pop3(
@@ -568,7 +568,7 @@ def test_decoder(parts: list[bytes], size: int) -> None:
 
 def test_wrongSizes() -> None:
     """
-    A size that the server reports wrongly is right after the message was read; with
+    If the server reports a wrong size, the size is right after the message was read.  With
     sizes=counted it is never wrong.
     """
     network = pop3({})
@@ -593,7 +593,7 @@ def test_wrongSizes() -> None:
 
 def test_uniqueIDs() -> None:
     """
-    Unique-ids that are malformed or occur twice are replaced by others that stay.
+    Unique-ids that are malformed or occur twice are replaced by unique-ids that stay the same.
     """
     long = b"x" * 100
     network = pop3(
@@ -770,7 +770,7 @@ def test_badFetch(reply: bytes) -> None:
 
 def test_removedWhileSent() -> None:
     """
-    A message that the server removes while it is sent never ends.
+    If the server removes a message while it is sent, reading it fails.
     """
     server = _IMAPServer([b"x" * 300_000])
     network = Network(server.protocol)

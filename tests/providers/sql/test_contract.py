@@ -1,5 +1,5 @@
 """
-Mailboxes in a database against the provider contract.
+Mailboxes in a database keep the contract of mailboxes.
 """
 
 from __future__ import annotations

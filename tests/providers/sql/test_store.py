@@ -76,7 +76,7 @@ def ask(driver: Driver, statement: str, **values: Any) -> list[tuple[Any, ...]]:
 
 def change(driver: Driver, statement: str) -> None:
     """
-    Change the tables behind the store's back.
+    Change the tables without the store.
     """
     pool = InlinePool(driver)
     try:
@@ -116,7 +116,7 @@ def test_whatIsSentIsWhatWasDelivered(
     piece: int,
 ) -> None:
     """
-    With pieces of any size, the octets of LIST are those of RETR.
+    With pieces of any size, LIST shows the size of the message that RETR sends.
     """
     monkeypatch.setattr(content, "PIECE", piece)
     store = makeStore()
@@ -187,8 +187,8 @@ def test_anUnknownCommitIsRepeated(
     makeStore: Callable[..., SQLStore], driver: Driver, losses: int
 ) -> None:
     """
-    The answer to COMMIT is lost, and the transaction runs again: nothing is stored twice.
-    After the second loss the sender has to try again.
+    If the answer to COMMIT is lost, the transaction runs again, but nothing is stored twice.  After
+    the second loss the sender has to try again.
     """
     store = makeStore()
     link = driver.connect(5)
@@ -288,8 +288,8 @@ def test_awayInTheMiddle(
     makeStore: Callable[..., SQLStore], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    A database that goes away while a message is sent ends the connection without a dot, and
-    without a traceback for each session.
+    If the database goes away while a message is sent, the connection ends without a dot, and no
+    error is logged for the session.
     """
     monkeypatch.setattr(content, "PIECE", 4)
     store = makeStore()
@@ -313,7 +313,7 @@ def test_awayInTheMiddle(
 
 class Nodes:
     """
-    Two services at one database, each with its own clock.
+    Two services that use one database, each with its own clock.
     """
 
     def __init__(self, makeStore: Callable[..., SQLStore]) -> None:
@@ -391,7 +391,7 @@ def test_nodeThatComesBack(nodes: Nodes, driver: Driver) -> None:
 
 def test_leaseThatWasNotTaken(nodes: Nodes, driver: Driver) -> None:
     """
-    A session goes on after the database was away, if nobody has taken its mailbox.
+    A session goes on after the row of its node has expired, if nobody has taken its mailbox.
     """
     first = nodes.client(0)
     assert first.received().startswith(b"+OK")

@@ -1,5 +1,5 @@
 """
-The sizes of surrogates of messages in a database, which a delivery computes.
+A delivery to a database computes the sizes of surrogates.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def store(tmp_path: Path) -> SQLStore:
         b"Subject: x\r\n\r\nx\r\n",
         b"Subject: x\r\n\r\n\xc3\xbc\r\n",
         b"Subject: \xc3\xbc\r\n\r\nx\r\n",
-        # The first line continues the last field of the header.
+        # The first line continues the last header field of the copy.
         b" \xc3\xbc\r\nSubject: x\r\n\r\nx\r\n",
         b"Subject: \xc3\xbc\r\n\r\n" + b"x" * 998 * (2 * PIECE // 998),
         b"",
@@ -48,7 +48,8 @@ def store(tmp_path: Path) -> SQLStore:
 )
 def test_copies(store: SQLStore, message: bytes) -> None:
     """
-    Each copy has its own header, and the surrogate of each is that of the whole message.
+    The surrogate of a copy is the surrogate of the whole message with the header fields of this
+    copy.
     """
     copies = [DeliveryCopy(name, header=header) for name, header in HEADERS.items()]
     assert finish(store.deliver(copies, io.BytesIO(message))) == [None] * 3
@@ -65,7 +66,8 @@ def test_copies(store: SQLStore, message: bytes) -> None:
 
 def test_arrivedLater(store: SQLStore) -> None:
     """
-    The surrogate of a message that arrived after the listing is known, too.
+    The size of the surrogate is also known for a message that arrived after the listing and that
+    C{messageExists} has found.
     """
     info = ConnectionInfo(1, None, True)
     message = b"Subject: \xc3\xbc\r\n\r\n"
