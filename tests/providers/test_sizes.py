@@ -226,7 +226,7 @@ from pop3svc.providers.files.sizes import MessageInfo, MailboxSizes
 name, root = sys.argv[1], os.open(sys.argv[2], os.O_RDONLY)
 listed = [f"{each}.{number}" for each in "ab" for number in range(400)]
 for number in range(400):
-    # From time to time, begin again like a process that has forgotten the mailbox.
+    # As a process does that has forgotten the mailbox meanwhile, or has not.
     if number % 7 == 0:
         known = MailboxSizes()
         known.load(root, len(listed))
