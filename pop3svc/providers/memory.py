@@ -84,7 +84,7 @@ class MemoryMailbox:
 
     def lock(self, info: IPOP3ConnectionInfo, requestRelease: Callable[[], bool]) -> None:
         holder = self._maildrop.holder
-        # If the other session agrees, it releases the lock before its function returns.
+        # If the other session agrees, it releases the lock before holder() returns.
         if holder is not None and not (holder() and not self._maildrop.isHeld):
             raise POP3ResponseError("Mailbox is locked by another session.", "IN-USE")
         self._maildrop.holder = requestRelease
@@ -106,7 +106,7 @@ class MemoryMailbox:
 
     def needsUTF8(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool | None:
         message = self._maildrop.messages.get(uniqueID, b"")
-        # The message may be another object than bytes in tests.
+        # In tests, the message may be an object that is not bytes.
         return False if isinstance(message, bytes) and message.isascii() else None
 
     def messageContent(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bytes:

@@ -42,9 +42,9 @@ def isSafeName(name: str) -> bool:
 def uniqueIDFor(name: str, more: str = "") -> str:
     """
     Make a unique-id from a name, such as the name of a message's file.  If the name is a legal
-    unique-id (RFC 1939 section 7) and does not look like a hash from this function, the result is
-    the name itself.  Otherwise it is a hash of the name.  Different names give different
-    unique-ids, and the same name always gives the same unique-id.
+    unique-id (RFC 1939 section 7) other than C{_}, and does not look like a hash from this
+    function, the result is the name itself.  Otherwise it is a hash of the name.  Different names
+    give different unique-ids, and the same name always gives the same unique-id.
 
     @param more: a text that distinguishes the message from other messages that have or had the same
         name.  If it is not empty, the result is a hash of the name and this text.

@@ -250,8 +250,8 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
         return False
     try:
         for folder in folders:
-            # If a directory for messages is missing, the file system of the mailbox may not be
-            # mounted.
+            # Return False if a directory for messages is missing, because the file system of the
+            # mailbox may not be mounted.
             os.stat(folder, dir_fd=root)
     except OSError:
         return False
@@ -306,7 +306,8 @@ def _makeReady(root: int, folders: Iterable[str]) -> None:
 
 def _makeOwn(name: str, directory: int, owner: os.stat_result) -> None:
     """
-    Create a directory, and give it to the owner of the mailbox.
+    Create a directory if it does not exist.  If this thread has the file rights of root, give the
+    new directory to the owner of the mailbox.
     """
     try:
         os.mkdir(name, 0o700, dir_fd=directory)

@@ -210,8 +210,9 @@ class Directory:
 
     def timesAtLock(self) -> FolderTimes | None:
         """
-        Take the times that the folders had when the directory was locked.  Call this method at the
-        beginning of each listing, because only the first listing after the lock may use the times.
+        Take and forget the times that the folders had when the directory was locked.  Call this
+        method at the beginning of each listing, because only the first listing after the lock may
+        use the times.
 
         @return: see L{stampOf<pop3svc.providers.files.snapshot.stampOf>}; L{None} if the times have
             to be read.

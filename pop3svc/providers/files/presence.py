@@ -60,8 +60,8 @@ class Presence:
         """
         Decide whether a mailbox that does not exist may be created.  Blocks.
 
-        @return: whether it is certain that the mailbox has never existed.  If it existed before,
-            its file system may not be mounted.
+        @return: whether the database can be read and has no record of the mailbox.  If the mailbox
+            existed before, its file system may not be mounted.
         """
         if self._unwritten:
             self._write()

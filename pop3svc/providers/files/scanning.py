@@ -106,7 +106,8 @@ class Scan:
 def scanPlaces(root: int, folders: Sequence[str]) -> Scan:
     """
     List the places of messages.  If a message moves while a directory is read, it may be missed or
-    found twice.  The directories are therefore read again until they do not change during a read.
+    found twice.  The directories are therefore read again until they do not change during a read,
+    but at most L{_SCANS} times.
 
     @param root: a descriptor of the mailbox.
     @param folders: the directories below the root that contain messages.
@@ -140,7 +141,7 @@ def sortInSlices(values: list[T], key: Callable[[T], Any] = lambda value: value)
     """
     Sort values as C{sorted} does, but do not hold the interpreter's lock for a long time.
 
-    @param values: the values, which must be different.  The order of this list may change.
+    @param values: the values.  No two of them may be equal.  The order of this list may change.
     """
     if len(values) <= 2 * _SLICE:
         values.sort(key=key)

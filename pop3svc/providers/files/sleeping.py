@@ -48,7 +48,7 @@ class OpenWhileAsleep:
 
     def keep(self, directory: Closable) -> bool:
         """
-        Keep a directory open.
+        Ask to keep a directory open.
 
         @return: whether the directory may stay open.
         """

@@ -85,7 +85,7 @@ class MailboxSnapshot:
         message that is not listed does not exist.
     @ivar time: the time at which the scan began, in nanoseconds; 0 without a complete scan.  If a
         directory has a later time of change or of modification, C{time} is this later time.  A file
-        that was written after C{time} is not listed.
+        that was delivered after C{time} is not listed.
     @ivar separator: the separator before the flags in the names of files; empty if the names have
         no flags.
     @ivar uniqueIDFor: takes the part of a file's name before the separator and returns the

@@ -1,5 +1,6 @@
 """
-Use inotify (Linux) to watch mailboxes for changes and directories for new times.
+Use inotify (Linux) to watch mailboxes for changes, and to see when a program sets the times of a
+directory.
 """
 
 from __future__ import annotations
@@ -127,7 +128,7 @@ class MailboxWatch:
     The watch of one mailbox by inotify.
 
     @ivar changes: a number that gets a new value after each change in the mailbox.  Two watches
-        never have the same number.
+        never have the same value.
     @ivar isBroken: whether the watch has ended, so that it reports no changes any more.
     """
 

@@ -64,12 +64,12 @@ _READS = 5
 # The most messages in the cache, of all Maildirs together.  A message takes some 400 octets.  The
 # Maildir that was added last stays in the cache even if it has more messages.
 _BOUND = 300_000
-# A value that is less than all times of delivery.  Messages that have an old number get this value,
-# because they come first.
+# A value that is less than all times of delivery.  Messages that the previous server has numbered
+# get this value, because they come first.
 _FIRST = -(1 << 63)
 
 # A L{MessageRef<pop3svc.providers.files.folders.MessageRef>} without the place.  Messages are
-# sorted by these values, so that they come in the order of their old numbers.
+# sorted by these values, so that they come in the order of the previous server's numbers.
 _Head = tuple[int, int, str, str]
 
 
@@ -77,7 +77,7 @@ class KeptIDs:
     """
     The unique-ids that the messages of a Maildir have from the previous server.
 
-    @ivar heads: for the base name of each message: the values of its
+    @ivar heads: by base name, the values of each message's
         L{MessageRef<pop3svc.providers.files.folders.MessageRef>} without the place.
     """
 

@@ -16,8 +16,8 @@ from pop3svc.providers.mbox.scan import readExactly
 
 __all__ = ["NEW", "Gone", "loadGone", "writeGone"]
 
-# The first characters in the name of a file that will replace the mbox.  After the replacement, the
-# old file has this name; see L{rewriting}.
+# The first characters in the name of a file that will replace the mbox.  The replacement exchanges
+# the names of the new and the old file; see L{rewriting}.
 NEW = "new-"
 _FILE = "gone"
 _MAGIC = "pop3svc-mbox-1"

@@ -106,9 +106,9 @@ class Node:
         self._renewals = renewals
         self._duration = int(duration * 1000)
         self._clock = clock
-        # The keys of these dictionaries are the numbers of mailboxes.  The values are the lease of
-        # the registered session, the token of the lease that a thread has taken last, and a lease
-        # that was not released because the database was unavailable.
+        # The keys of these dictionaries are the numbers of mailboxes.  _held has the lease of the
+        # registered session, and _latest the token of the lease that a thread has taken last.
+        # _unreleased has a lease that was not released because the database was unavailable.
         self._held: dict[int, Lease] = {}
         self._latest: BoundedDict[int, int] = BoundedDict(self.LATEST)
         self._unreleased: dict[int, Lease] = {}
