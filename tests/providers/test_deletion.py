@@ -282,8 +282,8 @@ def test_linksAreNotFollowed(tmp_path: Path) -> None:
 
 def test_readOnlyDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    On a disk that became read-only, a decided removal does not prevent reading the mailbox;
-    an undecided one does.
+    On a disk that has become read-only, a mailbox can be read if an interrupted removal is certain,
+    but not if files have to be put back.
     """
     root = make(tmp_path)
     removeAll(root, FOLDERS, PLACES, locate)

@@ -323,7 +323,7 @@ def test_unfinishedDeliveries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_oneRoundForAll(tmp_path: Path) -> None:
     """
-    A restarted service, a worker or another service begins no round too soon.
+    A round does not begin too soon after the previous round, even in another process.
     """
     Store(tmp_path).expire()
     old = put(tmp_path / "alice", 31)

@@ -177,7 +177,7 @@ def test_restoredFromABackup(maildir: Path, tmp_path: Path) -> None:
 
 def test_copiedMaildir(maildir: Path) -> None:
     """
-    All messages of a copied Maildir keep their unique-ids, with or without their times.
+    All messages of a copied Maildir keep their unique-ids, even if the copy has other times.
     """
     for number in range(5):
         put(maildir, f"cur/{BASE}{number}:2,", ONE)

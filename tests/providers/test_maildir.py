@@ -238,7 +238,7 @@ def test_operatorsLinkInside(tmp_path: Path) -> None:
 
 def test_linkedMaildirs(tmp_path: Path) -> None:
     """
-    The operator's link is followed, a user's is not.
+    A link of the operator is followed, but a link of a user is not.
     """
     deliver(tmp_path / "elsewhere", "1.x")
     (tmp_path / "alice").symlink_to(tmp_path / "elsewhere")
@@ -394,7 +394,7 @@ def test_nothingStaysOpen(maildir: Path) -> None:
 
 def test_cancelledLock(maildir: Path) -> None:
     """
-    A lock is released if its login was cancelled meanwhile.
+    A lock that a thread takes after the login was cancelled is released.
     """
     from twisted.internet.defer import Deferred
 
@@ -427,7 +427,7 @@ def test_cancelledLock(maildir: Path) -> None:
 
 def test_faults(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A disk error is logged without a traceback, and the session goes on.
+    A disk error is logged once, and the session goes on.
     """
     deliver(maildir, "1.x")
     client = served(maildir)
@@ -450,7 +450,7 @@ def test_faults(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_changingDirectories(maildir: Path) -> None:
     """
-    Another program moves and flags messages while they are listed: no message is missed or
+    If another program moves and flags messages while they are listed, no message is missed or
     listed twice.
     """
     names = [f"{number}.x" for number in range(60)]
@@ -592,8 +592,8 @@ while where:
 
 def test_deletingWhatIsRenamed(maildir: Path) -> None:
     """
-    Another program flags messages as fast as it can.  After +OK all marked messages are
-    deleted, after -ERR all exist, and no other message is ever lost.
+    While another program flags messages as fast as it can, QUIT deletes all marked messages if the
+    reply is +OK, and none if the reply is -ERR.  No other message is ever lost.
     """
     outcomes = []
     for turn in range(1, 7):
@@ -638,8 +638,8 @@ def keepRenaming(monkeypatch: pytest.MonkeyPatch, maildir: Path, name: str) -> N
 
 def test_nameUsedAgainAndRenamed(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A new message has the name of a deleted one, and cannot be identified.  It does not get the
-    unique-id of the deleted message.
+    If a new message has the name of a deleted message, and cannot be identified, it does not get
+    the unique-id of the deleted message.
     """
     for name in ("1.x", "2.x"):
         deliver(maildir, name)
@@ -654,8 +654,8 @@ def test_nameUsedAgainAndRenamed(maildir: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_deletingWhatWasNotIdentified(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A listing contains a message that could not be identified, and later the message turns out to
-    have another unique-id.  The message does not count as deleted.
+    If a listed message could not be identified, and later turns out to have another unique-id, it
+    does not count as deleted.
     """
     for name in ("1.x", "2.x"):
         deliver(maildir, name)

@@ -710,8 +710,8 @@ def test_dotLock(mbox: Path) -> None:
 )
 def test_staleDotLock(content: str, age: int, isStale: bool, mbox: Path) -> None:
     """
-    A dot-lock is stale if its process is gone or is this one; without a process id, it is stale
-    after five minutes.
+    A dot-lock is stale if its process does not run any more, or has the id of this process.
+    Without a process id, a dot-lock is stale after five minutes.
     """
     dead = subprocess.Popen(["true"])
     dead.wait()
@@ -758,7 +758,7 @@ def test_lockWhileListed(mbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_readerOfAnotherProgram(mbox: Path, holder: Any) -> None:
     """
-    A read-only store does not read while another program holds the lock of a writer.
+    A read-only store does not read while another program has locked the mbox for writing.
     """
     mbox.write_bytes(mboxOf(ONE))
     holder("LOCK_EX")

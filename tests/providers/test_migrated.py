@@ -349,7 +349,7 @@ def test_deletedAndDeliveredAgain(maildir: Path, isCounted: bool) -> None:
 
 def test_sameNameTwice(maildir: Path) -> None:
     """
-    Another file with the name of a message gets another unique-id, also if it looks older.
+    Another file with the name of a message gets another unique-id, even if it looks older.
     """
     client = login(makeStore(maildir))
     client.say(b"LIST")

@@ -194,7 +194,7 @@ def test_otherProcessKilled(
             clock.pump([0.25] * 5)
             assert client.received().startswith(b"-ERR [IN-USE]")
         holder.kill()
-    # A file that was only moved is put back, and any other removal is complete.
+    # A removal that was certain is completed, and a file that was only moved is put back.
     left = 1 if stage in ("decided", "removed") else 2
     says(client, "WAKE", NONE, "STAT", f"+OK {left} ", "SLEE", "+OK", "WAKE", NONE)
     assert not (maildir / "pop3svc-removed").exists()
@@ -361,7 +361,7 @@ def test_changedAfterLock(maildir: Path, wakesUp: bool) -> None:
 
 def test_changedAfterRefusal(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A WAKE does not rely on what an earlier WAKE has seen that was refused.
+    A WAKE does not rely on what a refused WAKE has seen before.
     """
     store = MaildirStore(str(maildir.parent), runner=Inline(), clock=Clock())
     client = conversation(Anybody(store), ALICE + "C: SLEE\nS: +OK…")

@@ -206,8 +206,8 @@ def test_takeoverWatch(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_presence(home: Path) -> None:
     """
-    A mailbox that has existed and is missing now is refused, though its user may not read the
-    database that knows this.
+    A mailbox that has existed and is missing now is refused, even though its user may not read the
+    database that records its existence.
     """
     path = home.parent / "state.db"
     deliver(home / "Maildir", "1600000000.M1P1Q1.host")

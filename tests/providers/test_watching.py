@@ -219,8 +219,8 @@ class Reactor(Clock):
 @pytest.mark.parametrize("deletes", [0, 1, 2])
 def test_askedByAnotherProcess(maildir: Path, deletes: int) -> None:
     """
-    A mailbox that is locked for long is not polled: a process that waits for it sets the
-    times of its staging directory, which has another name after a deletion.
+    A mailbox that is locked for a long time is watched, and not polled.  A process that waits for
+    the lock sets the times of the staging directory, which has another name after a deletion.
     """
     reactor, elsewhere = Reactor(), Clock()
     root = str(maildir.parent)
@@ -235,7 +235,7 @@ def test_askedByAnotherProcess(maildir: Path, deletes: int) -> None:
     if deletes == 2:
         says(client, "DELI 1", "+OK")
     assert len(reactor.readers) == 1 and not reactor.getDelayedCalls()
-    # For the lock, this is another process; the first session is not idle yet.
+    # This store acts like another process.  The first session is not idle yet.
     store = MaildirStore(root, runner=Inline(), clock=elsewhere)
     other = conversation(Anybody(store), "S: +OK…")
     other.send(b"XLOG alice x\r\n")
@@ -312,7 +312,8 @@ def test_deliveredWhileAWatchBegins(maildir: Path, monkeypatch: pytest.MonkeyPat
 
 def test_twoNames(maildir: Path) -> None:
     """
-    Sessions that use two paths of one mailbox share a watch.  It does not end with one of them.
+    Sessions that use two paths of one mailbox share a watch.  The watch goes on after one of the
+    sessions has ended.
     """
     (maildir.parent / "bob").symlink_to("alice")
     client, store = awake(maildir)

@@ -643,8 +643,8 @@ def test_unfinishedDeliveries(makeStore: Callable[..., SQLStore], driver: Driver
 
 def test_readAhead(makeStore: Callable[..., SQLStore], monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A client that retrieves one message after the other makes few queries; what it gets is
-    always what was delivered.
+    If a client retrieves one message after the other, the service makes few queries, and sends each
+    message as it was delivered.
     """
     queries: list[str] = []
     run = Database.run
