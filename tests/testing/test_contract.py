@@ -1,6 +1,6 @@
 """
-The contract holds for mailboxes that keep it, and each of its tests fails for a mailbox that
-breaks it.
+The tests of the contract pass for mailboxes that keep the contract.  Each of these tests fails for
+at least one mailbox that breaks the contract.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Store:
         self.watchers: list[Callable[[], None]] = []
         self.failing = False
         self.queue: list[tuple[Deferred[Any], Callable[[], Any]]] = []
-        # For a faulty mailbox that keeps state here.
+        # The state of a faulty mailbox.
         self.kept: Any = None
 
     def add(self, message: bytes) -> str:
@@ -84,7 +84,7 @@ class Content:
 )
 class Good:
     """
-    A mailbox with all optional interfaces, which keeps the contract.
+    A mailbox that keeps the contract and provides the optional interfaces named above.
     """
 
     hasSurrogates = True
@@ -160,7 +160,7 @@ class ReadOnly(Good):
 
 class Late(Good):
     """
-    Returns each result later, in goOn().
+    The methods named below return Deferreds, which fire in C{goOn}.
     """
 
     def later(self, call: Any, *arguments: Any) -> Any:
@@ -235,7 +235,7 @@ for each in (
 
 class AwaitsLate(Late):
     """
-    Its coroutines return the results of Deferreds that fire later.
+    Its coroutines await Deferreds that fire later.
     """
 
 
@@ -285,7 +285,7 @@ def breaks(rule: str, saying: str = "") -> Callable[[type[Good]], type[Good]]:
     """
     Declare a faulty mailbox.
 
-    @param rule: the test that has to fail.
+    @param rule: the name of the test that has to fail, without C{test_}.
     @param saying: a part of the failure's message.
     """
     assert f"test_{rule}" in RULES
@@ -405,7 +405,7 @@ class SameUniqueIDs(Good):
 
 class _Renaming(Good):
     """
-    Has other names for its messages than the store.
+    The unique-ids of this mailbox differ from those of the store.
     """
 
     def name(self, number: int, uniqueID: str) -> str:
@@ -446,7 +446,8 @@ class UniqueIDsOfASession(_Renaming):
 @breaks("uniqueIDsStay")
 class FlagsInUniqueIDs(_Renaming):
     """
-    Renames a message after it was read, as twisted.mail.maildir does.
+    Changes the unique-id of a message that was read, as if the unique-id were the name of a file
+    in a Maildir.
     """
 
     def name(self, number: int, uniqueID: str) -> str:
@@ -534,13 +535,13 @@ class CloseFails(Good):
 @implementer(IChunkedContent)
 class Chunks:
     """
-    Leaves its descriptor open unless it is read to its end.
+    Leaves its descriptor open unless the message is read to its end.
     """
 
     def __init__(self, message: bytes) -> None:
         self.region = Region(message)
         self.region.file.seek(0)
-        # A descriptor of its own, because the finalizer of the region closes the other one.
+        # Use a second descriptor, because the finalizer of the region's file closes the first.
         self.descriptor = os.dup(self.region.fileno)
 
     def nextChunk(self) -> bytes | None:
@@ -705,8 +706,8 @@ class LogoutFails(Good):
 @breaks("lateAnswers")
 class OneDeferredForAll(Good):
     """
-    Returns the same Deferred each time.  The first session consumes its result, so the next one
-    gets None.
+    Returns the same Deferred each time.  The first session consumes the result, so the next session
+    gets L{None}.
     """
 
     def listMessageUniqueIDs(self, info: Any) -> Any:
@@ -729,7 +730,7 @@ class UnlockNeedsAListing(Good):
 @breaks("vanishingClient")
 class KeepsALockNobodyWaitsFor(Late):
     """
-    Holds the lock when the call is cancelled, and does not release it.
+    Takes the lock at once, and keeps it if C{lock} is cancelled before its result comes.
     """
 
     def lock(self, info: Any, requestRelease: Any) -> Any:
@@ -941,7 +942,7 @@ class TellsForEver(Good):
 
 def contract(kind: type[Good]) -> unittest.TestResult:
     """
-    @return: the result of the contract for a mailbox of this kind.
+    @return: the result of the contract's tests for a mailbox of this kind.
     """
 
     class Case(MailboxContract, unittest.TestCase):
@@ -1006,7 +1007,8 @@ def test_readOnly() -> None:
 
 def test_mailboxWithoutOptionalInterfaces() -> None:
     """
-    A mailbox without optional interfaces, with the minimum of hooks.
+    A mailbox without optional interfaces keeps the contract.  With few hooks, fewer than half of
+    the tests are skipped.
     """
 
     @implementer(IPOP3Mailbox)
@@ -1051,7 +1053,7 @@ def test_mailboxWithoutOptionalInterfaces() -> None:
 
 def test_deliversTheSameTwice() -> None:
     """
-    An author whose C{deliver} gives two messages one unique-id is told so.
+    If C{deliver} returns the same unique-id twice, the failure says so.
     """
 
     class Case(MailboxContract, unittest.TestCase):
@@ -1111,8 +1113,8 @@ def test_hooksThatAreCoroutines() -> None:
 @pytest.mark.filterwarnings("ignore:coroutine '.*goOn' was never awaited")
 def test_hooksThatReturnNoMailbox() -> None:
     """
-    A hook that returns L{None} instead of a mailbox, or a C{goOn} that nothing awaits, is
-    named in the failure.
+    The failure names a hook that returns L{None} instead of a mailbox, and a C{goOn} that is a
+    coroutine.
     """
 
     class Forgetful(MailboxContract, unittest.TestCase):

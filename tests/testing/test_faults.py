@@ -1,5 +1,5 @@
 """
-Each fault from the client's side.
+What a client sees of each fault.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from pop3svc.testing import (
 from tests.support.running import PATIENCE
 from tests.support.servers import MESSAGE, connected, loggedIn, served
 
-# Seconds after which a client gives up waiting.  The tests assert that there is no answer, however
-# long the client waits.
+# Seconds after which a client gives up.  A longer time would not help, because the answer for which
+# the client waits does not come.
 SOON = 0.5
 
 
@@ -126,7 +126,7 @@ def test_cutOffAfterTheCommand() -> None:
         server.deliver("alice", MESSAGE)
         client = loggedIn(server)
         client.dele(1)
-        # poplib cuts the last octet off because it takes it for the end of the line.
+        # poplib removes the last octet, because it takes this octet for the line end.
         assert client.quit() == b"+O"
         assert server.messages("alice") == {}
 
@@ -178,7 +178,7 @@ def test_wrongSizeOfStatOnly() -> None:
 )
 def test_noFinalDot(verb: str, ask: Callable[[Any], Any]) -> None:
     """
-    Everything but the dot arrives, and the connection still works.
+    The whole reply except the final dot arrives, and the connection still works.
     """
     with served(NoFinalDot(command=verb)) as server:
         server.deliver("alice", MESSAGE)
@@ -205,7 +205,7 @@ def test_noFinalDotOfOneLine() -> None:
 
 def test_tempFail() -> None:
     """
-    The nth command is refused and not carried out.
+    The nth of the DELE commands is refused and not carried out.
     """
     with served(TempFail(command="DELE", nth=2)) as server:
         for _ in range(3):
@@ -231,7 +231,7 @@ def test_tempFailAtLogin() -> None:
 
 def test_tempFailInsideAUTH() -> None:
     """
-    The second line of AUTH counts as AUTH.
+    The line that follows AUTH also counts as AUTH.
     """
     with served(TempFail(command="AUTH", nth=2)) as server:
         client = connected(server)
@@ -253,7 +253,7 @@ def test_tempFailOfQUIT() -> None:
 
 def test_anyCommandCounts() -> None:
     """
-    Without a verb, the third command fails, whatever its verb and connection.
+    If a fault names no command, C{nth} counts the commands of all connections.
     """
     with served(TempFail(nth=3)) as server:
         connected(server).user("alice")
@@ -266,7 +266,7 @@ def test_anyCommandCounts() -> None:
 
 def test_noAnswer() -> None:
     """
-    The command is not carried out, and the connection stays silent; other connections work.
+    The command is not carried out, and its connection stays silent.  Other connections work.
     """
     with served(NoAnswer(command="DELE", nth=1)) as server:
         server.deliver("alice", MESSAGE)
@@ -305,7 +305,8 @@ def test_noGreeting(tls: bool) -> None:
 
 def test_noHandshake() -> None:
     """
-    The handshake is not answered on the TLS port, nor after STLS.
+    Until the fault is removed, the server answers no TLS handshake, neither on the TLS port nor
+    after STLS.
     """
     with served(NoAnswer(command="handshake")) as server:
         with pytest.raises(TimeoutError):
@@ -359,7 +360,8 @@ def test_faultsCombine() -> None:
 
 def test_atRunTime() -> None:
     """
-    Faults can be set and removed while clients are connected; nth counts from the setting.
+    Faults can be set and removed while clients are connected.  C{nth} counts the commands after the
+    fault was set.
     """
     with served() as server:
         client = loggedIn(server)
@@ -409,7 +411,7 @@ def test_slowSTLS() -> None:
 )
 def test_neverStrikes(make: Callable[[], Any], sentence: str) -> None:
     """
-    A fault that could never strike is refused with a sentence.
+    A fault with an invalid argument is refused, and the error gives the reason.
     """
     with pytest.raises(ValueError, match=re.escape(sentence)):
         make()

@@ -1,6 +1,6 @@
 """
-A project outside this repository that has only a wheel of pop3svc: it tests a provider with the
-contract, and a program with faults.
+A project outside this repository uses a wheel of pop3svc.  It tests a provider with the contract,
+and a program with faults.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def test_newProject(tmp_path: Path) -> None:
         shutil.copytree(CHECKOUT / name, source / name, ignore=ignored)
     project = tmp_path / "project"
     shutil.copytree(PROJECT, project, ignore=shutil.ignore_patterns("__pycache__"))
-    # The pip of this environment installs, because it takes seconds to give the other one its own,
-    # and only what is imported needs to be compiled.
+    # Install with the pip of this environment, because a pip in the new environment would take
+    # seconds.  Compile nothing now, because Python compiles the modules that the tests import.
     run(sys.executable, "-m", "venv", "--without-pip", "venv", cwd=tmp_path)
     python = tmp_path / "venv" / "bin" / "python"
     pip = (sys.executable, "-m", "pip", "-q", "--python", python)
@@ -69,14 +69,15 @@ def test_newProject(tmp_path: Path) -> None:
         "remove() is not implemented",
         "it does not provide IReadOnlyMailbox",
     }
-    # The project has not imported this checkout.
+    # The project imports pop3svc from the wheel, not from this checkout.
     ran = run(python, "-c", "import pop3svc; print(pop3svc.__file__)", cwd=project)
     assert Path(ran.stdout.strip()).is_relative_to(tmp_path / "venv")
 
 
 def test_fortyLines() -> None:
     """
-    The provider has at most forty lines, without imports, blank lines and its docstring.
+    The provider and its mailbox have at most forty lines, not counting imports, blank lines and the
+    docstring of the module.
     """
     text = (PROJECT / "sqlitemail.py").read_text()
     lines = [each for each in text.partition("TABLE =")[2].splitlines() if each.strip()]

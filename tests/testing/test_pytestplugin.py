@@ -1,5 +1,5 @@
 """
-The fixture C{pop3_server}, in a pytest process of its own.
+The fixture C{pop3_server}, tested in pytest processes of its own.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def test_brokenMarker(tmp_path: Path) -> None:
 
 def test_costsNothing(tmp_path: Path) -> None:
     """
-    A test run without the fixture does not import Twisted.
+    If no test uses the fixture, pytest does not import Twisted.
     """
     status, said = run(
         tmp_path,

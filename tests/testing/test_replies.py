@@ -8,7 +8,7 @@ import pytest
 
 from pop3svc.testing.replies import ReplySplitter, isMultiLine
 
-# Each reply, and whether it is multi-line if it is positive.
+# Each reply, and whether a positive reply to the same command is multi-line.
 REPLIES = [
     (b"+OK ready.\r\n", False),
     (b"+OK\r\n.\r\n", True),

@@ -1,5 +1,5 @@
 """
-A server for tests of clients: starting and stopping, its mailboxes, and switching features off.
+Tests of L{POP3Server}, the server for tests of clients.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.support.servers import MESSAGE, connected, loggedIn, served
 
 def capa(server: POP3Server) -> list[str]:
     """
-    @return: the names of the capabilities, before login.
+    @return: the names of the capabilities that the server announces before login.
     """
     connection = Connection(server.port)
     connection.line()
@@ -67,8 +67,8 @@ def test_beforeItRuns() -> None:
 
 def test_transcript() -> None:
     """
-    The transcript has the lines that a client has read and sent on each connection, unencrypted,
-    with passwords and the octets of messages unchanged.
+    The transcript has the lines that client and server have sent on each connection, unencrypted
+    and with passwords.  Octets that are not UTF-8 are escaped.
     """
     with served() as server:
         server.deliver("alice", b"S\xc3\xbc\xff\n.\n\nx")
@@ -100,7 +100,7 @@ def test_transcript() -> None:
     assert text.startswith("S: +OK pop3svc memory ready.\nC: USER alice\n")
     assert "S: Sü\\udcff\nS: ..\nS: \n" in text
     assert "S: +OK Bye.\n\nS: +OK pop3svc memory ready.\n" in text
-    # The transcript can still be read.
+    # The transcript can still be read after the server has stopped.
     assert server.transcriptText() == text and server.transcript == [first, second]
 
 
@@ -110,7 +110,8 @@ VERBS = sorted(set(COMMANDS) - {"APOP", "WAKE"})
 @pytest.mark.parametrize("verb", VERBS)
 def test_withoutACommand(verb: str) -> None:
     """
-    A command that is switched off is neither announced nor accepted; otherwise it is known.
+    A command that is switched off is neither announced nor accepted.  Without C{without}, the
+    server knows the command.
     """
     for without in ((), {verb}):
         with served(without=without) as server:
@@ -171,7 +172,8 @@ def test_withoutResponseCodes() -> None:
 
 def test_withoutPipelining() -> None:
     """
-    Commands sent one by one are answered; two in one segment are refused.
+    Without PIPELINING the server answers commands that come one by one.  If two commands come at
+    once, it refuses both and closes the connection.
     """
     with served(without={"PIPELINING"}) as server:
         assert "PIPELINING" not in capa(server)
@@ -207,7 +209,9 @@ def test_policy() -> None:
 
 def test_certificate() -> None:
     """
-    A client that verifies certificates accepts the server on this machine and no other.
+    A client that trusts the server's authority accepts the certificate for the names of this
+    machine, but for no other name.  A client that does not trust the authority refuses the
+    certificate.
     """
     with served() as server:
         for name in ("localhost", "127.0.0.1"):
@@ -294,7 +298,7 @@ def test_outsideOfPytest() -> None:
 
 def test_reactorRunsAlready() -> None:
     """
-    An error of one sentence says what to do instead.
+    If the reactor already runs, or cannot run again, the error gives the reason in one sentence.
     """
     ran = run(
         "from twisted.internet import reactor\n"

@@ -1,5 +1,5 @@
 """
-The stub provider: methods by keyword, and the interfaces that follow from them.
+The stub provider takes methods as keyword arguments, and provides the interfaces of these methods.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LOGIN = "S: +OK stub…\nC: USER alice\nS: +OK…\nC: PASS secret\n"
 
 def test_withoutMethods() -> None:
     """
-    The stub is a complete provider of messages in memory, shared by its sessions.
+    Without methods, the stub is a complete provider, whose sessions share one maildrop in memory.
     """
     provider = StubProvider([b"one\n"])
     assert list(providedBy(provider)) == [IPOP3MailboxProvider]
@@ -91,7 +91,8 @@ def test_interfacesOfProviders(method: str, interface: Any) -> None:
 
 def test_marks() -> None:
     """
-    The lock in memory and the read-only mark need no method.
+    C{isExclusive} and C{isReadOnly} need no methods: the mailboxes use the lock of the maildrop,
+    and refuse DELE.
     """
     provider = StubProvider([b"one\n"], isExclusive=True, isReadOnly=True)
     mailbox = provider.mailbox()
@@ -103,8 +104,8 @@ def test_marks() -> None:
 
 def test_answers() -> None:
     """
-    A function is called with the arguments of the method, a value is returned, and an
-    exception is raised.
+    A function is called with the arguments of the method.  A value is returned, or raised if it is
+    an exception.
     """
     asked: list[Any] = []
     mailbox = StubProvider(
@@ -122,7 +123,7 @@ def test_answers() -> None:
 
 def test_unknownMethods() -> None:
     """
-    A misspelled name is an error, and not an attribute that is never used.
+    A method with a misspelled name is an error.
     """
     with pytest.raises(TypeError, match="no method messageSze$"):
         StubProvider(messageSze=5)

@@ -26,7 +26,7 @@ class Huge:
     """
     A message of a hundred megabytes, generated while it is read.
 
-    @ivar made: the number of lines generated.
+    @ivar made: the number of the last line that was generated, counted from 0.
     """
 
     made = 0
@@ -49,7 +49,8 @@ def clientOf(*faults: Any, messages: Any = ()) -> Client:
 
 def test_slowKeepsOrder() -> None:
     """
-    Replies after a late one wait for it; the delay is measured by the clock.
+    The replies after a late reply wait for that reply.  The layer measures the delay with its
+    clock.
     """
     client: Any = clientOf(Slow(5, command="USER", nth=1))
     client.received()
@@ -62,7 +63,7 @@ def test_slowKeepsOrder() -> None:
 
 def test_slowGoodBye() -> None:
     """
-    The connection closes after its last reply, even if that is late.
+    The connection closes after its last reply, even if this reply is late.
     """
     client: Any = clientOf(Slow(2, command="QUIT"))
     client.received()
@@ -87,8 +88,8 @@ def test_trickle() -> None:
 @pytest.mark.parametrize("how", ("stalled", "trickles", "late"))
 def test_littleIsHeld(how: str) -> None:
     """
-    A client that reads slowly, or a fault that sends slowly, pauses the engine until there is room
-    again.
+    If a client or a fault slows a reply down, the layer pauses the engine before much is buffered,
+    and resumes the engine when the buffer has room.
     """
     huge: Any = Huge()
     fault = {
@@ -123,8 +124,8 @@ def test_littleIsHeld(how: str) -> None:
 
 def test_slowSTLS() -> None:
     """
-    Until TLS begins, input is not read, even if the engine resumes it.  Otherwise it would be taken
-    for plain text.
+    From STLS until TLS begins, the layer reads no input, even if the engine resumes input, because
+    this input belongs to TLS.
     """
     client: Any = clientOf(Slow(5, command="STLS"))
     client.received()
@@ -138,7 +139,7 @@ def test_slowSTLS() -> None:
 
 def test_vanishWhileHeld() -> None:
     """
-    A client that disconnects leaves nothing behind.
+    A client that disconnects while replies are delayed leaves no timer behind.
     """
     client: Any = clientOf(Slow(5))
     client.say(b"NOOP\r\nNOOP")
@@ -148,7 +149,7 @@ def test_vanishWhileHeld() -> None:
 
 def test_failInAFlood() -> None:
     """
-    Of pipelined commands the right one fails, at every split.
+    Only the right one of several pipelined commands fails, wherever the input is split.
     """
     said = b"USER a\r\nUSER b\r\nFOO\r\nUSER c\r\n"
     for at in range(len(said)):
@@ -163,7 +164,8 @@ def test_failInAFlood() -> None:
 
 def test_failAgainAndAgain() -> None:
     """
-    A command refused by a fault does not count as a bad command, which would close the connection.
+    A command that a fault refuses does not count as a bad command.  Many bad commands in a row
+    would close the connection.
     """
     client = clientOf(TempFail(command="USER"))
     client.received()
@@ -177,7 +179,7 @@ def test_failAgainAndAgain() -> None:
 
 def test_noAnswerInAFlood() -> None:
     """
-    Commands before the fault are answered, commands after it are not.
+    The commands before the fault are answered.  The commands after it are not.
     """
     client: Any = clientOf(Slow(1, command="CAPA"), NoAnswer(command="RSET"))
     client.received()
@@ -205,7 +207,8 @@ def test_cutInAFlood() -> None:
 
 def test_linesInsideAUTH() -> None:
     """
-    The lines inside AUTH count as AUTH, even if they are sent ahead.
+    The lines inside AUTH count as AUTH, even if the client sends them before the server asks for
+    them.
     """
     client = clientOf(CutOff(4, command="AUTH", nth=2))
     client.received()
@@ -215,7 +218,7 @@ def test_linesInsideAUTH() -> None:
 
 def test_failInsideAUTH() -> None:
     """
-    A line inside AUTH that fails by a fault ends AUTH.
+    If a fault makes a line inside AUTH fail, AUTH ends.
     """
     client = clientOf(TempFail(command="AUTH", nth=2))
     client.received()
@@ -229,7 +232,7 @@ def test_failInsideAUTH() -> None:
 @pytest.mark.parametrize("more", [b"NOOP\r\n", b"NO"])
 def test_plainTextAfterSTLS(more: bytes) -> None:
     """
-    Plain text that was sent after STLS is not run inside TLS.
+    If plain text comes together with STLS, the connection is aborted before TLS begins.
     """
     client: Any = clientOf()
     client.received()
@@ -239,8 +242,9 @@ def test_plainTextAfterSTLS(more: bytes) -> None:
 
 def test_laterLinesWait() -> None:
     """
-    While the engine works on a command, input is paused.  Each fault strikes its
-    own line, and after the last one the engine learns that the client has closed its half.
+    While the engine works on a command, input is paused, and the later lines wait.  A fault happens
+    only at its own line.  After the last line the engine learns that the client has closed its half
+    of the connection.
     """
     client: Any = clientOf(TempFail(command="DELE"), messages=[b"x"])
     client.logIn()
@@ -260,7 +264,8 @@ def test_laterLinesWait() -> None:
 
 def test_inputAfterTheEnd() -> None:
     """
-    Input that arrives after QUIT is dropped, so that the end of the connection is noticed.
+    Input that arrives after QUIT is dropped.  Input is not paused, because a paused transport would
+    not notice the end of the connection.
     """
     client: Any = clientOf(Slow(2, command="QUIT"))
     client.received()
@@ -275,7 +280,7 @@ def test_inputAfterTheEnd() -> None:
 
 def test_lastLineAnswersNothing() -> None:
     """
-    A last line of the engine, which answers no command, is struck by no fault.
+    The line of a login timeout answers no command, so no fault happens at it.
     """
     client: Any = clientOf(TempFail())
     client.received()
@@ -285,7 +290,8 @@ def test_lastLineAnswersNothing() -> None:
 
 def test_tooLong() -> None:
     """
-    The engine's own limits apply.
+    A line that is too long and the beginning of a TLS handshake reach the engine, which closes the
+    connection.
     """
     client = clientOf()
     client.received()

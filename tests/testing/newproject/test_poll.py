@@ -1,5 +1,5 @@
 """
-The program fetches what there is, and loses nothing when something goes wrong.
+The program fetches all messages, and loses none when something goes wrong.
 """
 
 import subprocess

@@ -1,5 +1,5 @@
 """
-The mailbox keeps the contract, and is served.
+The mailbox keeps the contract, and pop3svc serves it.
 """
 
 import unittest
