@@ -1,8 +1,8 @@
 """
 Servers with one fault each, and the rules that have to find it.
 
-C{python -m tests.check.mutants} runs C{pop3svc check} on the toy server without faults and on each
-mutant, and prints a JSON object.
+C{python -m tests.check.mutants} runs the rules of C{pop3svc check} on servers without faults and on
+each mutant, and prints the outcomes as a JSON object.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["INNOCENT", "MUTANTS", "OTHERWISE"]
 
 # Seconds for an answer: long, because a delay on a busy machine is no fault.
 _TIMEOUT = 20.0
-# The same for mutants that never answer.
+# A shorter time, for mutants that may never answer.
 _SHORT = 0.5
 
 Rewrite = Callable[[bytes, bytes], bytes]
@@ -43,7 +43,7 @@ Rewrite = Callable[[bytes, bytes], bytes]
 class Mutant:
     """
     @ivar rules: the rules that have to fail.
-    @ivar name: the name to connect by, as on the certificate.
+    @ivar name: the name that the certificate has to contain.
     """
 
     toy: type[ToyServer]
@@ -87,9 +87,10 @@ def rewritten(name: str, rules: str, rewrite: Rewrite, **options: Any) -> None:
 
 def replaced(name: str, rules: str, line: bytes, old: bytes, new: bytes, **options: Any) -> None:
     """
-    Declare a mutant by a pattern that is replaced in the replies to some lines.
+    Declare a mutant that replaces the matches of C{old} by C{new} in its replies to some lines.
 
-    @param line: a pattern of the whole line, in upper case; empty for the greeting.
+    @param line: a pattern for the whole line in upper case.  The empty pattern means empty lines,
+        and the greeting.
     """
 
     def rewrite(said: bytes, reply: bytes) -> bytes:
@@ -100,7 +101,7 @@ def replaced(name: str, rules: str, line: bytes, old: bytes, new: bytes, **optio
 
 def accepts(name: str, rules: str, line: bytes, **options: Any) -> None:
     """
-    Declare a mutant that answers C{+OK} to all lines of a pattern.
+    Declare a mutant that answers C{+OK} to all lines that match a pattern.
     """
     replaced(name, rules, line, rb"(?s)-ERR.*", rb"+OK well\r\n", **options)
 
@@ -340,7 +341,7 @@ class retrOnce(ToyServer):
 
 def _inSegments(toy: ToyServer, pieces: list[bytes], turns: int = 0) -> None:
     """
-    Write each piece after the client has read the one before, some reactor iterations later.
+    Write the pieces with pauses between them, so that the client reads each piece by itself.
     """
     if not turns and pieces:
         toy.transport.write(pieces.pop(0))
@@ -375,9 +376,10 @@ class _endsApart(ToyServer):
 
 def endsApart(name: str, least: int, octets: int, **options: Any) -> None:
     """
-    Declare a mutant whose replies of some length have an end that comes later.
+    Declare a mutant that sends the end of a multi-line reply later, if the reply has more than
+    C{least} octets.
 
-    @param octets: the length of that end.
+    @param octets: the length of this end.
     """
 
     class Apart(_endsApart):
@@ -417,7 +419,8 @@ class uidlChanges(ToyServer):
 
 def capability(name: str, rules: str, *tags: bytes, states: str = "AT", lacks: bytes = b"") -> None:
     """
-    Declare a mutant that announces further capabilities in some states, and omits one.
+    Declare a mutant that in some states announces the further capabilities C{tags}, and omits the
+    capability C{lacks}.
     """
 
     class Announces(ToyServer):
@@ -559,7 +562,7 @@ class logsInOnce(ToyServer):
 
 def shortPasswords(name: str, verb: bytes, most: int, said: bytes) -> None:
     """
-    Declare a mutant that limits the lines of some verb to a number of octets.
+    Declare a mutant that limits the lines of one verb to a number of octets.
 
     @param said: the answer to longer lines; if empty, the connection is closed.
     """
@@ -747,8 +750,8 @@ class commitsAtQuitOnly(ToyServer):
 
 class inEqualPieces(ToyServer):
     """
-    A server without faults that sends segments of equal size, of which the last one holds only
-    the end of a message.
+    A server without faults that sends a multi-line reply in segments of equal size.  Only the final
+    dot remains for the last segment.
     """
 
     def connectionMade(self) -> None:
@@ -805,7 +808,7 @@ class listNeedsAll(_sizesOfAll):
 
 def _lenient(toy: ToyServer, argument: bytes | None) -> bytes:
     """
-    LIST without the fault.
+    @return: the reply to LIST of a server without the fault.
     """
     lenient = sharing()
     lenient.factory, lenient.listed, lenient.marked = toy.factory, toy.listed, toy.marked
@@ -815,7 +818,7 @@ def _lenient(toy: ToyServer, argument: bytes | None) -> bytes:
 @mutant("deletedByAnotherSession")
 class oneSpoilsTheOthers(sharing):
     """
-    Gives no size at all if the size of one message is unknown.
+    Gives the size 0 for all messages if one message has gone.
     """
 
     def size(self, uniqueID: bytes) -> int:
@@ -852,9 +855,10 @@ class countsTheMarked(ToyServer):
         return b"+OK %d 1\r\n" % len(self.listed)
 
 
-# Rules that do not apply to the plain toy server, with servers without faults to which they do.
+# Rules that do not apply to the plain toy server.  Each has another server without faults, to which
+# the rule applies.
 OTHERWISE: dict[str, type[ToyServer]] = {"deletedByAnotherSession": sharing}
-# Servers without faults that a rule must not fail.
+# Further servers without faults, each under the name of a rule that has to pass there.
 INNOCENT: dict[str, type[ToyServer]] = {"retrEndsWithItsLastOctets": inEqualPieces}
 
 # --- replies --------------------------------------------------------------------------------------------------------------------
@@ -875,7 +879,8 @@ rewritten(
     lambda line, reply: reply.replace(b"done", "erledigt ✓".encode()),
 )
 
-# Rules to run for the rules about replies.
+# Rules that get replies.  They run together with the rules about replies, which check these
+# replies.
 _REPLIES = ("noopDoesNothing", "listHasItsForm", "languageChangesOnlyTexts")
 
 
@@ -886,7 +891,7 @@ async def _outcomes(
     reactor: Any, each: Mutant, options: Any, certificate: Path, only: tuple[str, ...]
 ) -> dict[str, list[str]]:
     """
-    @return: the outcome and the text of each rule, by name.
+    @return: for the name of each rule, its outcome and what it has seen.
     """
     factory: Any = ToyFactory(each.toy, options)
     factory.reactor = reactor

@@ -37,8 +37,8 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 @pytest.fixture
 def patient(service: Service) -> Service:
     """
-    The service without a memory of the refusals of earlier runs, after which each refusal would
-    take five seconds.
+    The service after a restart.  It has forgotten the refused logins of earlier runs, after which
+    each further refusal would take five seconds.
     """
     service.stop()
     service.start()
@@ -66,7 +66,7 @@ def trusting(service: Service) -> tuple[str, str]:
 
 def test_nothingIsDeleted(patient: Service) -> None:
     """
-    Our service passes all rules that delete nothing, and keeps its mail.
+    Our service fails none of the rules that delete nothing, and keeps its mail.
     """
     way = "tls"
     mail = patient.mail / way
@@ -81,7 +81,7 @@ def test_nothingIsDeleted(patient: Service) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_ourServicePasses(patient: Service, way: str) -> None:
     """
-    Our service passes all rules, with those that delete messages.
+    Our service passes all rules that apply to it, including those that delete messages.
     """
     ended = run(patient, way, way, *trusting(patient), "--destructive", "--json")
     assert (ended.returncode, ended.stderr) == (0, ""), ended
@@ -132,7 +132,7 @@ def test_fullDisk(service: Service, form: tuple[str, ...]) -> None:
 
 def test_brokenServer() -> None:
     """
-    A server that sends nothing fails rules, but the run ends.
+    A server that sends nothing fails rules, but the check ends.
     """
     with socket.create_server((HOST, 0)) as silent:
         ended = subprocess.run(
@@ -182,7 +182,7 @@ def test_badOptions(
 
 def test_badUse(service: Service) -> None:
     """
-    A server that cannot be checked is answered with one sentence and exit status 1.
+    If the check cannot begin, the command ends with one sentence and exit status 1.
     """
     with socket.socket() as unused:
         unused.bind((HOST, 0))
@@ -206,7 +206,7 @@ def test_badUse(service: Service) -> None:
 
 def test_selfSigned(patient: Service) -> None:
     """
-    A self-signed certificate fails one rule; the other rules about TLS run.
+    A self-signed certificate fails only one rule.  The other rules about TLS run and pass.
     """
     ended = run(patient, "nomail", "plain")
     assert (ended.returncode, ended.stderr) == (2, ""), ended
@@ -236,7 +236,8 @@ def test_selfSigned(patient: Service) -> None:
 )
 def test_badHosts(host: str, says: str) -> None:
     """
-    A bad host is answered with one sentence and exit status 1.
+    If a host has an invalid name or cannot be reached, the command ends with one sentence and exit
+    status 1.
     """
     ended = subprocess.run(
         [script("pop3svc"), "check", host, "--plain", "--user", "x", "--timeout", "5"],
@@ -252,7 +253,7 @@ def test_badHosts(host: str, says: str) -> None:
 
 def test_hostAndPort(service: Service) -> None:
     """
-    A port is taken from the host argument or from C{--port}, but not from both.
+    The host argument or C{--port} may give the port.  Both together are an error.
     """
     command = [script("pop3svc"), "check", f"{HOST}:{service.port}", "--plain", "--user", "nomail"]
     command += ["--only", "statHasItsForm"]

@@ -33,7 +33,8 @@ def outcomes() -> dict[str, Outcomes]:
 
 def test_theWholeServerPasses(outcomes: dict[str, Outcomes]) -> None:
     """
-    The server without faults passes all rules; rules that do not apply to it pass on another.
+    The server without faults passes all rules that apply to it.  The other rules pass with another
+    server without faults.
     """
     found = outcomes["whole"]
     assert list(found) == [rule.name for rule in inOrder()]
@@ -67,7 +68,7 @@ def test_rulesSayWhatHolds() -> None:
     for rule in inOrder():
         assert rule.sentence.endswith("."), rule.name
         assert rule.reference, rule.name
-        # Only this group is skipped without --destructive.
+        # Without --destructive the check skips only the rules of this group.
         assert rule.destructive == (rule.group == "deletion"), rule.name
 
 

@@ -1,5 +1,6 @@
 """
-A small POP3 server with all features that C{pop3svc check} tests.  The mutants derive from it.
+A small POP3 server with all features that C{pop3svc check} tests.  The mutants are subclasses of
+L{ToyServer}.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ MESSAGES = [
 ]
 
 _MESSAGE = rb"([0-9]+|(?i:UID:)[!-~]*)"
-# The states of each command, and the pattern of its arguments.
+# The states in which each command is valid, and the pattern of its arguments.  The states are A
+# (before login), T (with an open mailbox) and S (asleep).
 _COMMANDS = {
     b"QUIT": ("ATS", rb""),
     b"CAPA": ("AT", rb""),
@@ -56,7 +58,7 @@ _COMMANDS = {
 
 class Refused(Exception):
     """
-    The text of an C{-ERR}.
+    The server refuses the command.  The argument is the text of the C{-ERR} reply.
     """
 
 
@@ -74,7 +76,7 @@ def _lines(lines: list[bytes]) -> bytes:
 
 class ToyServer(LineReceiver):
     """
-    A connection.  Mutants override its methods, or change the result of L{respond}.
+    A connection.  Mutants override its methods.
     """
 
     MAX_LENGTH = 2000
