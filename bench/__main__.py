@@ -75,7 +75,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--servers",
         metavar="NAME[,NAME]",
-        help="of "
+        help="measure only these servers, of "
         + ",".join(SERVERS)
         + "; default: all, or with --short "
         + ",".join(SHORT_SERVERS),
@@ -109,7 +109,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def build(directory: Path) -> None:
     """
-    Compile the load generator and the limit.
+    Compile the load generator and the server C{limit}.
 
     @raise CannotRun: a program cannot be compiled.
     """
@@ -191,7 +191,7 @@ def oneRound(turn: int, rows: list[Row], servers: list[Server], bench: Bench, ou
 
 def run(found: argparse.Namespace, directory: Path) -> tuple[str, list[str]]:
     """
-    @return: the text with the tables, and a sentence for each error of pop3svc or of the limit.
+    @return: the text with the tables, and a sentence for each error of pop3svc or of C{limit}.
     @raise CannotRun: the benchmark cannot run on this machine.
     """
     programs = directory / "bin"
@@ -266,7 +266,7 @@ def _absence(results: Results, kind: type[Server]) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    @return: the exit status, which is 1 if pop3svc or the limit made an error, or if the benchmark
+    @return: the exit status, which is 1 if pop3svc or C{limit} made an error, or if the benchmark
         could not run.
     """
     found = options(arguments)

@@ -7,12 +7,12 @@ A POP3 session sends NOOP every 10 milliseconds.  Meanwhile clients of the web p
 socket send requests.  These clients send correct requests, damaged requests and random octets.
 Some clients send their octets one by one, and some clients do not read the answer.  The table shows
 how long a reply to NOOP takes without and with these clients.  The clients themselves also take
-time of the machine.  The row C{of another service} shows this time, because in this row the same
-clients ask another service.
+processor time.  The row C{of another service} shows how much this alone delays the replies, because
+in this row the same clients ask another service.
 
-The exit status is 1 if the 99.9th percentile is above the limit in milliseconds, if the log has a
-traceback, or if the session fails.  The exit status is also 1 if the clients have banned an
-address, ended a session, or drained the service.
+The exit status is 1 if the 99.9th percentile with the clients of this service is above C{--limit}
+milliseconds, if a log has a traceback, or if the session fails.  The exit status is also 1 if the
+clients have banned an address or ended a session.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def _order(chance: random.Random) -> bytes:
     """
     @return: a line for the admin socket that must have no effect on the service.
     """
-    # Orders that would change something are cut off below.
+    # Orders that would change something are cut short below, so that they have no effect.
     name = chance.choice(OPERATIONS)
     arguments = {"target": "nobody"} if name in ("kick", "trace") else {}
     line = json.dumps({"do": name, "arguments": arguments}).encode() + b"\n"

@@ -1,11 +1,11 @@
 """
-Compare C{pop3svc fetch} with fetchmail, mpop and getmail6.  All fetch the same mailbox of this
-service.
+Compare C{pop3svc fetch} with fetchmail, mpop and getmail6.  All four fetch the same messages from a
+pop3svc service.
 
 With C{python -m bench.fetchers}, each program fetches 10,000 messages of 4 KiB, and then looks
-1,000 times for new mail.  A proxy on loopback counts octets and round trips.  C{--short} only shows
-that all parts work.  The programs fetchmail and mpop are packages of Debian.  The program getmail6
-has to be installed for this Python.
+1,000 times for new mail in another mailbox.  A proxy on loopback counts octets and round trips.
+C{--short} only shows that all parts work.  The programs fetchmail and mpop are packages of Debian.
+The program getmail6 has to be installed for this Python.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["main"]
 
 HOST = "127.0.0.1"
 MESSAGE = 4096
-# The messages in the mailbox in which the programs look for new mail.
+# The number of messages in the mailbox in which the programs look for new mail.
 KEPT = 100
 
 _FETCHMAIL = """
@@ -199,7 +199,7 @@ class Fetcher:
 
     def look(self, times: int) -> None:
         """
-        Look for new mail some times.
+        Look for new mail C{times} times.
         """
         for _ in range(times):
             self.fetch()
@@ -272,7 +272,7 @@ FETCHERS: list[type[Fetcher]] = [Ours, Watching, Mpop, Fetchmail, Getmail]
 
 def watchWithoutPauses(times: int, options: list[str]) -> None:
     """
-    Run C{pop3svc fetch --watch} without its pauses, and end it after it has looked some times.
+    Run C{pop3svc fetch --watch} without its pauses, and end it after it has looked C{times} times.
     """
     from pop3svc.fetching.watching import Ending
     from pop3svc.service.fetchcommand import main as fetch

@@ -1,5 +1,5 @@
 /* The limit: a POP3 server that only sends prepared octets.  This server shows how fast
-   the load generator and the kernel allow a server to be.  It has no mail, no users and no states.
+   the load generator and the kernel allow a server to be.  It checks no passwords and has no states.
 
    usage: limit PORT TLSPORT CERTIFICATE KEY [NAME:COUNT:PACK]...
 

@@ -4,8 +4,8 @@ Measure whether the times of refusals tell who has an account.
     python bench/logintiming.py [--attempts 200] [--sources NAME,...] [--methods NAME,...]
 
 For each source of accounts and each login method, clients are refused in blocks of four attempts in
-random order.  One attempt has a wrong password of a user who exists, and one has the name of a user
-who does not exist.  The two other attempts do the same from an address that is banned.  Several
+random order.  One attempt has a wrong password for a user who exists, and one has the name of a
+user who does not exist.  The two other attempts do the same from banned addresses.  Several
 attempts are under way at the same time, because the service waits for a second before it refuses a
 login.  The load of the machine is nearly the same during a block, so the times of a block are
 compared with each other.  C{effect} is the Hodges-Lehmann estimate of their difference, and C{p} is
@@ -13,7 +13,7 @@ the result of Wilcoxon's signed-rank test.
 
 A method tells who has an account if C{p} is below 0.01, divided by the number of comparisons, and
 the effect is at least C{--limit} microseconds.  The exit status is 1 if a method tells who has an
-account, or if two refusals have different texts.
+account, or if two refusals of one method have different texts.
 """
 
 from __future__ import annotations
@@ -60,20 +60,21 @@ PASSWORD = "the right password"
 KINDS = ("wrong", "unknown", "banned", "banned unknown")
 # The pairs of kinds whose times must not differ.
 PAIRS = (("wrong", "unknown"), ("banned", "banned unknown"))
-# The probability that any of the comparisons finds a difference that does not exist.
+# The greatest allowed probability that any of the comparisons finds a difference that does not
+# exist.
 ALPHA = 0.01
-# The first blocks are not counted, because in them the service loads its modules and learns which
-# hashes are usual.
+# The number of blocks at the beginning that are not counted, because in them the service loads its
+# modules and learns which hashes are usual.
 WARMING = 5
 # The number of wrong guesses after which an address is banned, and the seconds between two attempts
-# from one address.  With fewer seconds, the service would refuse the second attempt more than a
-# second after it.
+# from one address.  With fewer seconds, the service would delay the second refusal by more than a
+# second.
 GUESSES, REST = 3, 6
 # Seconds within which a reply must arrive.
 PATIENCE = 60
 # The seconds between two attempts, and the most attempts under way.  The second pair is for
-# attempts for which the service computes a slow hash.  A refusal takes a second, and with more
-# attempts it would have to wait for the hashes of other attempts.
+# attempts for which the service computes a slow hash.  With more attempts, a refusal would have to
+# wait for the hashes of other attempts, and would take more than a second.
 PACE, SLOW_PACE = (0.02, 60), (0.12, 6)
 
 
@@ -298,7 +299,7 @@ class Source:
 
     @ivar open: makes the accounts, and yields the value of C{--auth}.
     @ivar kind: the form in which passwords are stored.
-    @ivar methods: the login methods that this source can serve.
+    @ivar methods: the login methods to measure with this source.
     """
 
     open: Any
@@ -472,7 +473,8 @@ class Site:
 
     async def ban(self, method: str, attempts: int, pace: Pace) -> None:
         """
-        Get addresses banned, as many as C{attempts} blocks of each method need.
+        Get as many addresses banned as C{attempts} blocks of a method need, if each address rests
+        for L{REST} seconds between two attempts.
         """
         size = min(math.ceil(REST / (2 * PACE[0])), 2 * (WARMING + attempts))
         addresses = [self.nextAddress() for _ in range(size)]
@@ -509,9 +511,10 @@ class Site:
         samples.texts.add(text)
         if block < 0:
             return
-        # Leave out the reply to the first message, because this message does not contain the name.
-        # For tokens, leave out the reply to the last message too, because this message only answers
-        # the challenge that refuses the token.
+        # For most methods only the last reply counts.  For SCRAM and tokens all replies count
+        # except the first, because the first message does not contain the name.  For tokens the
+        # last reply does not count either, because the last message only answers the challenge that
+        # refuses the token.
         isBearer = method in ("OAUTHBEARER", "XOAUTH2")
         isInSteps = isBearer or method.startswith("SCRAM")
         steps = range(1, len(times) - isBearer) if isInSteps else [len(times) - 1]

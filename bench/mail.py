@@ -78,7 +78,7 @@ def onWire(message: bytes) -> bytes:
 
 class Mail:
     """
-    The messages, and Maildirs that contain links to them.
+    The messages, and the Maildirs from which the servers serve them.
     """
 
     def __init__(self, path: Path, sizes: Sizes) -> None:
@@ -138,7 +138,7 @@ class Mail:
         left = size - len(header)
         lines, rest = divmod(left, LINE + 2)
         if rest in (1, 2):
-            # The rest has no room for a line with a letter and a line end, so make one line less.
+            # The rest has no room for a line with a letter and a line end, so make one line fewer.
             lines, rest = lines - 1, rest + LINE + 2
         need = lines * LINE + rest
         source = self._text * (need // len(self._text) + 1)

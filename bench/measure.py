@@ -1,6 +1,6 @@
 """
-Run servers and the load generator, and measure them.  For a server, measure the processor time and
-the memory of all its processes.  For the load generator, measure the work between two marks.
+Run the load generator, and measure the work of a server between two marks: its processor time, and
+the memory of all its processes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 __all__ = ["Failed", "Group", "Load", "Span", "adopt", "makeGroup"]
 
 # Seconds for which the processor time of a server must not grow before it is read, and the most
-# seconds to wait for this.
+# seconds to wait for this or for the end of processes.
 STILL = 0.05
 PATIENCE = 10.0
 
@@ -31,8 +31,8 @@ class Failed(Exception):
 class Group:
     """
     The processes of one server: the process that was started, and its descendants.  The processor
-    time of the group comes from C{/proc}, in ticks.  The time includes that of children that have
-    ended and that their parents have waited for.
+    time of the group comes from C{/proc}, in ticks.  It includes the time of children that have
+    ended, if their parents have waited for them.
     """
 
     how = "utime, stime, cutime and cstime of the process tree"
@@ -182,8 +182,8 @@ def _stat(pid: int) -> list[str]:
 
 def adopt() -> None:
     """
-    Make this process the new parent of processes of servers whose own parents end, in order to wait
-    for them.
+    Make this process the new parent of each descendant whose own parent ends, in order to wait for
+    this descendant.
     """
     PR_SET_CHILD_SUBREAPER = 36
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)

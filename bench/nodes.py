@@ -1,11 +1,12 @@
 """
-Try three nodes behind HAProxy that share one PostgreSQL, with clients, deliveries and faults.
+Try three nodes that share one PostgreSQL database, behind HAProxy, with clients, deliveries and
+faults.
 
     python bench/nodes.py [--minutes 30] [--clients 300] [--seed N] [--report FILE]
     python bench/nodes.py --patroni 3 [--minutes 30] [--clients 300] [--seed N] [--report FILE]
 
-Clients fetch, mark, delete, sleep and wake, and LMTP delivers all the while.  Meanwhile nodes are
-killed, and nodes are stopped for longer than a lease.
+Clients fetch, mark and delete messages, sleep and wake, and LMTP delivers new messages.  Meanwhile
+nodes are killed, and nodes are stopped for longer than a lease.
 
 Without C{--patroni}, PostgreSQL is also restarted, and its connections are cut.  Each of these four
 faults happens at least once, even with C{--minutes 0}.
@@ -295,7 +296,7 @@ class POP3:
 
 class User:
     """
-    A user who polls for mail.  Two clients of one user contend for the mailbox.
+    A user who polls for mail.  Each user has two clients, which contend for the mailbox.
     """
 
     def __init__(self, name: str, port: int, journal: Journal, choose: random.Random) -> None:

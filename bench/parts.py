@@ -1,11 +1,11 @@
 """
-Measure the processor time that a session takes inside the process, without sockets and the kernel.
-Measure also the time of its parts, by leaving out one part after the other.
+Measure the processor time that a session takes in the service, without sockets.  Measure also the
+time of the session's parts, by leaving out one part after the other.
 
     python bench/parts.py
 
 Each figure is in microseconds of processor time.  It is the least of twenty means of many runs, or
-the difference between two such means.
+the difference between two such figures.
 """
 
 from __future__ import annotations
@@ -177,8 +177,8 @@ def least(work: Callable[[int], object], runs: int = 300) -> float:
     """
     best = float("inf")
     for _ in range(20):
-        # Run the calls that the work has delayed, so that they do not collect.  Their time does not
-        # count.
+        # Run the calls that the work has delayed, so that they do not accumulate.  Their time does
+        # not count.
         reactor.runUntilCurrent()
         began = time.process_time()
         for turn in range(runs):

@@ -59,7 +59,7 @@ def measure(home: Path, number: int, seconds: int) -> float:
 
 def main() -> None:
     """
-    Measure a service with and a service without C{--remember-checks}.
+    Measure a service without C{--remember-checks}, and then one with this option.
     """
     number = int(sys.argv[1]) if sys.argv[1:] else 100
     with tempfile.TemporaryDirectory() as directory:

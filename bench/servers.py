@@ -99,7 +99,7 @@ class Server:
     @cvar isPeer: whether this is another POP3 server, and not pop3svc or the limit.
     @cvar sleeps: whether the server supports SLEE and WAKE.
     @cvar standsCrowds: whether the server takes part in row 17.
-    @cvar rows: the rows that the server can run; L{None} for all rows.
+    @cvar rows: the rows that are measured with the server; L{None} for all rows.
     """
 
     name = ""
@@ -289,8 +289,8 @@ class Pop3svc(Server):
 
 class Pop3svcWorkers(Pop3svc):
     """
-    pop3svc with two workers, in the rows with many clients at the same time, because the other
-    servers use all cores.
+    pop3svc with two workers, in rows with many clients at the same time, because Dovecot and
+    Courier use several cores.
     """
 
     name = "workers"

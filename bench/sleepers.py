@@ -32,7 +32,7 @@ from tests.support.running import environment, freePort, script
 
 # The number of users.  All users have the same number of sleepers.
 USERS = 200
-# The number of sleepers of one client process.  Each process has its own address, because one
+# The most sleepers of one client process.  Each process has its own address, because one
 # address has only 28,000 ports.
 EACH = 10_000
 # The seconds between two polls of a sleeper.
@@ -41,7 +41,7 @@ BETWEEN = 300.0
 
 def family(pid: int) -> Iterator[int]:
     """
-    @return: a process and its descendants.
+    @return: the ids of a process and its descendants.
     """
     yield pid
     for task in Path(f"/proc/{pid}/task").iterdir():

@@ -4,7 +4,7 @@ Measure the memory of a service while clients read a large message slowly.
     python bench/slowreaders.py [CLIENTS [MEGABYTES [maildir|sqlite|postgresql [SECONDS]]]]
 
 Each client reads 64 KiB a second, and checks every octet.  The exit status is 1 if the memory has
-grown by more than 16 MiB for threads and modules, and 2 MiB for each client.
+grown by more than 16 MiB, for threads and modules, plus 2 MiB for each client.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ service.
 
     python bench/soak.py [COUNT]
 
-The exit status is 1 if the memory, or the number of descriptors, threads or timers, has grown, or
-if the log has a traceback.
+The exit status is 1 if the memory has grown by more than 4 MiB, if the number of descriptors,
+threads or timers has grown, or if the log has a traceback.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def _informOf() -> list[Change]:
 
 
 def _lines() -> list[Change]:
-    # Octets seem to wait, so that the buffer is always used.
+    # Pretend that octets wait, so that the connection always uses the buffer.
     class Buffer(LineBuffer):
         __slots__ = ("_held",)
 
