@@ -97,7 +97,7 @@ def asMessage(entry: Element) -> bytes:
             message["Date"] = read(_text(entry, "published", "updated", "pubDate", "date"))
             break
         except ValueError:
-            # If the date cannot be parsed, make a message without a date.
+            # If neither function can parse the date, the message has no date.
             continue
     message.set_content(_html(entry), "html")
     return message.as_bytes()
@@ -169,7 +169,7 @@ class FeedStore:
                 try:
                     self._messages = parse(fetch(self._place))
                 except (OSError, ValueError, HTTPException, ParseError) as error:
-                    # Serve the messages fetched before until the feed is available again.
+                    # Until the feed is available again, serve the messages fetched before.
                     log.error("{place}: {error}", place=self._place, error=error)
                 self._until = time.monotonic() + INTERVAL
             if self._messages is None:
