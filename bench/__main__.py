@@ -276,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         aptInstall(PACKAGES)
         if {"dovecot", "tuned", "courier"} & set(found.servers):
             with contextlib.suppress(CannotRun):
-                # Go on without these servers.  The result says that they were not run.
+                # Go on without Dovecot.  The result says that Dovecot was not run.
                 aptInstall(PEERS)
         directory = Path(tempfile.mkdtemp(prefix="pb"))
         try:

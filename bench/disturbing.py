@@ -1,5 +1,6 @@
 """
-Measure whether clients of the page, of the metrics and of the admin socket disturb POP3 sessions.
+Measure whether clients of the web page, of the metrics and of the admin socket disturb POP3
+sessions.
 
     python bench/disturbing.py [--clients 1000] [--seconds 20] [--limit 50]
 
@@ -82,7 +83,7 @@ def _damaged(data: bytes, chance: random.Random) -> bytes:
 
 async def _client(target: int | str, chance: random.Random, end: float) -> None:
     """
-    Connect again and again until the end.
+    Connect again and again until the time C{end}.
     """
     isWeb = isinstance(target, int)
     while time.monotonic() < end:

@@ -4,7 +4,7 @@ C{--remember-checks}.
 
 C{python -m bench.polling [NUMBER]} starts a service without the option, and then one with it.  The
 password has an argon2id hash.  The program logs in C{NUMBER} times to each service (100 by
-default), and prints the CPU time that the service has taken.
+default), and prints the CPU time that each service has taken.
 """
 
 from __future__ import annotations

@@ -357,7 +357,7 @@ def _deferrals(home: Path) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    @return: the exit status, which is 1 if a message was lost or was fetched twice, or if the
+    @return: the exit status, which is 1 if a message was not fetched exactly once, or if the
         program cannot run here.
     """
     parser = argparse.ArgumentParser(prog="python -m bench.postfix", description=__doc__)

@@ -31,7 +31,7 @@ def main() -> None:
     """
     port, user, password = sys.argv[1:]
     gc.disable()
-    # Raise the priority, because the program must run when a NOOP is due, although other programs
+    # Raise the priority, because the program must run when a NOOP is due, even if other programs
     # use all processors.
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, -20)

@@ -22,7 +22,7 @@ SLOTS = 32
 NO_END = 10**9
 LOGIN = ("say\t+OK\tUSER %u", "say\t+OK\tPASS secret")
 STAT = "say\t+OK\tSTAT"
-# The number of pieces of work whose system calls are counted.
+# The number of pieces of work in the shorter of two runs whose system calls are counted.
 CALLS = 100
 
 

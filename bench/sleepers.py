@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from pop3svc.service.datadirectory import _selfSigned
 from tests.support.running import environment, freePort, script
 
-# The number of users.  All users have the same number of sleepers.
+# The number of users.  The sleepers are spread evenly over them.
 USERS = 200
 # The most sleepers of one client process.  Each process has its own address, because one
 # address has only 28,000 ports.
@@ -51,7 +51,7 @@ def family(pid: int) -> Iterator[int]:
 
 def resident(pid: int) -> int:
     """
-    @return: the octets of memory that a process and its descendants hold.  Memory that several
+    @return: the octets of memory that a process and its descendants hold.  Memory that these
         processes share counts once.
     """
     return sum(

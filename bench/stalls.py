@@ -58,7 +58,7 @@ class Stalls:
 
 def probed(server: Server, seconds: float, disturb: Callable[[], object]) -> tuple[Stalls, Span]:
     """
-    Send NOOPs as long as other clients do something, but for some seconds at least.
+    Send NOOPs until C{disturb} has returned, but for at least C{seconds} seconds.
 
     @raise Failed: the session that sends NOOPs was ended.
     """
@@ -153,7 +153,7 @@ def pipeline(port: int, users: list[str], seconds: float) -> None:
 
 def guess(port: int, seconds: float) -> None:
     """
-    Guess the password of a user whose password is stored as a hash.  Each connection has a new
+    Guess the password of a user whose password is stored as a hash.  Each connection has a random
     address, because a server may ban an address.
 
     @raise Failed: a guess was not refused.

@@ -276,8 +276,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory, open(os.devnull, "w") as log:
         observer: Any = textFileLogObserver(log)
         globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
-        # Switch time slices off, because no reactor runs that could serve other connections between
-        # them.
+        # Switch time slices off, because they let the reactor serve other connections, and here no
+        # reactor runs.
         TimeSlice.SLICE = float("inf")
         work = Work(Path(directory))
         print(f"{'without':58}{'session':15}{'poll':15}RETR")
