@@ -95,7 +95,7 @@ class Mailbox:
 @implementer(IPOP3MailboxProvider)
 class Provider:
     """
-    Compares passwords with hashes.  It does this in threads, because hashing takes time.
+    Checks passwords.  It computes their hashes in threads, because hashing takes time.
     """
 
     name = "asyncio mail"
@@ -103,8 +103,8 @@ class Provider:
     def __init__(self, maildrops: dict[str, Maildrop]) -> None:
         self._maildrops = maildrops
         self._hashes = {name: self._hash(name, each) for name, each in PASSWORDS.items()}
-        # Limit the number of hashes at the same time, because anybody can cause one by a login, and
-        # each takes 16 MiB.
+        # Compute at most two hashes at the same time, because anybody can cause a hash by a login,
+        # and each hash takes 16 MiB.
         self._two = asyncio.Semaphore(2)
 
     @staticmethod

@@ -35,13 +35,14 @@ log = Logger()
 
 # The most octets of a feed, the most messages, and the most seconds to fetch the feed.
 LARGEST, MOST, LONGEST = 5_000_000, 1_000, 30.0
-# Seconds after which the program fetches a feed again.
+# The least number of seconds between two fetches of the feed.
 INTERVAL = 300
 
 
 class _Builder(TreeBuilder):
     def doctype(self, name: str, pubid: str | None, system: str | None) -> NoReturn:
-        # Refuse a document type, because it can define entities that grow without a limit.
+        # Refuse a document type declaration, because it can define entities that grow without a
+        # limit.
         raise ValueError("a feed with a document type is refused")
 
 
@@ -85,8 +86,8 @@ def _html(entry: Element) -> str:
 
 def asMessage(entry: Element) -> bytes:
     """
-    @return: the message.  The same entry always gives the same octets, because a client knows the
-        message by its unique-id.
+    @return: the message.  The same entry must always give the same octets, because the unique-id is
+        a digest of the octets.
     """
     message = EmailMessage(SMTP)
     message["From"] = "feed@localhost"
@@ -132,7 +133,8 @@ class FeedMailbox:
         return list(self._messages)
 
     def messageExists(self, info: IPOP3ConnectionInfo, uniqueID: str) -> bool:
-        # Make a new dictionary instead of changing this one, because other sessions use it.
+        # Make a new dictionary instead of changing this one, because other sessions use the same
+        # dictionary.
         self._messages = self._messages | self._store.messages()
         return uniqueID in self._messages
 

@@ -44,7 +44,7 @@ class Account:
     def __init__(self, url: str, http: Any, user: str, password: str) -> None:
         self._url = url
         self._http = http
-        # Use the octets that the client has sent.
+        # Pass on the name and the password as the octets that the client has sent.
         self._auth = tuple(each.encode("utf-8", "surrogateescape") for each in (user, password))
 
     async def request(self, method: str, path: str, **options: Any) -> tuple[int, bytes]:

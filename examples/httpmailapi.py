@@ -49,7 +49,7 @@ class API(Resource):
 
     def render(self, request: Request) -> bytes:
         """
-        Answer a request if its password is right.
+        Answer a request, or refuse it if its user name or password is wrong.
         """
         methods = {b"GET": self.get, b"POST": self.delete}
         if (request.getUser(), request.getPassword()) != LOGIN:

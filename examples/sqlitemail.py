@@ -43,8 +43,8 @@ CREATE INDEX IF NOT EXISTS byUser ON mail (user, number);
 @contextmanager
 def transaction(path: str) -> Iterator[sqlite3.Connection]:
     """
-    Open a connection for one transaction.  The calls come from several threads, but a connection
-    belongs to one thread.
+    Open a connection for one transaction.  The calls come from several threads, but only the thread
+    that has opened a connection may use it.
     """
     database = sqlite3.connect(path, timeout=10)
     try:

@@ -78,8 +78,9 @@ class MailPage(Resource):
             message = makeMessage(subject.decode(), text.decode())
         except ValueError:
             return self._show(request, 400, "This cannot be sent.")
-        # Do not call add() of the maildrop, because it counts from 1 at each start of the program.
-        # A client would then take a new message for a message that it has fetched.
+        # Do not call add() of the maildrop, because its unique-ids begin with message-1 at each
+        # start of the program.  A client would then take a new message for a message that it has
+        # fetched.
         self._maildrop.messages[uuid4().hex] = message
         return self._show(request, 200, "The message is sent.")
 
@@ -91,7 +92,7 @@ async def main(reactor: Any, webPort: str = "8080", mailPort: str = "1110") -> N
     for factory, port in ((web, webPort), (pop3, mailPort)):
         endpoint = endpoints.serverFromString(reactor, f"tcp:{port}:interface=127.0.0.1")
         await endpoint.listen(factory)
-    # At Ctrl-C the reactor first waits until the sessions have ended.
+    # At Ctrl-C, end the sessions before the reactor stops.
     reactor.addSystemEventTrigger(
         "before", "shutdown", lambda: Deferred.fromCoroutine(pop3.shutdown())
     )
