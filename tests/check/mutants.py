@@ -808,7 +808,7 @@ class listNeedsAll(_sizesOfAll):
 
 def _lenient(toy: ToyServer, argument: bytes | None) -> bytes:
     """
-    @return: the reply to LIST of a server without the fault.
+    @return: what a server without the fault replies to LIST.
     """
     lenient = sharing()
     lenient.factory, lenient.listed, lenient.marked = toy.factory, toy.listed, toy.marked
@@ -855,10 +855,10 @@ class countsTheMarked(ToyServer):
         return b"+OK %d 1\r\n" % len(self.listed)
 
 
-# Rules that do not apply to the plain toy server.  Each has another server without faults, to which
-# the rule applies.
+# Rules that do not apply to the plain toy server.  The value for each rule is another server
+# without faults, to which the rule applies.
 OTHERWISE: dict[str, type[ToyServer]] = {"deletedByAnotherSession": sharing}
-# Further servers without faults, each under the name of a rule that has to pass there.
+# For some rules, a further server without faults with which the rule has to pass.
 INNOCENT: dict[str, type[ToyServer]] = {"retrEndsWithItsLastOctets": inEqualPieces}
 
 # --- replies --------------------------------------------------------------------------------------------------------------------
@@ -891,7 +891,7 @@ async def _outcomes(
     reactor: Any, each: Mutant, options: Any, certificate: Path, only: tuple[str, ...]
 ) -> dict[str, list[str]]:
     """
-    @return: for the name of each rule, its outcome and what it has seen.
+    @return: the outcome of each rule and what the rule has seen, by the name of the rule.
     """
     factory: Any = ToyFactory(each.toy, options)
     factory.reactor = reactor

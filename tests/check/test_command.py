@@ -168,7 +168,7 @@ def test_badOptions(
     options: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """
-    A bad option is answered with one sentence.
+    If an option is bad, the command ends with one sentence.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.stdin", TextIOWrapper(BytesIO(b"secret\n")))

@@ -1081,7 +1081,7 @@ def test_deliversTheSameTwice() -> None:
 
 def test_hooksThatAreCoroutines() -> None:
     """
-    Each hook except C{goOn} may be a coroutine, of asyncio or not.
+    Each hook except C{goOn} may be a coroutine that awaits tasks of asyncio or Deferreds.
     """
 
     class Case(MailboxContract, unittest.TestCase):

@@ -84,7 +84,7 @@ def test_trickle() -> None:
 @pytest.mark.parametrize("way", ("plain", "stls", "tls"))
 def test_cutOff(after: int, way: str) -> None:
     """
-    The given number of octets arrives, and nothing is deleted.
+    Only the given number of octets of the reply arrives, and nothing is deleted.
     """
     with served(CutOff(after, command="RETR")) as server:
         server.deliver("alice", MESSAGE)

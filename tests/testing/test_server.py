@@ -110,8 +110,8 @@ VERBS = sorted(set(COMMANDS) - {"APOP", "WAKE"})
 @pytest.mark.parametrize("verb", VERBS)
 def test_withoutACommand(verb: str) -> None:
     """
-    A command that is switched off is neither announced nor accepted.  Without C{without}, the
-    server knows the command.
+    A command that is switched off is neither announced nor accepted.  If
+    C{without} is empty, the server knows the command.
     """
     for without in ((), {verb}):
         with served(without=without) as server:

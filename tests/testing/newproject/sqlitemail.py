@@ -1,5 +1,5 @@
 """
-Mail in a table of SQLite.
+Mail in a table of an SQLite database.
 """
 
 import sqlite3
