@@ -176,12 +176,12 @@ async def callWithTimeout(
     Call a function that returns a value, a Deferred or a coroutine, and wait for the
     result.
 
-    If the wait is cancelled, this function cancels the pending result.
+    If the wait is cancelled, this function cancels the pending call.
 
-    @param timeout: seconds until L{CallTimeout} is raised and a pending result is
-        cancelled.
+    @param timeout: the most seconds to wait.  If the call reports progress (L{Progress}), the time
+        begins again.
     @return: the result.
-    @raise CallTimeout: there was no result in time.
+    @raise CallTimeout: there was no result in time.  The pending call was cancelled.
     """
     answer = call(*arguments)
     if isAwaitable(answer):
@@ -320,7 +320,7 @@ async def maybeAwait(call: Callable[..., Any], *arguments: Any) -> Any:
 def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Deferred[Any]:
     """
     @return: a Deferred with the result of C{answer}.  It fails with L{CallTimeout} after C{timeout}
-        seconds, even if C{answer} does not react to its cancellation.
+        seconds without progress, even if C{answer} does not react to its cancellation.
     """
     if answer.called and not answer.paused:
         return answer

@@ -1,6 +1,6 @@
 """
-Credentials of twisted.cred for a login.  The credentials contain the priority of the login.  A
-checker calls a method of the credentials before it compares the password.
+Credentials of twisted.cred for a login.  The credentials contain facts about the client, such as
+its address.  A checker calls a method of the credentials before it compares the password.
 """
 
 from __future__ import annotations

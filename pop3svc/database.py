@@ -556,8 +556,9 @@ class Database:
 
     def _perform(self, access: Any, job: _Job) -> Any:
         """
-        Run a transaction.  If the connection turns out to have been lost while no transaction used
-        it, run the transaction again on a new connection.
+        Run a transaction.  If an earlier connection of this thread breaks, run the transaction once
+        more on a new connection.  If the outcome of COMMIT is unknown, run the transaction once
+        more only if it may be repeated.
         """
         pool = access.pool
         isFirst = True
@@ -578,7 +579,7 @@ class Database:
 
     def _isBroken(self, link: Link, job: _Job, error: BaseException) -> bool:
         """
-        Roll back.
+        Roll back, unless the connection is known to be broken.
 
         @return: whether the connection cannot be used any more.
         """
@@ -592,7 +593,8 @@ class Database:
 
     def _explained(self, error: BaseException, job: _Job) -> BaseException:
         """
-        @return: the error that the caller of L{Database.run} gets.
+        @return: the error for the caller of L{Database.run}, or L{_Again} if the transaction may
+            run again.
         """
         explained: BaseException = error
         if isinstance(error, OutcomeUnknown):

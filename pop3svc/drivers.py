@@ -140,8 +140,8 @@ _AWAY = (
 
 def isUnavailable(error: BaseException) -> bool:
     """
-    @return: whether an error of a driver means that the database cannot work now.  Otherwise the
-        statement is wrong.
+    @return: whether an error of a driver means that the database cannot work now.  The cause of any
+        other error is the statement or one of its values.
     """
     if isinstance(error, sqlite3.Error):
         return _codeOf(error) in _AWAY
@@ -149,8 +149,7 @@ def isUnavailable(error: BaseException) -> bool:
         return False
     state = _stateOf(error)
     if state is None:
-        # An error without a SQLSTATE is no answer of the server, and means that there is no
-        # connection.
+        # Without a SQLSTATE, an OperationalError means that there is no connection.
         return "OperationalError" in [each.__name__ for each in type(error).__mro__]
     return state[:2] in _UNAVAILABLE or state in (*_RETRYABLE, _IDLE_TIMEOUT, _READ_ONLY)
 
@@ -457,7 +456,8 @@ class _PostgreSQLLink(Link):
 
     def _set(self, limit: float) -> None:
         """
-        Set the limits on the server.  Skip a limit that the server does not know.
+        Change settings of this connection on the server, such as time limits.  Skip a setting that
+        the server does not know.
         """
         import psycopg
 

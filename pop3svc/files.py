@@ -122,7 +122,7 @@ def openRegular(name: str, directory: int | None = None) -> int:
 
     @param directory: an open directory that C{name} is relative to.
     @return: a descriptor.
-    @raise OSError: the file does not exist, or is not a regular file.
+    @raise OSError: the file cannot be opened, or is not a regular file.
     """
     return openFile(name, directory)[0]
 
@@ -156,7 +156,7 @@ def openDirectory(name: str, directory: int | None = None) -> int:
     Open a directory.  If the last part of C{name} is a link, do not follow the link.
 
     @return: a descriptor.
-    @raise OSError: C{name} does not exist, or is not a directory.
+    @raise OSError: C{name} cannot be opened, or is not a directory.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.open(name, flags, dir_fd=directory)
@@ -363,8 +363,8 @@ def writeWhole(
     except BaseException:
         os.unlink(temporary)
         raise
-    # Otherwise a power failure could bring the old file back.  Ignore an error, because the new
-    # file has been written.
+    # Sync the directory, because otherwise a power failure could bring the old file back.  Ignore
+    # an error, because the new file has been written.
     with suppress(OSError):
         syncDirectory(os.path.dirname(path) or ".")
 
@@ -597,7 +597,8 @@ class FileBlocks:
     ) -> None:
         """
         @param descriptor: a descriptor of the file.
-        @param closing: called once, when nothing reads from the descriptor any more.
+        @param closing: called once after L{close}, when no thread reads from the descriptor any
+            more.
         @param offset: the offset of the first octet in the file.
         @param length: the number of octets to read; L{None} for all octets up to the present end of
             the file.  If the file becomes shorter, reading fails.

@@ -5,7 +5,7 @@ The file rights of a thread are its user (C{setfsuid}), its group (C{setfsgid}) 
 supplementary groups.  The function setgroups() of the C library would change the groups of all
 threads.  This module therefore calls the kernel directly.  The process needs the capabilities
 CAP_SETUID and CAP_SETGID.  If it had other capabilities, such as CAP_DAC_OVERRIDE, there would be
-no protection.  A thread would keep those capabilities with the rights of the user, unless the
+no protection.  A thread that takes the rights of a user would keep those capabilities, unless the
 process belongs to root.
 """
 

@@ -296,8 +296,8 @@ class IExclusiveMailbox(Interface):
 
 class IMailboxLogout(Interface):
     """
-    A mailbox whose C{logout} the service calls when the session has ended.  A realm of twisted.cred
-    returns this function together with its avatar.
+    A mailbox whose C{logout} the service calls when the session has ended.  With twisted.cred, the
+    realm returns such a function together with the avatar.
     """
 
     def logout() -> Eventual[None]:

@@ -13,9 +13,9 @@ __all__ = ["onDemand"]
 
 def onDemand(package: str, places: Mapping[str, str]) -> Callable[[str], Any]:
     """
-    Make a C{__getattr__} that imports names lazily.  This package contains a plugin for pytest.
-    Wherever the package is installed, every run of pytest imports the plugin and the packages
-    around it.  These packages must not import Twisted.
+    Make a C{__getattr__} that imports names lazily.  pop3svc contains a plugin for pytest.
+    Wherever pop3svc is installed, every run of pytest imports the plugin and the packages that
+    contain it.  These packages must not import Twisted.
 
     @param package: the name of the package.
     @param places: the module of each name.

@@ -102,7 +102,7 @@ class LFNormalizer:
     file.
 
     L{CRLFNormalizer} makes the same octets from the result as from the original message.  A line
-    that ends with several carriage returns therefore does not change.  A last line without a line
+    end with more than one carriage return therefore does not change.  A last line without a line
     end gets LF.  Blocks may be cut anywhere.
     """
 
@@ -136,7 +136,7 @@ class LFNormalizer:
         @return: the octets to store after the last block.
         """
         if self._held:
-            # The last line ends with these octets and has no line end.
+            # The last line ends with this carriage return and has no line end.
             return self._held + b"\r\n"
         return b"" if self._atLineStart else b"\n"
 

@@ -175,8 +175,8 @@ class UniqueIDList:
 
     def prepare(self) -> None:
         """
-        Compute the data that sessions need.  This takes long if there are very many messages, so
-        call it in a thread.
+        If there are very many messages, compute the data that sessions need.  This takes long, so
+        call this method in a thread.  The data of a short list is computed at its first use.
         """
         if len(self) > _SLICE:
             self.hashes()

@@ -31,8 +31,8 @@ JOURNAL = "/run/systemd/journal/socket"
 # attempt to fill the disk.  A record must also fit into a datagram of a UNIX socket, which has at
 # most some 200,000 octets.
 _LONGEST_FIELD, _LONGEST_TRACEBACK = 1000, 40_000
-# Fields of the service's events that are not copied, because the record has their values under
-# other names.
+# Fields of the service's events that L{_fieldsOf} leaves out, because their values are added to the
+# record separately.
 _TOLD = frozenset(["pop3Event", "summary", "worker"])
 # Surrogates, which stand for octets that are not UTF-8 (the error handler "surrogateescape").
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -236,10 +236,10 @@ class JournalLog:
 
     def reopen(self) -> None:
         """
-        Close the connection to the journal, so that the next record makes a new one.  Reopen the
-        other log.
+        Close the connection to the journal, so that the next record makes a new one.  Also reopen
+        the log for events that the journal does not accept.
 
-        @raise OSError: the other log cannot be opened; see L{pop3svc.logs.Sink.reopen}.
+        @raise OSError: this log cannot be opened; see L{pop3svc.logs.Sink.reopen}.
         """
         with self._lock:
             self._close()

@@ -179,7 +179,8 @@ class TextForm:
 
     def _timeOf(self, event: LogEvent) -> str:
         second = int(event.get("log_time") or time.time())
-        # Assign both values at once, because several threads may call this method at the same time.
+        # Read and set both values at once, because several threads may call this method at the same
+        # time.
         before, text = self._last
         if second != before:
             text = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(second))
@@ -429,7 +430,8 @@ class Log:
         still written at once, after the lines that wait already.
 
         @param delay: the longest time in seconds that a line waits.  A busy reactor may write the
-            line later.  If the value is 0, this call changes nothing.
+            line later.  If the value is 0, or the sink cannot write several lines together, this
+            call changes nothing.
         """
         if delay > 0 and self._sink.together:
             self._delay = delay

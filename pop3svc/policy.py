@@ -57,7 +57,7 @@ class Policy:
     """
     The limits of the service.  Times are in seconds, except for C{logDelay}.  Sizes are in octets.
 
-    @raise ValueError: a value is out of bounds; one sentence that names the value.
+    @raise ValueError: a value is not allowed.  The text is a sentence that names the setting.
     """
 
     cleartextLogin: str = field(

@@ -247,11 +247,11 @@ class BoundedThreadPool:
     """
 
     # A thread is lost if its work was cancelled and has not ended GRACE seconds later.  This time
-    # is enough for work that calls isCancelled() regularly.  A thread is also lost if its work has
-    # neither ended nor reported progress for LATE seconds.  By default no call of the service has a
-    # longer time limit than LATE.
+    # is enough for work that calls isCancelled() regularly.  While all threads are busy, a thread
+    # is also lost if its work has neither ended nor reported progress for LATE seconds.  By default
+    # no call of the service has a longer time limit than LATE.
     GRACE, LATE = 1.0, 150.0
-    # The most threads that may be lost in work on one file system.
+    # The most threads that may be lost in work on one resource, such as a file system.
     EACH = 16
 
     # The most lost threads that other threads replace.  A lost thread takes some 100 KiB of memory
@@ -395,7 +395,7 @@ class BoundedThreadPool:
             return True
         if not isinstance(group, tuple):
             return False
-        # The first element of a tuple names the file system.
+        # The first element of a tuple names the resource, such as a file system.
         same = [job for job in lost if isinstance(job.group, tuple) and job.group[0] == group[0]]
         return len(same) >= self.EACH
 

@@ -63,7 +63,8 @@ class InThreads:
         @param threads: the number of calls that run at once.
         @param waiting: the number of further calls that may wait.  Calls beyond this number are
             refused with C{[SYS/TEMP]}.
-        @raise TypeError: the provider provides neither interface.
+        @raise TypeError: the provider provides neither L{IPOP3MailboxProvider} nor
+            L{IMailboxStore}.
         """
         abilities = [each for each in _ABILITIES if each.providedBy(provider)]
         if not set(abilities) & {IPOP3MailboxProvider, IMailboxStore}:
