@@ -109,8 +109,7 @@ class ListingContract(ContractCase):
 
     def test_uniqueIDsStayBesideDeletion(self) -> None:
         """
-        After a deletion the other messages keep their unique-ids, because a unique-id is never used
-        again (RFC 1939 section 7).
+        After a deletion the other messages keep their unique-ids (RFC 1939 section 7).
         """
         mailbox, listed = self._opened()
         self._deletable(mailbox)

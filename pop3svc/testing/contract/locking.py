@@ -68,8 +68,8 @@ class LockContract(ContractCase):
 
     def test_lockInASession(self) -> None:
         """
-        The mailbox is locked from login to SLEE, and from WAKE to QAUT, QUIT or the loss of the
-        client.  At other times it is not locked.
+        The mailbox is locked from login or WAKE to SLEE, QAUT, QUIT or the loss of the client.  At
+        other times it is not locked.
         """
         session = self._session()
         self._exclusive(self._madeAgain())

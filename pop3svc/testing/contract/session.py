@@ -134,7 +134,8 @@ class ContractSession:
         @param loop: runs the coroutines of the mailboxes.
         @param advance: makes available the results for which the mailboxes wait.
         @param kind: a further wrapper for each mailbox, L{Async} or L{Delayed}; L{None} for none.
-        @param steps: the number of awaited results after which the client disconnects.
+        @param steps: how many times the session may wait for a result before L{StopScript} is
+            raised; L{None} for no limit.
         """
         self._mailboxes = mailboxes
         self._loop = loop
@@ -190,7 +191,7 @@ class ContractSession:
     @property
     def waitsFor(self) -> str:
         """
-        The name of the call that the next L{Delayed.answer} makes.
+        The name of the call that the next L{Delayed.answer} makes; empty if no call waits.
         """
         return next((each.waiting[0][0] for each in self._later if each.waiting), "")
 

@@ -38,8 +38,8 @@ class SleepContract(ContractCase):
 
     def test_newMail(self) -> None:
         """
-        WAKE and CORE announce new mail once, and then list it.  Before WAKE or CORE the session
-        keeps its listing.
+        WAKE and CORE announce new mail once, and make a listing that contains the new mail.  Before
+        WAKE or CORE the session keeps its listing.
         """
         session = self._session()
         session.logIn()
