@@ -102,8 +102,8 @@ class Reply:
     @ivar first: the first line with its end.
     @ivar body: the octets after the first line of a multi-line reply, with dot-stuffing, but
         without the line of the final dot; L{None} for any other reply.
-    @ivar afterLANG: whether the client has chosen a language before this reply (RFC 6856 section
-        3.2).
+    @ivar afterLANG: whether the client has sent LANG with a language before this reply (RFC 6856
+        section 3.2).
     """
 
     command: str
@@ -172,7 +172,7 @@ class Client(Protocol):
         self._timeout = timeout
         self._record = record
         self._buffer = bytearray()
-        # The number of pieces of each size that the client has received since it last sent a line.
+        # The number of pieces of each size that the client has received since it last sent octets.
         self._pieces: Counter[int] = Counter()
         self._before = self._last = 0
         self._waiting: Deferred[None] | None = None

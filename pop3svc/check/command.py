@@ -264,7 +264,8 @@ def main(argv: Sequence[str]) -> None:
     """
     Run the command C{pop3svc check}.
 
-    @raise SystemExit: always.  The status is 0 or 2 after a run, and 1 with a sentence.
+    @raise SystemExit: always.  The status is 0 or 2 after a run.  If an error prevents or ends the
+        run, the status is 1, and the user gets a sentence.
     """
     arguments = makeParser().parse_args(argv)
     known = {rule.name for rule in inOrder()}

@@ -200,9 +200,10 @@ class Target:
 
     async def loggedInBeside(self) -> Client:
         """
-        Log in again while the shared session goes on.
+        Log in, and let the shared session go on if there is one.
 
         @return: a client that is logged in.
+        @raise CannotLogIn: the server refuses the login.
         """
         deadline = self.reactor.seconds() + self.timeout
         while True:
@@ -249,7 +250,7 @@ class Target:
         """
         Connect, read the capabilities, and log in.
 
-        @raise CannotLogIn: the server refuses user or password.
+        @raise CannotLogIn: the server refuses the login.
         @raise Exception: the connection fails.
         """
         client = await self.connected()
@@ -290,7 +291,7 @@ class Target:
 
     async def _probe(self, client: Client) -> None:
         """
-        Try the optional commands, because the server has no CAPA (RFC 2449 section 5).
+        Try the optional commands, because CAPA does not work after login (RFC 2449 section 5).
         """
         for verb, command in (("UIDL", b"UIDL"), ("TOP", b"TOP 1 0")):
             if (await client.command(command, multiLine=True)).positive:
@@ -341,7 +342,7 @@ class Target:
         """
         @return: the numbers and sizes of the largest messages of at most a megabyte.  No two of
             them have the same size.
-        @raise NotApplicable: no message is small enough.
+        @raise NotApplicable: the mailbox is empty.
         """
         bySize: dict[int, int] = {}
         for number, size in (await self.sizes(client)).items():
