@@ -72,7 +72,7 @@ class Conversations:
         L{show}.
     """
 
-    # Seconds from the last request until this object stops listening.
+    # Seconds from the last call of L{watch} until this object stops listening.
     LINGER = 600.0
 
     def __init__(self, traces: Any, clock: Any, users: Collection[str]) -> None:

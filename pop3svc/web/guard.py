@@ -31,7 +31,7 @@ class Guard:
         @param passwords: checks the password of a client; L{None} if clients need no password.
         @param hosts: the host names that a request may contain; L{None} for all names.  The names
             are a protection from DNS rebinding, by which an attacker lets the host name of a page
-            lead to this machine.  Requests from such a page contain the attacker's host name.
+            resolve to this machine.  Requests from such a page contain the attacker's host name.
         """
         self._passwords = passwords
         self._hosts = None if hosts is None else frozenset(hosts)

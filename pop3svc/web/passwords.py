@@ -27,11 +27,11 @@ Networks = Sequence[IPv4Network | IPv6Network]
 _NAME = "the web page"
 # The address that stands for a client of a UNIX socket, because such a client is on this machine.
 _THIS_MACHINE = "127.0.0.1"
-# If a client without its own address sends a wrong password, the next comparison waits for so many
-# seconds.  The port has 64 connections, so even the last of them gets an answer within its time
-# limit of 10 seconds.
+# If a client without its own address sends a wrong password, the next comparison waits for this
+# number of seconds.  The port has 64 connections, so even the last of them gets an answer within
+# its time limit of 10 seconds.
 _PACE = 0.1
-# If a client without its own address sends a wrong password, it is refused after so many seconds.
+# Seconds after which a client without its own address is refused if its password is wrong.
 _REFUSAL_DELAY = 1.0
 
 

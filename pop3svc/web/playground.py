@@ -2,8 +2,8 @@
 The playground.  In a browser, its visitors write mails, watch conversations, and talk to the
 service.
 
-The playground exists only for stores in memory, and for the embedded default if it has no user but
-the demonstration user, because every visitor can read all mail of such a service.
+The playground exists only for stores in memory, and for an embedded default whose only user is the
+demonstration user, because every visitor can read all mail of such a service.
 """
 
 from __future__ import annotations

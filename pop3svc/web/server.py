@@ -72,8 +72,8 @@ class _Request(Request):
 
 class _Channel(HTTPChannel):
     """
-    A connection that carries one request.  The connection ends after a few seconds, unless L{lasts}
-    was called.
+    A connection that carries one request.  The connection ends after at most L{LIFE} seconds,
+    unless L{lasts} has returned true.
     """
 
     # The most octets of the request line and all headers.  Monitoring systems send some hundred
