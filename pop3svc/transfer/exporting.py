@@ -35,8 +35,8 @@ def arrivalOf(uniqueID: str, head: bytes) -> float | None:
     """
     Guess when a message arrived, because a mailbox does not report the time of arrival.  If the
     unique-id has the form of a file's name in a Maildir, take the time in this name.  Otherwise
-    take the time in the first field C{Received}.  If this field has no valid time, take the time in
-    C{Date}.
+    take the time in the first field C{Received}.  If this field is missing or has no valid time,
+    take the time in C{Date}.
 
     @param head: the beginning of the message.
     @return: the time in seconds since the epoch; L{None} if it is not known.

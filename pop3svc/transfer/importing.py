@@ -90,8 +90,8 @@ class Import:
         @raise NotPossible: the import cannot be done.
         @raise TryAgain: a later attempt may succeed.
         """
-        # Make the session for the check first.  If the store cannot be read back, the import then
-        # fails before the first message is stored.
+        # Make the session for the check first.  If the store opens no mailbox without a password,
+        # the import then fails before the first message is stored.
         username, store = self.recipient
         session = MailboxSession(store, username, self.clock, self.timeout)
         try:

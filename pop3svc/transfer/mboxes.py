@@ -30,8 +30,8 @@ _DATE = re.compile(r"\b(?:Mon|Tue|Wed|Thu|Fri|Sat|Sun),? +[A-Za-z0-9: +-]+$")
 def arrivalIn(envelope: bytes) -> float | None:
     """
     @param envelope: an envelope line.
-    @return: the date in the line, in seconds since the epoch.  A date without a zone is taken as
-        UTC (RFC 4155).
+    @return: the date in the line, in seconds since the epoch; L{None} if the line has no valid
+        date.  A date without a zone is taken as UTC (RFC 4155).
     """
     found = _DATE.search(envelope.decode("ascii", "replace").strip())
     parsed = None if found is None else parsedate_tz(found[0])

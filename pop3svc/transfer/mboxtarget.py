@@ -25,7 +25,8 @@ _VARIANT = "mboxrd"
 # in this directory.
 _UNFINISHED = ".unfinished"
 _MBOX, _JOURNAL = "mbox", "journal"
-# When so many messages or octets are written, they are made durable and entered in the journal.
+# When this number of messages or octets is written, the messages are made durable and entered in
+# the journal.
 _MESSAGES, _OCTETS = 200, 16_777_216
 
 
