@@ -249,7 +249,7 @@ class ProcessOperations:
 
     def _kick(self, target: str, only: str = "") -> int:
         """
-        End the session with an id, or all sessions of a user.
+        End the session whose id is C{target}, and all sessions of the user whose name is C{target}.
 
         @param only: C{session} if C{target} can only be the id of a session.  The name of a user
             may look like such an id, because it may be a number.

@@ -35,9 +35,9 @@ log = Logger(namespace="pop3svc")
 
 def _isAllowed(transport: Any) -> bool:
     """
-    @return: whether the client's process belongs to this process's user, or to root.  The mode of
-        the socket also keeps out other users, but they may connect between the creation of the
-        socket and the change of its mode.
+    @return: whether the client's process belongs to this process's user, or to root; true if the
+        system cannot say.  The mode of the socket also keeps out other users, but they may connect
+        between the creation of the socket and the change of its mode.
     """
     option = getattr(socket, "SO_PEERCRED", None)
     handle = getattr(transport, "socket", None)

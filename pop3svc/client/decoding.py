@@ -109,7 +109,7 @@ class BodyDecoder:
             self.rest = data[end + 5 :]
             data, self._held = data[: end + 2], b""
         else:
-            # Keep back octets that may be the beginning of a line end with a dot.
+            # Keep back the last octets from a CR on, because the next line may begin with a dot.
             keep = data.find(b"\r", max(len(data) - 4, 0))
             keep = len(data) if keep < 0 else keep
             data, self._held = data[:keep], data[keep:]

@@ -14,9 +14,9 @@ from twisted.internet.interfaces import IDelayedCall
 
 __all__ = ["WINDOW", "Command", "Patience", "Queue"]
 
-# The most commands that are sent before the reply to the first of them.  Servers read so many
-# commands at once, and the commands fit into the buffers of the network.  Therefore the client and
-# the server never wait for each other forever.
+# The most commands that are sent before the reply to the first of them.  Servers read this number
+# of commands at once, and the commands fit into the buffers of the network.  Therefore the client
+# and the server never wait for each other forever.
 WINDOW = 32
 
 

@@ -16,7 +16,7 @@ from pop3svc.interfaces import IChunkedContent
 
 __all__ = ["Message"]
 
-# The most octets of a message that may wait for the program.  When so many wait, reading pauses
+# The most octets of a message that may wait for the program.  If more octets wait, reading pauses
 # until their number has fallen below the second value.
 _HIGH, _LOW = 262_144, 65_536
 # The most octets that are read and dropped if the program does not need the rest of a message.  If

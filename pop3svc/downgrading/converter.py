@@ -16,8 +16,8 @@ __all__ = ["SurrogateConverter", "surrogateSize"]
 # is not ASCII becomes a question mark.
 _LONGEST_FIELD = 65_536
 # The most octets of one field that is encoded, and of all encoded fields of a message together.
-# Beyond these limits, each character that is not ASCII becomes a question mark.  The encoding of so
-# many octets takes some milliseconds, so it may run in the reactor's thread.
+# Beyond these limits, each character that is not ASCII becomes a question mark.  Within the limits
+# the encoding takes some milliseconds, so it may run in the reactor's thread.
 _LONGEST_ENCODED, _MOST_ENCODED = 8_192, 32_768
 # The most levels of nested multiparts.
 _DEEPEST = 20
@@ -175,7 +175,8 @@ class SurrogateConverter:
     def _readBody(self, data: bytes, position: int, written: list[bytes]) -> int:
         """
         Read octets of a body up to the next line that begins with C{--}.  If such a line begins
-        here, read this line.
+        here, read the line if it has a boundary, and otherwise only the C{--}.  Outside multiparts,
+        read all octets.
         """
         if not self._boundaries:
             written.append(data[position:])

@@ -29,7 +29,7 @@ __all__ = [
     "unstructured",
 ]
 
-# The most octets of text in an encoded-word.  An encoded-word with so many octets has 68
+# The most octets of text in an encoded-word.  With this number of octets, an encoded-word has 68
 # characters, and fits into one line with the name of most fields.  RFC 2047 section 2 allows 75
 # characters.
 _OCTETS = 42

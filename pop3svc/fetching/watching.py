@@ -25,8 +25,8 @@ LONGEST_PAUSE = 900
 def unexpected(name: str, error: Exception) -> str:
     """
     @param name: the name of the account.
-    @param error: the unexpected error.  The sentence does not contain its text, because that might
-        contain a secret.
+    @param error: the unexpected error.  The sentence does not contain the text of the error, which
+        might contain a secret.
     @return: a sentence for the operator.
     """
     return f"{name}: an unexpected error ({type(error).__name__})"

@@ -102,7 +102,7 @@ class CommandHistogram(Histogram):
     Counts the runs of a command by the time that they take.  If a command runs often, the meter
     measures only one of L{_SAMPLED} runs, and counts the measured time L{_SAMPLED} times.
 
-    @ivar step: 1 to measure each run, or L{_SAMPLED} to measure one of so many runs.
+    @ivar step: 1 to measure each run, or L{_SAMPLED} to measure one of L{_SAMPLED} runs.
     """
 
     __slots__ = ("_before", "step")
@@ -165,8 +165,8 @@ class _Calls(ProviderCalls):
 
     def start(self, call: Callable[..., Any], *arguments: Any) -> Any:
         # This method repeats the code of the base class instead of calling it, and reads the clock
-        # no more often.  The reason is that this method runs some ten times even in the shortest
-        # session.
+        # no more often than the base class does.  The reason is that this method runs some ten
+        # times even in the shortest session.
         seconds = self._seconds
         late = seconds() + _QUICK
         try:
