@@ -214,7 +214,7 @@ def ensureStarted(answer: Any) -> Any:
 def _isOurs(coroutine: CoroutineType[Any, Any, Any]) -> bool:
     """
     @return: whether a coroutine belongs to this package.  These coroutines do not await objects of
-        asyncio.  They rely on a rule of Twisted: after its cancellation a call returns no result.
+        asyncio.  They rely on a rule of Twisted: a call that was cancelled returns no result.
     """
     frame = coroutine.cr_frame
     name = "" if frame is None else str(frame.f_globals.get("__name__"))
@@ -368,7 +368,7 @@ def _within(answer: Deferred[Any], clock: IReactorTime, timeout: float) -> Defer
 
 class Shielded:
     """
-    A call that is not cancelled if the functions that wait for it are cancelled.
+    A call that goes on even if a wait for its result is cancelled.
     """
 
     def __init__(self, call: Callable[..., Any], *arguments: Any) -> None:

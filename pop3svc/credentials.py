@@ -37,8 +37,8 @@ class IPasswordAttempt(IUsernamePassword):
     isSecure: bool = Attribute("bool: the client's connection uses TLS.")
     version: str = Attribute(
         "str, settable: the credentialsVersion (L{pop3svc.interfaces.IAccountStatus}) of the "
-        "password that was accepted; empty to ask for it later.  A checker sets it if the password "
-        "may change meanwhile, or a user has several passwords."
+        "password that was accepted; empty if the service has to ask for it later.  A checker sets "
+        "it if the password may change meanwhile, or a user has several passwords."
     )
 
     def comparing() -> None:

@@ -100,7 +100,7 @@ def _sentence(error: BaseException) -> str:
 
 class _Again(Exception):
     """
-    The transaction conflicts with another transaction.  It will run again after a pause.
+    The transaction conflicts with another transaction.  It may run again after a pause.
     """
 
 
@@ -556,9 +556,9 @@ class Database:
 
     def _perform(self, access: Any, job: _Job) -> Any:
         """
-        Run a transaction.  If an earlier connection of this thread breaks, run the transaction once
-        more on a new connection.  If the outcome of COMMIT is unknown, run the transaction once
-        more only if it may be repeated.
+        Run a transaction.  If the connection of an earlier transaction breaks, run the transaction
+        once more on a new connection.  If the outcome of COMMIT is unknown, run the transaction
+        once more only if it may be repeated.
         """
         pool = access.pool
         isFirst = True

@@ -690,7 +690,7 @@ class DeliveryCopy:
         message.
     @ivar uniqueID: the unique-id that the message had on another server.  If the mailbox has or had
         a message with this unique-id, the store does not store the message, so that an import can
-        be repeated.  If it is None, the store makes a unique-id.
+        be repeated.  If C{uniqueID} is None, the store makes a unique-id.
     @ivar arrival: when the message arrived, seconds since the epoch; None if it arrives now.
     @ivar order: the position among messages with the same time of arrival.
     """

@@ -83,7 +83,7 @@ def isCancelled() -> bool:
 def reportProgress() -> None:
     """
     Report that the work of this thread goes on.  Long work in a thread of a L{BoundedThreadPool}
-    calls this function regularly, because otherwise the thread counts as lost.
+    calls this function regularly, because otherwise the thread may count as lost.
     """
     job: _Job | None = getattr(_running, "job", None)
     if job is not None:
@@ -306,7 +306,8 @@ class BoundedThreadPool:
         """
         Start a further thread, unless the pool already has as many threads as it may have.
 
-        @raise POP3ResponseError: C{SYS/TEMP} if the pool has no thread and cannot start one.
+        @raise POP3ResponseError: C{SYS/TEMP} if the pool has no thread except lost threads, and
+            cannot start one.
         """
         lost = len(self._lost())
         if self._threads >= self._most + min(lost, self.LOST):

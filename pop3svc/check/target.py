@@ -150,7 +150,7 @@ class Target:
     async def withSTLS(self) -> Client:
         """
         @return: a client without TLS, on a server that announces STLS.
-        @raise NotApplicable: the server does not announce STLS.
+        @raise NotApplicable: TLS is on from the first octet, or the server does not announce STLS.
         """
         if self.mode == "tls":
             raise NotApplicable("TLS is on from the first octet")

@@ -53,7 +53,8 @@ class LoginRefused(ClientError):
     """
     The server refused a login.
 
-    @ivar code: a response code of POP3 (RFC 2449, RFC 3206), or L{None} for a wrong password.
+    @ivar code: C{IN-USE}, C{LOGIN-DELAY}, C{SYS/TEMP} or C{SYS/PERM} (RFC 2449, RFC 3206); L{None}
+        for any other refusal, such as that of a wrong password.
     """
 
     def __init__(self, code: str | None) -> None:

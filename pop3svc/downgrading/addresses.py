@@ -1,5 +1,5 @@
 """
-Make lists of addresses ASCII (RFC 6858 section 2.1).
+Convert lists of addresses to ASCII (RFC 6858 section 2.1).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """
-Make one header field ASCII.
+Convert one header field to ASCII.
 """
 
 from __future__ import annotations

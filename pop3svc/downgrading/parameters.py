@@ -1,5 +1,5 @@
 """
-Make the parameters of MIME fields ASCII (RFC 2231), and find the boundary of a multipart.
+Convert the parameters of MIME fields to ASCII (RFC 2231), and find the boundary of a multipart.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def keep(
 
     @param messages: the messages, in the order in which the server gave them unique-ids.
     @param present: the base names of the messages whose files exist; L{None} if all files exist.
-        These messages are considered first, because clients know only their unique-ids.  Only these
-        messages count in C{illegal} and C{repeated}.
+        These messages are considered first, because clients do not see the other messages any more.
+        Only these messages count in C{illegal} and C{repeated}.
     @param renames: whether the server appended C{-2} to the second of several equal unique-ids,
         C{-3} to the third, and so on (C{pop3_uidl_duplicates = rename} of Dovecot).
     """

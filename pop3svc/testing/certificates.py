@@ -71,7 +71,8 @@ class Authority:
 
     def write(self, path: Path) -> None:
         """
-        Write the authority's own certificate, which a client has to trust, in PEM.
+        Write the authority's own certificate to a file, in PEM.  A client has to trust this
+        certificate.
         """
         path.write_bytes(self._certificate.public_bytes(Encoding.PEM))
 

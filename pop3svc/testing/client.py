@@ -264,9 +264,9 @@ def conversation(
     Hold a conversation with a service in memory.
 
     The script has a line C{C: ...} for each line of the client, and a line C{S: ...} for each line
-    of the server.  It begins with the greeting.  A server line that ends in C{…} matches any line
-    that begins in the same way.  Spaces at the end of a line are significant.  C{S: (closed)}
-    means that the service has closed the connection.  Other lines are comments.
+    of the server.  The script begins with the greeting.  A server line that ends in C{…} matches
+    any line that begins in the same way.  Spaces at the end of a line are significant.  C{S:
+    (closed)} means that the service has closed the connection.  Other lines are comments.
 
     @param options: further arguments for L{POP3Factory}.
     @return: the client, for use after the conversation.

@@ -43,7 +43,7 @@ from pop3svc.testing.wire import WireFactory
 __all__ = ["POP3Server"]
 
 _HOST = "127.0.0.1"
-# The capabilities that do not stand for a command.
+# The capabilities that stand neither for a command nor for an extension.
 _OWN = frozenset(["AUTH-RESP-CODE", "EXPIRE", "IMPLEMENTATION", "PIPELINING", "RESP-CODES"])
 # The capabilities whose commands have names that differ from the tag of the capability.
 _COMMANDS_OF = {"SASL": ("AUTH",), "USER": ("USER", "PASS")}

@@ -126,7 +126,7 @@ class Conversations:
         found = self._found.pop(connection, None)
         if found is None:
             found = _Conversation(idOf(connection, 0))
-        # Put the conversation at the end, because the latest is the last.
+        # Put the conversation at the end, because the one with the latest line comes last.
         self._found[connection] = found
         if len(self._found) > _SESSIONS:
             del self._found[next(iter(self._found))]

@@ -117,9 +117,9 @@ class _Channel(HTTPChannel):
 
     def lasts(self) -> bool:
         """
-        Let this connection stay open for a long time, because its answer takes so long.
+        Let this connection stay open for a long time, unless too many such connections are open.
 
-        @return: whether the connection stays open, which depends on the number of such connections.
+        @return: whether the connection stays open.
         """
         return bool(self.factory.letLast(self))
 

@@ -27,7 +27,7 @@ __all__ = [
     "timeOf",
 ]
 
-# The number of days before the end of a certificate from which the page warns.
+# The page warns when a certificate has fewer days left than this number.
 _SOON = 21
 
 
