@@ -193,7 +193,7 @@ class _Calls(ProviderCalls):
         self, call: Callable[..., Any], began: float, error: BaseException | None = None
     ) -> None:
         """
-        Count a call that has answered without a Deferred.
+        Count a call that has ended without a Deferred.
         """
         took = self._seconds() - began
         if took > HELD:
