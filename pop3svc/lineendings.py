@@ -98,8 +98,7 @@ class CRLFNormalizer:
 
 class LFNormalizer:
     """
-    Converts the line ends of one message to LF, block by block, before the message is written to a
-    file.
+    Converts the line ends of one message to LF, block by block.
 
     L{CRLFNormalizer} makes the same octets from the result as from the original message.  A line
     end with more than one carriage return therefore does not change.  A last line without a line
