@@ -167,7 +167,7 @@ def isUnencodable(error: BaseException) -> bool:
 
 class Link(ABC):
     """
-    A connection to a database.  No two threads use it at the same time.
+    A connection to a database.  No two threads use it at the same time, except by L{cut}.
     """
 
     dialect: str

@@ -69,8 +69,8 @@ _SECOND_NS = 1_000_000_000
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 _NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
-# The queue may be long, because the number of connections is limited, and each connection has at
-# most one job in the queue.
+# The queue may be long.  Few jobs wait in it, because the number of connections is limited, and
+# each connection has at most one job in the queue.
 _disk: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
     "pop3svc-disk", threads=8, waiting=100_000
 )

@@ -25,7 +25,8 @@ class Health:
     """
 
     # Seconds after a failure until C{/readyz} reports success again.  The report must not wait for
-    # a success, because without requests the service does not use the server.
+    # a success, because a load balancer may send no clients until then, and without clients the
+    # service does not use the server.
     RECENT = 30.0
     # All servers and databases that this process uses.  The operator can see them.
     _all: WeakSet[Health] = WeakSet()

@@ -609,8 +609,8 @@ class IUsesUserFacts(Interface):
 
     def useFacts(source: Any) -> None:
         """
-        After this call, ask this source for the data about users.  If the source does not know a
-        value, the store asks the system.
+        After this call, the store asks this source for the data about users.  If the source does
+        not know a value, the store asks the system.
 
         @param source: an L{IUserFacts}.
         """

@@ -138,7 +138,7 @@ def addressIn(text: str) -> str:
 def preparedName(user: str, policy: Policy) -> str:
     """
     @param policy: tells whether names that differ only in upper and lower case are the same.
-    @return: the prepared name of a user (RFC 8265).
+    @return: the prepared name of a user (RFC 8265); C{user} if the name cannot be prepared.
     """
     try:
         return prepareName(user, policy.nameCase == "mapped")

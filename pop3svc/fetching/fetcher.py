@@ -89,7 +89,7 @@ class Recorder:
 
     def digestsOf(self, uniqueID: str) -> set[bytes]:
         """
-        @return: the digests of the stored messages that have a unique-id.
+        @return: the digests of the stored messages that have this unique-id.
         """
         return self._stored.get(uniqueID, set())
 

@@ -48,7 +48,7 @@ class ProcessNumbers:
         """
         self._service = service
         self._meter = meter
-        # The counters to which sessions add their work, as the last request got them.
+        # For each counter to which sessions add their work, its value in the last answer.
         self._counted: dict[str, float] = {}
 
     async def collect(self) -> Numbers:

@@ -212,7 +212,7 @@ def _parseShort(found: re.Match[str], text: str) -> _Piece:
     if max(width, abs(skip)) > _WIDEST:
         raise ValueError(f"{text}: the width of %{letter} is too large")
     if found["sign"] and found["skip"] is not None:
-        # Without a number to skip before the sign, Dovecot ignores the sign.
+        # Dovecot ignores the sign unless a number of characters to skip stands before it.
         width = -width
     value, isPadded = _VALUES[_LETTERS[letter]], bool(found["zero"])
     number = _NUMBERS.get(letter)

@@ -254,9 +254,10 @@ class BoundedSite(Site):
 
     def letLast(self, channel: _Channel) -> bool:
         """
-        Let a connection stay open for L{LASTING} seconds, unless too many connections already do.
+        Let a connection stay open for L{LASTING} seconds, unless L{MOST_LASTING} connections do so
+        already.
 
-        @return: whether it stays open.
+        @return: whether the connection stays open.
         """
         if len(self.lasting) >= self.MOST_LASTING or channel not in self.channels:
             return False
