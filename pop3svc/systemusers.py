@@ -1,5 +1,5 @@
 """
-Look up the users of the operating system.  The source is NSS, such as C{/etc/passwd} or LDAP.
+Look up the users of the operating system.  NSS finds them, for example in C{/etc/passwd} or LDAP.
 """
 
 from __future__ import annotations
