@@ -131,7 +131,7 @@ async def quitDeletes(target: Target) -> None:
 @rule("deletion", "RFC 1939 section 5", given=Given.LOGINS, destructive=True)
 async def deletedByAnotherSession(target: Target) -> None:
     """
-    After another session has deleted a message, STAT, LIST and RETR of others still work.
+    After another session has deleted a message, STAT, LIST and RETR of other messages still work.
     """
     # Send no command in this session before the deletion, because the server might keep the sizes
     # that it has counted for an earlier command.
