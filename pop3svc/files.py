@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
 from itertools import islice
+from threading import Lock
 from typing import Any
 
 from zope.interface import implementer
@@ -58,7 +59,12 @@ _REGION = 1048576
 # tests one octet of every 16,384 octets.  This is enough, because the kernel reads more octets than
 # this at a time.
 _PROBE = 16384
-_COUNTING_BLOCK = 1048576
+# The number of octets of a large message that are examined at a time.  A thread has Python's
+# interpreter lock during this time, so that the reactor's thread may have to wait.
+_COUNTING_BLOCK = 131072
+# Only one thread examines a large message at a time.  More threads would not be faster, because all
+# of them need the interpreter lock, and the reactor's thread would have to wait for each of them.
+_examining = Lock()
 # The number of octets at the end of a message that are not sent by sendfile().
 _LAST = 4096
 
@@ -422,9 +428,11 @@ def measure(descriptor: int, size: int) -> tuple[int, bool, bytes, bool]:
             break
         if not data:
             first = block[:1024]
-        count.feed(block)
-        isASCII = isASCII and block.isascii()
-        hasDots = hasDots or b"\n." in block or (block[0] == 0x2E and last == b"\n")
+        with _examining:
+            count.feed(block)
+            isASCII = isASCII and block.isascii()
+            hasDots = hasDots or (block[0] == 0x2E and last == b"\n")
+            hasDots = hasDots or DOT_LINE.search(block) is not None
         last = block[-1:]
         offset = data + len(block)
     octets = count.total()

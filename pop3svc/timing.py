@@ -110,6 +110,9 @@ class TimeSlice:
     shares the time of one slice.  All new work shares the time of another slice.  The remaining
     work waits for a later iteration.  A client therefore waits no longer than the time of two
     slices, even if other clients have much work.
+
+    @ivar isLate: whether the slice that all new work shares was used up at the last L{restart}, so
+        that new work which takes long should wait.
     """
 
     # SLICE is the length of a slice in seconds.  It is so short that no client notices.  Work that
@@ -137,6 +140,17 @@ class TimeSlice:
             # events.
             queue.began = now
         queue.latest = now
+        self.isLate = now - queue.began >= self.SLICE and not queue.isRunning
+        return now
+
+    def restartNew(self) -> float:
+        """
+        Begin the slice that all new work shares, because an iteration of the reactor has begun.
+
+        @return: the present time in seconds of the clock.
+        """
+        queue = self._queue
+        queue.began = queue.latest = now = self._clock.seconds()
         return now
 
     def isOver(self) -> bool:

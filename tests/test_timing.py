@@ -228,6 +228,37 @@ class TimeSliceTests(TestCase):
             iterate(clock)
         self.assertEqual(found, [False] * 1000)
 
+    def test_late(self) -> None:
+        """
+        New work is late when the slice that all new work shares is used up, until a new iteration
+        begins.  Work that has waited for its slice is never late.
+        """
+        clock = Clock()
+        slice = TimeSlice(clock)
+        self.assertFalse(slice.isLate)
+        clock.advance(TimeSlice.SLICE / 2)
+        slice.restart()
+        self.assertFalse(slice.isLate)
+        clock.advance(TimeSlice.SLICE / 2)
+        slice.restart()
+        self.assertTrue(slice.isLate)
+        late: list[bool] = []
+
+        def work() -> None:
+            clock.rightNow += TimeSlice.SLICE
+            slice.restart()
+            late.append(slice.isLate)
+
+        slice.callNext(work)
+        iterate(clock)
+        self.assertEqual(late, [False])
+        clock.rightNow += TimeSlice.SLICE
+        slice.restart()
+        self.assertTrue(slice.isLate)
+        TimeSlice(clock).restartNew()
+        slice.restart()
+        self.assertFalse(slice.isLate)
+
 
 def iterate(clock: Clock) -> None:
     """

@@ -29,7 +29,7 @@ from pop3svc.protocol.channelbinding import channelBinding
 from pop3svc.protocol.clientcertificate import certificateNames
 from pop3svc.protocol.closing import Closing, isTLS
 from pop3svc.protocol.content import MessageBody
-from pop3svc.protocol.dispatch import Table, lineLimit, respond, verbOf
+from pop3svc.protocol.dispatch import Table, lineLimit, opensMailbox, respond, verbOf
 from pop3svc.protocol.framing import LineBuffer
 from pop3svc.protocol.outlets import Stalled, outletTo
 from pop3svc.protocol.replies import After, Reply, err, ok
@@ -280,10 +280,13 @@ class POP3Connection(LineReceiver):
         self._isTaking = True
         taken, turns = self._input, self._turns
         lines = taken.lines
+        now = turns.restart()
+        if turns.isLate and self._canWait(line):
+            self._isTaking = False
+            return
         if line is None and lines:
             line = taken.next()
         isNew = line is not None
-        now = turns.restart()
         try:
             while line is not None:
                 self.lineReceived(line)
@@ -296,10 +299,7 @@ class POP3Connection(LineReceiver):
                     if self._running is not None or self._reason:
                         break
                 if turns.isOver():
-                    # Let the reactor serve other connections.  Answer the remaining lines in the
-                    # next time slice.
-                    self.pauseProducing()
-                    turns.callNext(self._nextTurn)
+                    self._waitForTurn()
                     break
                 line = taken.next()
         finally:
@@ -319,6 +319,32 @@ class POP3Connection(LineReceiver):
         elif isNew or self._limit is None:
             # Do not restart a running time limit for a part of a line.
             self._awaitLine(now)
+
+    def _waitForTurn(self) -> None:
+        """
+        Let the reactor serve other connections.  Answer the remaining lines in the next time slice.
+        """
+        self.pauseProducing()
+        self._turns.callNext(self._nextTurn)
+
+    def _canWait(self, line: bytes | None) -> bool:
+        """
+        Leave the next line to the next time slice if the line opens a mailbox, because that takes
+        long.  When many users log in at the same time, other clients therefore wait less.
+
+        @param line: the next line; L{None} if it is in the buffer.
+        @return: whether the line waits.
+        """
+        taken = self._input
+        if line is None:
+            if not taken.lines or not opensMailbox(self.session, taken.lines[-1], self._table):
+                return False
+        elif opensMailbox(self.session, line, self._table):
+            taken.feed(line + b"\n")
+        else:
+            return False
+        self._waitForTurn()
+        return True
 
     def lineReceived(self, line: bytes) -> None:
         """

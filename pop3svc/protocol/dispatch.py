@@ -20,7 +20,7 @@ from pop3svc.protocol.replies import After, Reply, err
 from pop3svc.protocol.session import Session, State
 from pop3svc.protocol.wire import hasControl, splitLine
 
-__all__ = ["Command", "Table", "lineLimit", "respond", "verbOf"]
+__all__ = ["Command", "Table", "lineLimit", "opensMailbox", "respond", "verbOf"]
 
 log = Logger(namespace="pop3svc")
 
@@ -112,6 +112,18 @@ def lineLimit(session: Session, line: bytes, table: Table) -> int:
         if command is None or not command.longLine:
             return session.policy.maxLineLength
     return session.policy.maxAuthLineLength
+
+
+def opensMailbox(session: Session, line: bytes, table: Table) -> bool:
+    """
+    @param line: the octets of the line without its LF.
+    @return: whether the command in this line opens the mailbox or lists it again, if the command
+        succeeds.
+    """
+    exchange = session.exchange
+    verb = splitLine(line.removesuffix(b"\r"))[0]
+    command = table.get(verb) if exchange is None else exchange.command
+    return command is not None and command.nextState is State.TRANSACTION
 
 
 def respond(session: Session, line: bytes, table: Table) -> Reply | Coroutine[Any, Any, Reply]:

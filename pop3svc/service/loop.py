@@ -39,6 +39,7 @@ class Loop:
             L{twisted.internet.interfaces.IReactorTime}.
         """
         self.reactor = reactor
+        self._turns = TimeSlice(reactor)
         self._poller = select.epoll()
         self._parts: dict[int, Any] = {}
         self._isWatched = False
@@ -95,7 +96,7 @@ class Loop:
         end = 0.0
         for _ in range(_ROUNDS):
             ready = self._poller.poll(0, _BATCH)
-            end = end or seconds() + TimeSlice.SLICE
+            end = end or self._turns.restartNew() + TimeSlice.SLICE
             self._serve(ready)
             if len(ready) < 2 or seconds() >= end:
                 return

@@ -666,6 +666,50 @@ def test_shutdownWithAClientThatDoesNotRead() -> None:
     assert (client.isOpen, over) == (False, [None])
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [b"USER alice", b"PASS secret"],
+        [b"AUTH PLAIN AGFsaWNlAHNlY3JldA=="],
+        [b"AUTH PLAIN", b"AGFsaWNlAHNlY3JldA=="],
+    ],
+)
+@pytest.mark.parametrize("isPipelined", [False, True])
+def test_loginsWaitForOthers(
+    monkeypatch: pytest.MonkeyPatch, lines: list[bytes], isPipelined: bool
+) -> None:
+    """
+    While the reactor's thread is busy, a command that opens a mailbox waits for the next iteration
+    of the reactor.  Other commands are answered at once.
+    """
+    provider = MemoryProvider({"alice": "secret", "bob": "secret"}, [b"x\n"])
+    factory = POP3Factory(provider, clock=Clock())
+    client, other = Client(factory), Client(factory)
+    other.logIn(b"bob")
+    monkeypatch.setattr(TimeSlice, "SLICE", 0)
+    client.received()
+    if isPipelined:
+        client.send(b"".join(line + b"\r\n" for line in lines))
+    else:
+        for line in lines[:-1]:
+            client.send(line + b"\r\n")
+            while not client.received():
+                advance(client, 0)
+        client.send(lines[-1] + b"\r\n")
+        assert not client.received()
+    assert other.say(b"NOOP") == b"+OK Done.\r\n"
+    for _ in lines:
+        advance(client, 0)
+    assert b"+OK Logged in." in client.received()
+    client.send(b"SLEE\r\n")
+    assert client.received().startswith(b"+OK")
+    client.send(b"WAKE\r\n")
+    assert not client.received()
+    assert client.isOpen
+    advance(client, 0)
+    assert client.received().startswith(b"+OK")
+
+
 def test_clientEndsItsHalfBetweenTimeSlices(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     After the client has closed its half, commands that wait for their time slice are still
