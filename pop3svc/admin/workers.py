@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList
@@ -21,6 +21,12 @@ __all__ = ["Asked", "WorkersOperations"]
 _PATIENCE = 5.0
 
 
+class WorkerEnded(OperationError):
+    """
+    A worker ended before it had answered.
+    """
+
+
 class Asked:
     """
     Sends questions to workers, and receives their answers.
@@ -29,10 +35,11 @@ class Asked:
     def __init__(self, clock: Any) -> None:
         self._clock = clock
         self._count = 0
-        self._open: dict[int, tuple[Deferred[Any], Send, Any]] = {}
+        self._open: dict[int, tuple[Deferred[Any], Send, Any, Hashable]] = {}
 
     def ask(
         self,
+        worker: Hashable,
         write: Callable[[Mapping[str, Any]], object],
         name: str,
         arguments: Mapping[str, str],
@@ -43,7 +50,7 @@ class Asked:
 
         @param write: sends the question to the worker.
         @return: a Deferred of the result.  The Deferred fails with L{OperationError} if the worker
-            refuses the question or does not answer in time.
+            refuses the question, ends or does not answer in time.
         """
         self._count += 1
         number = self._count
@@ -54,12 +61,12 @@ class Asked:
 
         answer: Deferred[Any] = Deferred(stop)
         timer = self._clock.callLater(_PATIENCE, self._late, number, stop)
-        self._open[number] = answer, send, timer
+        self._open[number] = answer, send, timer, worker
         write({"id": number, "do": name, "arguments": dict(arguments)})
         return answer
 
     def _forget(self, number: int) -> None:
-        _, _, timer = self._open.pop(number)
+        timer = self._open.pop(number)[2]
         if timer.active():
             timer.cancel()
 
@@ -76,7 +83,7 @@ class Asked:
         if number not in self._open:
             # The answer came too late, or the question was cancelled.
             return
-        answer, send, timer = self._open[number]
+        answer, send, timer, _ = self._open[number]
         if "items" in value:
             timer.reset(_PATIENCE)
             send(value["items"])
@@ -86,6 +93,16 @@ class Asked:
             answer.errback(OperationError(value["error"]))
         else:
             answer.callback(value["result"])
+
+
+    def workerEnded(self, worker: Hashable) -> None:
+        """
+        Let all questions to a worker fail, because the worker has ended and cannot answer any more.
+        """
+        for number, (answer, _, _, asked) in list(self._open.items()):
+            if asked is worker:
+                self._forget(number)
+                answer.errback(WorkerEnded("the worker has ended"))
 
 
 class WorkersOperations:
@@ -158,11 +175,16 @@ class WorkersOperations:
         return asked
 
     async def _askAll(self, name: str, arguments: Mapping[str, str], send: Send) -> Any:
+        """
+        Ask all workers.  Leave out workers that end meanwhile, because their sessions have ended.
+        """
         workers = self._supervisor.serving
         asked = [self._ask(each, name, arguments, send) for each in workers]
         answers = await DeferredList(asked, consumeErrors=True)
         results = []
         for worker, (hasAnswered, answer) in zip(workers, answers, strict=True):
+            if not hasAnswered and answer.check(WorkerEnded):
+                continue
             if not hasAnswered:
                 raise OperationError(f"{worker}: {answer.getErrorMessage()}")
             results.append(answer)

@@ -632,6 +632,7 @@ class Supervisor(Operated):
         Note that a worker has ended and that all its output has been read.
         """
         self._reading.discard(worker)
+        self.asked.workerEnded(worker)
         if self.numbers is not None:
             self.numbers.workerEnded(worker)
         if worker.how and self._succession.isPending(worker.number):
@@ -735,7 +736,8 @@ class Supervisor(Operated):
         outbox = worker.outbox
         assert outbox is not None
         return self.asked.ask(
-            lambda question: outbox.send(ASK, json.dumps(question)), name, arguments, send
+            *(worker, lambda question: outbox.send(ASK, json.dumps(question))),
+            *(name, arguments, send),
         )
 
     def tellStrike(self, event: str, clientIP: str | None, username: str, guess: str) -> None:

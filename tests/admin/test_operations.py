@@ -479,7 +479,7 @@ class Workers:
                 self.asked.answered({"id": question["id"], "items": list(worker.process.items)})
             self.asked.answered({"id": question["id"], "result": result})
 
-        return self.asked.ask(write, name, arguments, send)
+        return self.asked.ask(worker, write, name, arguments, send)
 
     def begin(self, name: str, **arguments: str) -> list[Any]:
         results: list[Any] = []
@@ -531,13 +531,35 @@ def test_aWorkerHangs() -> None:
     assert [each["serves"] for each in results[0]["workers"]] == [True, False]
 
 
+def test_aWorkerEnds() -> None:
+    """
+    An answer does not wait for a worker that has ended, and leaves it out.
+    """
+    workers = Workers()
+    client = workers.workers[0].process.connect()
+    client.say(b"USER alice")
+    client.say(b"PASS secret")
+    workers.workers[1].hangs = True
+    results = workers.begin("kick", target="alice")
+    listed = workers.begin("who")
+    assert (results, listed) == ([], [])
+    workers.asked.workerEnded(workers.workers[1])
+    assert (results, listed) == ([1], [None])
+    assert not workers.clock.getDelayedCalls()
+    workers.workers[0].serves = False
+    bans = workers.begin("bans")
+    workers.asked.workerEnded(workers.workers[1])
+    [failure] = bans
+    assert failure.getErrorMessage() == "the worker has ended"
+
+
 def test_slowAnswer() -> None:
     """
     The time limit begins again with each line of an answer.
     """
     workers = Workers()
     items: list[Any] = []
-    done = workers.asked.ask(lambda question: None, "who", {}, items.extend)
+    done = workers.asked.ask(1, lambda question: None, "who", {}, items.extend)
     for number in range(3):
         workers.clock.advance(4)
         workers.asked.answered({"id": 1, "items": [number]})
@@ -548,7 +570,7 @@ def test_slowAnswer() -> None:
 
 def test_nobodyWaitsAnyMore() -> None:
     workers = Workers()
-    done = workers.asked.ask(lambda question: None, "who", {}, list)
+    done = workers.asked.ask(1, lambda question: None, "who", {}, list)
     done.addErrback(lambda _: None)
     done.cancel()
     workers.asked.answered({"id": 1, "items": [1]})

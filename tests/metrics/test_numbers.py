@@ -106,6 +106,20 @@ def test_aWorkerEndsWhileItIsAsked() -> None:
     assert workers.collect({}, {CONNECTIONS: 4})[CONNECTIONS] == results[0][CONNECTIONS]
 
 
+def test_aWorkerEndsWithoutAnAnswer() -> None:
+    """
+    The numbers do not wait for a worker that has ended.
+    """
+    workers = Workers()
+    workers.collect({CONNECTIONS: 3}, {CONNECTIONS: 4})
+    collected = workers.begin()
+    workers.answer(1, **{CONNECTIONS: 5})
+    results: list[Any] = []
+    collected.addBoth(results.append)
+    died(workers.reactor.started[0])
+    assert results[0][CONNECTIONS] == 8
+
+
 def test_aWorkerThatDoesNotAnswer() -> None:
     workers = Workers()
     workers.collect({CONNECTIONS: 3}, {CONNECTIONS: 4})
