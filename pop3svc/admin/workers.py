@@ -94,7 +94,6 @@ class Asked:
         else:
             answer.callback(value["result"])
 
-
     def workerEnded(self, worker: Hashable) -> None:
         """
         Let all questions to a worker fail, because the worker has ended and cannot answer any more.

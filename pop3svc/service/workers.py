@@ -735,10 +735,11 @@ class Supervisor(Operated):
         """
         outbox = worker.outbox
         assert outbox is not None
-        return self.asked.ask(
-            *(worker, lambda question: outbox.send(ASK, json.dumps(question))),
-            *(name, arguments, send),
-        )
+
+        def write(question: Mapping[str, Any]) -> None:
+            outbox.send(ASK, json.dumps(question))
+
+        return self.asked.ask(worker, write, name, arguments, send)
 
     def tellStrike(self, event: str, clientIP: str | None, username: str, guess: str) -> None:
         """
