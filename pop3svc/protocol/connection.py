@@ -51,6 +51,8 @@ log = Logger(namespace="pop3svc")
 # The first octet of a TLS record that begins a handshake (RFC 8446 section 5.1).  No command begins
 # with this octet.
 _HANDSHAKE_RECORD = 0x16
+# If a client has sent no more commands than this, they do not wait for the next time slice.
+_FEW = 4
 
 # Looking up a global name takes less time than looking up an attribute of an enumeration.
 _GO_ON, _AUTHORIZATION, _TRANSACTION = After.GO_ON, State.AUTHORIZATION, State.TRANSACTION
@@ -298,7 +300,7 @@ class POP3Connection(LineReceiver):
                     self._run(self._sender.flush())
                     if self._running is not None or self._reason:
                         break
-                if turns.isOver():
+                if turns.isOver() and self._mustYield():
                     self._waitForTurn()
                     break
                 line = taken.next()
@@ -319,6 +321,14 @@ class POP3Connection(LineReceiver):
         elif isNew or self._limit is None:
             # Do not restart a running time limit for a part of a line.
             self._awaitLine(now)
+
+    def _mustYield(self) -> bool:
+        """
+        @return: whether the remaining lines have to wait for the next time slice.  A few short
+            commands do not wait, because the wait would take much longer than these commands.
+        """
+        lines, session, table = self._input.lines, self.session, self._table
+        return len(lines) > _FEW or any(opensMailbox(session, each, table) for each in lines)
 
     def _waitForTurn(self) -> None:
         """

@@ -717,11 +717,12 @@ def test_clientEndsItsHalfBetweenTimeSlices(monkeypatch: pytest.MonkeyPatch) -> 
     """
     client = loggedIn()
     monkeypatch.setattr(TimeSlice, "SLICE", 0)
-    client.send(b"NOOP\r\n" * 3)
+    client.send(b"NOOP\r\n" * 6)
+    assert client.transport.isPaused
     client.endSending()
     for _ in range(4):
         advance(client, 0)
-    assert client.received() == b"+OK Done.\r\n" * 3
+    assert client.received() == b"+OK Done.\r\n" * 6
     assert not client.isOpen
 
 

@@ -23,18 +23,30 @@ def test_inputBetweenTimeSlicesWaits(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     client = loggedIn()
     monkeypatch.setattr(TimeSlice, "SLICE", 0)
-    client.send(b"NOOP\r\n" * 3)
+    client.send(b"NOOP\r\n" * 6)
     assert client.transport.isPaused
     client.protocol.dataReceived(b"STAT 1\r\n")
     for _ in range(5):
         advance(client, 0)
-    assert client.received() == b"+OK Done.\r\n" * 3 + b"-ERR This command takes no argument.\r\n"
+    assert client.received() == b"+OK Done.\r\n" * 6 + b"-ERR This command takes no argument.\r\n"
+
+
+def test_fewCommandsDoNotWait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A few commands that were sent together are answered at once, even if a time slice is over.
+    """
+    client = loggedIn()
+    monkeypatch.setattr(TimeSlice, "SLICE", 0)
+    client.send(b"NOOP\r\n" * 5)
+    assert client.received() == b"+OK Done.\r\n" * 5
+    client.send(b"NOOP\r\n" * 6)
+    assert client.received() == b"+OK Done.\r\n"
 
 
 def test_shutdownBetweenTimeSlices(monkeypatch: pytest.MonkeyPatch) -> None:
     client = loggedIn()
     monkeypatch.setattr(TimeSlice, "SLICE", 0)
-    client.send(b"NOOP\r\n" * 3)
+    client.send(b"NOOP\r\n" * 6)
     factory: Any = client.protocol.factory
     _, over = start(factory.shutdown())
     advance(client, 0)
@@ -81,7 +93,7 @@ def test_nextTimeSliceWaitsForAWrite(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(ReplySender, "flushShort", lambda sender: False)
         patched.setattr(ReplySender, "flush", flushLater)
-        client.send(b"NOOP\r\n" * 3)
+        client.send(b"NOOP\r\n" * 6)
         advance(client, 0)
         # The write is waiting now.
         advance(client, 0)
@@ -89,7 +101,7 @@ def test_nextTimeSliceWaitsForAWrite(monkeypatch: pytest.MonkeyPatch) -> None:
     waiting.callback(None)
     for _ in range(5):
         advance(client, 0)
-    assert client.received() == b"+OK Done.\r\n" * 3
+    assert client.received() == b"+OK Done.\r\n" * 6
 
 
 def test_unreadShortRepliesPauseInput() -> None:
