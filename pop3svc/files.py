@@ -47,6 +47,7 @@ __all__ = [
     "stampOf",
     "syncDirectory",
     "useNoThreads",
+    "useSlowFiles",
     "writeWhole",
 ]
 
@@ -75,10 +76,14 @@ _SECOND_NS = 1_000_000_000
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 _NOT_CACHED = (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 
-# The queue may be long.  Few jobs wait in it, because the number of connections is limited, and
-# each connection has at most one job in the queue.
+# The number of threads for a slow file system.
+_SLOW = 8
+# Four threads, because more would not be faster if the files are in the page cache.  Each thread
+# also needs Python's interpreter lock, so the reactor's thread would wait longer.  The queue may be
+# long.  Few jobs wait in it, because the number of connections is limited, and each connection has
+# at most one job in the queue.
 _disk: BoundedThreadPool | InlineExecutor = BoundedThreadPool(
-    "pop3svc-disk", threads=8, waiting=100_000
+    "pop3svc-disk", threads=4, waiting=100_000
 )
 # Separate threads run work that may take minutes, so that short work need not wait for it.  More
 # than two threads would not be faster.
@@ -101,6 +106,14 @@ def disk() -> BoundedThreadPool | InlineExecutor:
     @return: the threads that read and write files.
     """
     return _disk
+
+
+def useSlowFiles() -> None:
+    """
+    Let more threads read and write files, because they wait for a slow file system most of the
+    time.
+    """
+    _disk.allow(_SLOW)
 
 
 def longWork() -> BoundedThreadPool | InlineExecutor:

@@ -118,6 +118,11 @@ class InlineExecutor:
         Do nothing, because there are no threads.
         """
 
+    def allow(self, threads: int) -> None:
+        """
+        Do nothing, because there are no threads.
+        """
+
     def run(
         self,
         work: Callable[..., T],
@@ -301,6 +306,14 @@ class BoundedThreadPool:
         """
         if not self._threads:
             self._grow()
+
+    def allow(self, threads: int) -> None:
+        """
+        Let the pool have at least this number of threads.
+        """
+        more = max(threads - self._most, 0)
+        self._most += more
+        self._bound += more
 
     def _grow(self) -> None:
         """

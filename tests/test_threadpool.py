@@ -27,6 +27,16 @@ class BoundedThreadPoolTests(TestCase):
         with self.assertRaises(ZeroDivisionError):
             await self.workers.run(divmod, 1, 0)
 
+    async def test_moreThreads(self) -> None:
+        """
+        A pool may be allowed more threads later, and never gets fewer.
+        """
+        for threads in (2, 1):
+            self.workers.allow(threads)
+        both = threading.Barrier(2)
+        numbers = [await each for each in [self.workers.run(both.wait, 30) for _ in range(2)]]
+        self.assertEqual(sorted(numbers), [0, 1])
+
     async def test_nicer(self) -> None:
         """
         On Linux the threads have a lower priority than the thread of the reactor, whose priority

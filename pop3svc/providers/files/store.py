@@ -8,7 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from pop3svc.files import disk, longWork
+from pop3svc.files import disk, longWork, useSlowFiles
 from pop3svc.fileuser import FileUser
 from pop3svc.providers.files.directory import Directory, SlowDirectory, UserDirectory
 from pop3svc.providers.files.listing import Caches
@@ -60,6 +60,8 @@ class MailboxMaker:
         @param presence: records which mailboxes have existed.
         """
         self._format = format
+        if isSlow:
+            useSlowFiles()
         short, long = (disk(), longWork()) if runner is None else (runner, runner)
         folders, registry = format.folders, LockRegistry(short, clock)
         opened, openedByUser = _directories(isSlow)
