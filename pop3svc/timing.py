@@ -58,49 +58,48 @@ class _Queue:
     The work that waits for its next slice.  The work that has waited longest comes first.
 
     @ivar calls: the functions that continue the work.
+    @ivar last: the functions that begin long work.  They are called after all others.
     @ivar isRunning: whether one of these functions is running.
     @ivar began: the time at which new work began to occupy the reactor's thread, in seconds of the
         clock.
     @ivar latest: the time at which the latest work began, or last asked whether its slice is over.
     """
 
-    __slots__ = ("began", "calls", "isRunning", "isScheduled", "latest")
+    __slots__ = ("began", "calls", "isRunning", "isScheduled", "last", "latest")
 
     def __init__(self) -> None:
         self.calls: deque[Callable[[], object]] = deque()
+        self.last: deque[Callable[[], object]] = deque()
         self.isRunning = self.isScheduled = False
         self.began = self.latest = 0.0
 
-    def add(self, clock: IReactorTime, call: Callable[[], object]) -> None:
+    def schedule(self, clock: IReactorTime) -> None:
         """
-        Call a function in one of the next iterations of the reactor.
+        Call the waiting functions in the next iterations of the reactor.
         """
-        self.calls.append(call)
-        self._schedule(clock)
-
-    def _schedule(self, clock: IReactorTime) -> None:
         if not self.isScheduled:
             self.isScheduled = True
             clock.callLater(0, self.run, clock)
 
     def run(self, clock: IReactorTime) -> None:
         """
-        Call the functions that are waiting now, until the time of one slice is over.
+        Call the functions that are waiting now, until the time of one slice is over.  Call at least
+        one function of each kind.
         """
-        calls = self.calls
         end = clock.seconds() + TimeSlice.SLICE
         self.isRunning, self.isScheduled = True, False
         try:
-            for _ in range(len(calls)):
-                calls.popleft()()
-                if clock.seconds() >= end:
-                    break
+            for calls in (self.calls, self.last):
+                for _ in range(len(calls)):
+                    calls.popleft()()
+                    if clock.seconds() >= end:
+                        break
         finally:
             # Schedule the other functions even if a function raises an exception.
             self.isRunning = False
             self.began = clock.seconds()
-            if calls:
-                self._schedule(clock)
+            if self.calls or self.last:
+                self.schedule(clock)
 
 
 class TimeSlice:
@@ -174,7 +173,15 @@ class TimeSlice:
         """
         Call a function after the reactor has served other connections.
         """
-        self._queue.add(self._clock, call)
+        self._queue.calls.append(call)
+        self._queue.schedule(self._clock)
+
+    def callLast(self, call: Callable[[], object]) -> None:
+        """
+        Call a function that begins long work, after the functions of L{callNext} that wait.
+        """
+        self._queue.last.append(call)
+        self._queue.schedule(self._clock)
 
     async def next(self) -> None:
         """

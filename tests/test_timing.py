@@ -154,6 +154,29 @@ class TimeSliceTests(TestCase):
         self.assertEqual(counts, [4, 8, 10])
         self.assertEqual(called, list(range(10)))
 
+    def test_longWorkIsLast(self) -> None:
+        """
+        Long work begins after the other work that waits.  In each iteration of the reactor at least
+        one function of each kind is called.
+        """
+        clock = Clock()
+        slice = TimeSlice(clock)
+        called: list[str] = []
+
+        def work(name: str) -> None:
+            clock.rightNow += TimeSlice.SLICE / 2
+            called.append(name)
+
+        for _ in range(3):
+            slice.callLast(partial(work, "last"))
+            slice.callNext(partial(work, "next"))
+        found = []
+        while clock.getDelayedCalls():
+            iterate(clock)
+            found.append(" ".join(called))
+            called.clear()
+        self.assertEqual(found, ["next next last", "next last", "last"])
+
     def test_newWaitersWaitForTheNextIteration(self) -> None:
         clock = Clock()
         slice = TimeSlice(clock)

@@ -283,9 +283,13 @@ class POP3Connection(LineReceiver):
         taken, turns = self._input, self._turns
         lines = taken.lines
         now = turns.restart()
-        if turns.isLate and self._canWait(line):
-            self._isTaking = False
-            return
+        if turns.isLate:
+            if line is not None:
+                taken.feed(line + b"\n")
+                line = None
+            if self._waits(False):
+                self._isTaking = False
+                return
         if line is None and lines:
             line = taken.next()
         isNew = line is not None
@@ -300,8 +304,7 @@ class POP3Connection(LineReceiver):
                     self._run(self._sender.flush())
                     if self._running is not None or self._reason:
                         break
-                if turns.isOver() and self._mustYield():
-                    self._waitForTurn()
+                if turns.isOver() and self._waits(len(lines) > _FEW):
                     break
                 line = taken.next()
         finally:
@@ -322,38 +325,23 @@ class POP3Connection(LineReceiver):
             # Do not restart a running time limit for a part of a line.
             self._awaitLine(now)
 
-    def _mustYield(self) -> bool:
+    def _waits(self, isLong: bool) -> bool:
         """
-        @return: whether the remaining lines have to wait for the next time slice.  A few short
-            commands do not wait, because the wait would take much longer than these commands.
+        Let the reactor serve other connections before the buffered lines are answered, if these
+        lines take long.  A line that opens a mailbox waits until all other clients have had their
+        turn, because many users may log in at the same time.
+
+        @param isLong: whether the lines take long even if none of them opens a mailbox.
+        @return: whether the lines wait.
         """
         lines, session, table = self._input.lines, self.session, self._table
-        return len(lines) > _FEW or any(opensMailbox(session, each, table) for each in lines)
-
-    def _waitForTurn(self) -> None:
-        """
-        Let the reactor serve other connections.  Answer the remaining lines in the next time slice.
-        """
-        self.pauseProducing()
-        self._turns.callNext(self._nextTurn)
-
-    def _canWait(self, line: bytes | None) -> bool:
-        """
-        Leave the next line to the next time slice if the line opens a mailbox, because that takes
-        long.  When many users log in at the same time, other clients therefore wait less.
-
-        @param line: the next line; L{None} if it is in the buffer.
-        @return: whether the line waits.
-        """
-        taken = self._input
-        if line is None:
-            if not taken.lines or not opensMailbox(self.session, taken.lines[-1], self._table):
-                return False
-        elif opensMailbox(self.session, line, self._table):
-            taken.feed(line + b"\n")
+        if lines and opensMailbox(session, lines[-1], table):
+            self._turns.callLast(self._nextTurn)
+        elif isLong:
+            self._turns.callNext(self._nextTurn)
         else:
             return False
-        self._waitForTurn()
+        self.pauseProducing()
         return True
 
     def lineReceived(self, line: bytes) -> None:
