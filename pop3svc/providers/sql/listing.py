@@ -6,8 +6,8 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import dataclass
+from threading import Lock
 
 from pop3svc.database import Transaction
 from pop3svc.listings import UniqueIDList
@@ -70,8 +70,7 @@ def listIn(transaction: Transaction, mailbox: int) -> MailboxListing:
 
 class ListingCache:
     """
-    A cache of the latest listing of each mailbox.  Any thread may call L{get}, but only the
-    reactor's thread may call L{put}.
+    A cache of the latest listing of each mailbox.  Any thread may use it.
     """
 
     # The most messages in the cache.  A message takes some 150 octets.  Each mailbox counts as EACH
@@ -82,29 +81,30 @@ class ListingCache:
     def __init__(self) -> None:
         self._listings: OrderedDict[int, MailboxListing] = OrderedDict()
         self._messages = 0
+        self._guard = Lock()
 
     def get(self, mailbox: int, changes: int) -> MailboxListing | None:
         """
         @return: the listing of a mailbox; L{None} if the counter of changes had another value when
             the listing was made.
         """
-        known = self._listings.get(mailbox)
-        if known is None or known.changes != changes:
-            return None
-        # Another thread may have dropped the listing meanwhile.
-        with suppress(KeyError):
+        with self._guard:
+            known = self._listings.get(mailbox)
+            if known is None or known.changes != changes:
+                return None
             self._listings.move_to_end(mailbox)
-        return known
+            return known
 
     def put(self, mailbox: int, listing: MailboxListing) -> None:
         """
         Add a listing to the cache.
         """
-        self._drop(mailbox)
-        self._listings[mailbox] = listing
-        self._messages += len(listing.sizes) + self.EACH
-        while self._messages > self.BOUND and len(self._listings) > 1:
-            self._drop(next(iter(self._listings)))
+        with self._guard:
+            self._drop(mailbox)
+            self._listings[mailbox] = listing
+            self._messages += len(listing.sizes) + self.EACH
+            while self._messages > self.BOUND and len(self._listings) > 1:
+                self._drop(next(iter(self._listings)))
 
     def _drop(self, mailbox: int) -> None:
         known = self._listings.pop(mailbox, None)
