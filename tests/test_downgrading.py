@@ -221,7 +221,7 @@ def test_deepMultiparts() -> None:
 )
 def test_hostileFields(octets: bytes) -> None:
     """
-    A field with thousands of unclosed quotes or brackets, or of addresses, causes no
+    A field with thousands of unclosed quotes, unclosed brackets or addresses causes no
     L{RecursionError}.
     """
     for name in (b"To", b"Date", b"Content-Type", b"List-ID", b"References", b"Subject"):

@@ -253,8 +253,8 @@ class TimeSliceTests(TestCase):
 
     def test_late(self) -> None:
         """
-        New work is late when the slice that all new work shares is used up, until a new iteration
-        begins.  Work that has waited for its slice is never late.
+        C{isLate} is true for new work if the slice that all new work shares is used up.  It is
+        false for work that has waited for its own slice.
         """
         clock = Clock()
         slice = TimeSlice(clock)

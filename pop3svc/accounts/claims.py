@@ -153,14 +153,11 @@ class ClaimRules:
 
     def _nameIn(self, claims: dict[str, Any]) -> str:
         name = claims.get(self.claim)
+        # A printable name has no surrogates, so it can be encoded.
         if not isinstance(name, str) or not name or not name.isprintable():
-            raise BadToken("it has no user name")
-        try:
-            isLong = len(name.encode("utf-8")) > _LONGEST_NAME
-        except UnicodeEncodeError:
-            raise BadToken("it has no user name")
-        if isLong:
-            raise BadToken("it has no user name")
+            raise BadToken("it has no usable user name")
+        if len(name.encode("utf-8")) > _LONGEST_NAME:
+            raise BadToken("its user name is too long")
         # Refuse an address that was not verified, because some issuers let a user enter any
         # address.  Some issuers do not send email_verified, and some write true as a text.
         if self.claim == "email" and claims.get("email_verified", True) not in (True, "true"):

@@ -14,9 +14,9 @@ from twisted.internet.interfaces import IDelayedCall
 
 __all__ = ["WINDOW", "Command", "Patience", "Queue"]
 
-# The most commands that are sent before the reply to the first of them.  Servers read this number
-# of commands at once, and the commands fit into the buffers of the network.  Therefore the client
-# and the server never wait for each other forever.
+# The most commands that are sent before the reply to the first of them.  A server may read no
+# commands while it waits until the client reads a reply (RFC 2449 section 6.6).  This number of
+# commands fits into the buffers of the network, so that the client never waits for such a server.
 WINDOW = 32
 
 

@@ -58,7 +58,7 @@ class ReplySender:
 
     def startTLS(self) -> None:
         """
-        Change the outlet, because the transport encrypts all further octets.
+        Replace the outlet by one for TLS, because the transport encrypts all further octets.
         """
         self._outlet = self._outlet.encrypted()
 

@@ -124,7 +124,8 @@ class ConnectionInfo:
     @property
     def isLoopback(self) -> bool:
         """
-        Whether the client is on this machine.  A client of a UNIX socket has no address.
+        Whether the client is on this machine.  This is also true for a client of a UNIX socket,
+        which has no address.
         """
         return isLoopback(self.clientIP)
 

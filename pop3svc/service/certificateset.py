@@ -36,8 +36,9 @@ _MOST = 1000
 _AT_ONCE = 10
 # The least seconds between two checks of a directory, unless the operator asks for a check.
 _LOOK_EVERY = 1.0
-# Before each handshake, the files of this number of certificates are checked, in turn.  The files
-# of the default certificate are checked before every handshake.
+# The number of certificates whose files are checked before a handshake.  The next handshake goes on
+# with the certificates after them.  The files of the default certificate, and of certificates that
+# clients have asked for since the last handshake, are checked before every handshake.
 _IN_TURN = 4
 
 Make = Callable[[str, str], RenewableCertificate]

@@ -211,7 +211,8 @@ def test_revoked(path: str, how: str) -> None:
 
 def test_ambiguous(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A label counts before the selector of another password.
+    If the label of one password is the selector of another password, the label decides which of
+    them is revoked.
     """
     monkeypatch.setattr(apppasswordlines, "makeSecret", lambda taken: ("mutt", "mutt" * 8))
     addAppPassword(path, "ann", "first")

@@ -437,8 +437,8 @@ def test_asyncio() -> None:
 
 def test_heldBeforeItRaises() -> None:
     """
-    The warning about a call that blocks the reactor also covers a call that raises, a generator,
-    content and a deletion.
+    The service also warns if a method blocks and then raises an exception, if a deletion blocks,
+    and if reading the generator or the content that a method has returned blocks.
     """
     clock = Clock()
 

@@ -163,9 +163,10 @@ class Listing:
         self._moved: dict[str, Place] = {}
         self._movedLinks: dict[str, list[Place]] = {}
         self._watching: _Watching | None = None
-        # The value of MailboxWatch.changes at SLEE, and its value at the lock.  The next listing
-        # may use the second value.
+        # The value of MailboxWatch.changes at the last SLEE.
         self._changesAtSleep: int | None = None
+        # The same value, if nothing had changed when WAKE locked the mailbox.  The next listing may
+        # use this value.
         self._changesAtLock: int | None = None
 
     # --- in the reactor's thread --------------------------------------------------
