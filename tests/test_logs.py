@@ -385,6 +385,27 @@ def test_syslog(tmp_path: Path) -> None:
         log = Log(SyslogSink("pop3svc", path))
 
 
+def test_syslogIsRestarted(tmp_path: Path) -> None:
+    """
+    After a restart of syslogd the log connects to the new socket, and loses no line.
+    """
+    path = str(tmp_path / "log")
+    log = Log(SyslogSink("pop3svc", path))
+    for text in ("one", "two"):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as system:
+            system.bind(path)
+            system.settimeout(5)
+            log(event(text))
+            assert system.recv(10_000).decode().endswith(f" {text}")
+        os.unlink(path)
+    log(event("three"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as system:
+        system.bind(path)
+        system.settimeout(5)
+        log(event("four"))
+        assert [system.recv(10_000).decode()[-5:] for _ in range(2)] == ["three", " four"]
+
+
 # --- lines that share a write -------------------------------------------------
 
 
@@ -453,8 +474,8 @@ def test_linesThatWaitAreBounded(gathered: Gathered) -> None:
         gathered.say("x" * 1000)
         assert gathered.log._held < Log.GATHERED
     assert [len(each) for each in gathered.texts] == [33, 33, 33]
-    # An event with a long text and a long traceback.
-    gathered.say("x" * 7000, log_failure=Failure(ValueError("y" * 70000)))
+    # A traceback of many long lines.
+    gathered.say("x" * 7000, log_failure=Failure(ValueError("\n".join(["y" * 7000] * 10))))
     assert gathered.log._held < Log.GATHERED
 
 
