@@ -62,15 +62,25 @@ class _Queue:
     @ivar isRunning: whether one of these functions is running.
     @ivar began: the time at which new work began to occupy the reactor's thread, in seconds of the
         clock.
+    @ivar isInIteration: whether the work is between L{TimeSlice.beginIteration} and
+        L{TimeSlice.endIteration}.
     @ivar latest: the time at which the latest work began, or last asked whether its slice is over.
     """
 
-    __slots__ = ("began", "calls", "isRunning", "isScheduled", "last", "latest")
+    __slots__ = (
+        "began",
+        "calls",
+        "isInIteration",
+        "isRunning",
+        "isScheduled",
+        "last",
+        "latest",
+    )
 
     def __init__(self) -> None:
         self.calls: deque[Callable[[], object]] = deque()
         self.last: deque[Callable[[], object]] = deque()
-        self.isRunning = self.isScheduled = False
+        self.isRunning = self.isScheduled = self.isInIteration = False
         self.began = self.latest = 0.0
 
     def schedule(self, clock: IReactorTime) -> None:
@@ -134,7 +144,7 @@ class TimeSlice:
         """
         now = self._began = self._clock.seconds()
         queue = self._queue
-        if now - queue.latest > self.SLICE:
+        if now - queue.latest > self.SLICE and not queue.isInIteration:
             # More time than a slice has passed since the latest work, so the reactor has waited for
             # events.
             queue.began = now
@@ -142,15 +152,24 @@ class TimeSlice:
         self.isLate = now - queue.began >= self.SLICE and not queue.isRunning
         return now
 
-    def restartNew(self) -> float:
+    def beginIteration(self) -> float:
         """
-        Begin the slice that all new work shares, because an iteration of the reactor has begun.
+        Begin the slice that all new work of an iteration of the reactor shares.  Until
+        L{endIteration}, no other slice of new work begins, even if a piece of work takes longer
+        than a slice.
 
         @return: the present time in seconds of the clock.
         """
         queue = self._queue
+        queue.isInIteration = True
         queue.began = queue.latest = now = self._clock.seconds()
         return now
+
+    def endIteration(self) -> None:
+        """
+        Note that the new work of this iteration has ended.
+        """
+        self._queue.isInIteration = False
 
     def isOver(self) -> bool:
         """

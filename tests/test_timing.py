@@ -278,9 +278,27 @@ class TimeSliceTests(TestCase):
         clock.rightNow += TimeSlice.SLICE
         slice.restart()
         self.assertTrue(slice.isLate)
-        TimeSlice(clock).restartNew()
+        TimeSlice(clock).beginIteration()
         slice.restart()
         self.assertFalse(slice.isLate)
+
+    def test_longWorkInAnIteration(self) -> None:
+        """
+        In an iteration of the reactor, work that takes longer than a slice does not look like a
+        time in which the reactor has waited.
+        """
+        clock = Clock()
+        slice = TimeSlice(clock)
+        found: list[bool] = []
+        slice.beginIteration()
+        for _ in range(3):
+            slice.restart()
+            found.append(slice.isLate)
+            clock.rightNow += TimeSlice.SLICE * 2
+        slice.endIteration()
+        slice.restart()
+        found.append(slice.isLate)
+        self.assertEqual(found, [False, True, True, False])
 
 
 def iterate(clock: Clock) -> None:

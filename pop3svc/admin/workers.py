@@ -99,7 +99,8 @@ class Asked:
         Let all questions to a worker fail, because the worker has ended and cannot answer any more.
         """
         for number, (answer, _, _, asked) in list(self._open.items()):
-            if asked is worker:
+            # The failure of another question may have cancelled this one.
+            if asked is worker and number in self._open:
                 self._forget(number)
                 answer.errback(WorkerEnded("the worker has ended"))
 

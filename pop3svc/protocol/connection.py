@@ -289,6 +289,10 @@ class POP3Connection(LineReceiver):
                 line = None
             if self._waits(False):
                 self._isTaking = False
+                # Send the replies to earlier commands, and restart the time limit, because the
+                # client has sent a line.
+                self._sender.flushNow()
+                self._awaitLine(now)
                 return
         if line is None and lines:
             line = taken.next()

@@ -117,8 +117,7 @@ def lineLimit(session: Session, line: bytes, table: Table) -> int:
 def opensMailbox(session: Session, line: bytes, table: Table) -> bool:
     """
     @param line: the octets of the line without its LF.
-    @return: whether the command in this line opens the mailbox or lists it again, if the command
-        succeeds.
+    @return: whether the command in this line opens the mailbox if the command succeeds.
     """
     exchange = session.exchange
     verb = splitLine(line.removesuffix(b"\r"))[0]

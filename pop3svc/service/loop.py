@@ -93,13 +93,15 @@ class Loop:
         them too, because a return to the reactor takes as long as the work for a short command.
         """
         seconds = self.reactor.seconds
-        end = 0.0
-        for _ in range(_ROUNDS):
-            ready = self._poller.poll(0, _BATCH)
-            end = end or self._turns.restartNew() + TimeSlice.SLICE
-            self._serve(ready)
-            if len(ready) < 2 or seconds() >= end:
-                return
+        end = self._turns.beginIteration() + TimeSlice.SLICE
+        try:
+            for _ in range(_ROUNDS):
+                ready = self._poller.poll(0, _BATCH)
+                self._serve(ready)
+                if len(ready) < 2 or seconds() >= end:
+                    return
+        finally:
+            self._turns.endIteration()
 
     def _serve(self, ready: list[tuple[int, int]]) -> None:
         """

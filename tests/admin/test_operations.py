@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 
@@ -546,6 +546,13 @@ def test_aWorkerEnds() -> None:
     workers.asked.workerEnded(workers.workers[1])
     assert (results, listed) == ([1], [None])
     assert not workers.clock.getDelayedCalls()
+    # The failure of one question may cancel another one.
+    first, second = (
+        workers.asked.ask(1, lambda question: None, "who", {}, workers.items.extend) for _ in "12"
+    )
+    first.addErrback(lambda _: second.cancel())
+    second.addErrback(lambda failure: failure.trap(CancelledError))
+    workers.asked.workerEnded(1)
     workers.workers[0].serves = False
     bans = workers.begin("bans")
     workers.asked.workerEnded(workers.workers[1])

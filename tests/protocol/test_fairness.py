@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 
 from pop3svc.protocol.replies import ok
 from pop3svc.protocol.sender import ReplySender
+from pop3svc.protocol.session import Session
 from pop3svc.testing import Client
 from pop3svc.timing import TimeSlice
 from tests.support.connections import advance, loggedIn, withCommand
@@ -137,3 +138,33 @@ def test_gatheredRepliesAreWritten() -> None:
         client.send(b"NOOP\r\n" * count)
         assert client.received() == each * count
         assert client.say(b"NOOP") == each
+
+
+def test_repliesDoNotWaitForALogin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    While a line that opens a mailbox waits for its time slice, the replies to the commands before
+    it are sent.  The time limit begins again, because the client has sent a line.
+    """
+    answers: list[Deferred[Any]] = []
+
+    def later(session: Session) -> Deferred[Any]:
+        answers.append(Deferred())
+        return answers[-1]
+
+    factory = withCommand(later)
+    client = Client(factory)
+    client.received()
+    client.send(b"X\r\nUSER alice\r\nPASS secret\r\n")
+    monkeypatch.setattr(TimeSlice, "SLICE", 0)
+    answers[0].callback(ok("done"))
+    client.pump()
+    assert client.received() == b"+OK done\r\n+OK Password required.\r\n"
+    advance(client, 0)
+    assert client.received().startswith(b"+OK Logged in")
+    client.send(b"SLEE\r\n")
+    advance(client, 100)
+    client.send(b"WAKE\r\n")
+    assert client.protocol.quietSince() == factory.clock.seconds()
+    assert b"Awake" not in client.received()
+    advance(client, 0)
+    assert b"Awake" in client.received()
