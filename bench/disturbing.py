@@ -154,7 +154,7 @@ class Service:
 
     def measure(self, seconds: float) -> list[float]:
         """
-        @return: the milliseconds until each reply to NOOP, sorted by size.
+        @return: the milliseconds until each reply to NOOP, the least first.
         """
         times, end = [], time.monotonic() + seconds
         while (began := time.monotonic()) < end:

@@ -4,8 +4,8 @@ time of the session's parts, by leaving out one part after the other.
 
     python bench/parts.py
 
-Each figure is in microseconds of processor time.  It is the least of twenty means of many runs, or
-the difference between two such figures.
+Each figure is in microseconds of processor time.  The program takes the mean of many runs, twenty
+times.  A figure is the least of these means, or the difference between two such figures.
 """
 
 from __future__ import annotations

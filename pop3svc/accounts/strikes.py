@@ -526,14 +526,14 @@ class BanEngine:
     def keys(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
         @return: the tables whose L{Strikes.begin} may have counted the attempt, each with the key
-            in this table.
+            of the attempt in it.
         """
         return [(self._strikes, attempt.place)]
 
     def counts(self, attempt: Attempt) -> list[tuple[Strikes, Any]]:
         """
-        @return: the tables that decide about the attempt and count it, each with the key in this
-            table.
+        @return: the tables that decide about the attempt and count it, each with the key of the
+            attempt in it.
         """
         if self._byOperator.isFull(attempt.place):
             return [(self._byOperator, attempt.place)]

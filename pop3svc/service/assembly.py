@@ -494,8 +494,8 @@ class Assembly:
         from pop3svc.service.visiting import isToPlayWith
 
         if isToPlayWith(self.settings, self._embedded()):
-            # With workers there is no playground.  The process that serves the playground's page
-            # must also have the playground's client and conversations.
+            # With workers there is no playground, because the conversations of the playground may
+            # be in another process than its page.
             self._announcements.append(
                 f"{self.settings.where('web')} has no playground, because it cannot be combined "
                 f"with {self.settings.where('workers')}"

@@ -220,9 +220,10 @@ def _ofSettings() -> str:
         *_header("pop3svc.toml", 5, "configuration of a POP3 service"),
         ".SH DESCRIPTION",
         *_sentences(
-            "The file of pop3svc serve --config FILE is a file in TOML.  Options of the command "
-            "line override settings of the file.  pop3svc config check FILE lists the faults of "
-            "the file.  After SIGHUP or pop3svc reload, the service reads the file again.  A "
+            "pop3svc serve --config FILE reads its settings from FILE, which is in TOML.  "
+            "Options of the command line override settings of the file.  pop3svc config check FILE "
+            "lists the faults of the file.  After SIGHUP or pop3svc reload, the service reads the "
+            "file again.  A "
             "setting that is marked live then applies to new sessions.  With several workers the "
             "other settings also apply, except the settings that the parent of the workers uses.  "
             "The log names the settings that need a restart.  A string may "

@@ -151,8 +151,8 @@ def _run(arguments: argparse.Namespace) -> None:
         if arguments.action == "add":
             raise
     if arguments.action == "remove":
-        # Remove the application passwords first, because a later user of the same name must not
-        # inherit them.
+        # A later user of the same name must not inherit the application passwords.  Remove them
+        # first, because the command may fail between the two steps.
         revokeAppPasswords(path, name)
         removeUser(path, name)
     elif arguments.action == "add":

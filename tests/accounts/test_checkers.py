@@ -103,8 +103,8 @@ def checked(name: str, *checkers: Any, store: Any = None) -> tuple[bool, bool]:
 
 def test_whatCountsAsAGuess(tmp_path: Path) -> None:
     """
-    If the client is lost, a password that may have been compared counts as a guess.  If the
-    next checker fails, a password that a checker has refused counts as well.
+    If the client is lost, a password that may have been compared counts as a guess.  If one
+    checker refuses a password and the next checker fails, the password counts, too.
     """
     (tmp_path / "users").write_text("alice:{PLAIN}other\nbob:{PLAIN}secret\n")
     passwords = PasswordFile(str(tmp_path / "users"), Inline())

@@ -201,7 +201,7 @@ def test_writtenLaterAfterAFault(tmp_path: Path) -> None:
 
 def test_comesBackWhileWritingFails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A user logs in from a network again while its deletion from the file fails.
+    A user logs in from a network again while the deletion of this network from the file fails.
     """
     monkeypatch.setattr(KnownNetworks, "EACH", 1)
     now = Now()

@@ -227,12 +227,6 @@ def test_quotaFiles(tmp_path: Path, store: MaildirStore, text: str, isFull: bool
 # --- faults ------------------------------------------------------------------------
 
 
-class Died(BaseException):
-    """
-    The process was killed.
-    """
-
-
 CALLS = ("open", "mkdir", "fsync", "close", "fstat", "rename", "link", "unlink", "utime", "stat")
 
 

@@ -165,8 +165,10 @@ def test_frozen(tmp_path: Path, server: PostgreSQL) -> None:
         assertAll(service.answers(), IN)
         assert service.answer("PLAIN", "wrong") == WRONG
         lines = service.end()
-    assert sum("is not available: " in line for line in lines) == 1
-    assert sum("is available again" in line for line in lines) == 1
+    # A query that began before the thaw may still fail after another one has worked.
+    faults = sum("is not available: " in line for line in lines)
+    assert faults in (1, 2)
+    assert sum("is available again" in line for line in lines) == faults
     assert sum("failed login" in line for line in lines) == 1
     assert not any("banned" in line for line in lines)
 

@@ -48,12 +48,6 @@ def delivered(store: MboxStore, message: bytes, username: str = "alice", **more:
 CALLS = "mkdir open write pwrite ftruncate fsync rename unlink link fchown fchmod utime".split()
 
 
-class Killed(BaseException):
-    """
-    Stands for the end of the process, in the process that counts the calls.
-    """
-
-
 def _patched(
     each: Callable[[str, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any],
 ) -> Any:
