@@ -117,8 +117,8 @@ class TimeSlice:
     Limits the time for which work occupies the reactor's thread before the reactor serves other
     connections.  In each iteration of the reactor, all work that has waited for its next slice
     shares the time of one slice.  All new work shares the time of another slice.  The remaining
-    work waits for a later iteration.  A client therefore waits no longer than the time of two
-    slices, even if other clients have much work.
+    work waits for a later iteration.  A client with a short command therefore waits little longer
+    than the time of two slices, even if other clients have much work.
 
     @ivar isLate: whether the slice that all new work shares was used up at the last L{restart}, so
         that new work which takes long should wait.

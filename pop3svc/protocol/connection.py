@@ -51,7 +51,7 @@ log = Logger(namespace="pop3svc")
 # The first octet of a TLS record that begins a handshake (RFC 8446 section 5.1).  No command begins
 # with this octet.
 _HANDSHAKE_RECORD = 0x16
-# If a client has sent no more commands than this, they do not wait for the next time slice.
+# If no more commands than this are left in the buffer, they do not wait for the next time slice.
 _FEW = 4
 
 # Looking up a global name takes less time than looking up an attribute of an enumeration.

@@ -106,21 +106,12 @@ def test_aWorkerEndsWhileItIsAsked() -> None:
     assert workers.collect({}, {CONNECTIONS: 4})[CONNECTIONS] == results[0][CONNECTIONS]
 
 
-def test_aWorkerEndsWithoutAnAnswer() -> None:
+@pytest.mark.parametrize("ends", [False, True])
+def test_aWorkerThatDoesNotAnswer(ends: bool) -> None:
     """
-    The numbers do not wait for a worker that has ended.
+    The numbers wait a few seconds for a worker that does not answer, and not at all for a worker
+    that has ended.
     """
-    workers = Workers()
-    workers.collect({CONNECTIONS: 3}, {CONNECTIONS: 4})
-    collected = workers.begin()
-    workers.answer(1, **{CONNECTIONS: 5})
-    results: list[Any] = []
-    collected.addBoth(results.append)
-    died(workers.reactor.started[0])
-    assert results[0][CONNECTIONS] == 8
-
-
-def test_aWorkerThatDoesNotAnswer() -> None:
     workers = Workers()
     workers.collect({CONNECTIONS: 3}, {CONNECTIONS: 4})
     collected = workers.begin()
@@ -128,7 +119,10 @@ def test_aWorkerThatDoesNotAnswer() -> None:
     results: list[Any] = []
     collected.addBoth(results.append)
     assert results == []
-    workers.reactor.advance(5)
+    if ends:
+        died(workers.reactor.started[0])
+    else:
+        workers.reactor.advance(5)
     assert results[0][CONNECTIONS] == 8
 
 
