@@ -157,12 +157,12 @@ def cutBehind(maildir: Path) -> None:
 
 def _staged(maildir: Path, state: str) -> None:
     plain(maildir)
-    for folder in ("new", "cur"):
-        (maildir / state / folder).mkdir(parents=True)
+    (maildir / state / ".new").mkdir(parents=True)
     for name in (ONE, TWO):
         folder = MESSAGES[name][0]
         file = _named(name, folder)
-        (maildir / folder / file).rename(maildir / state / folder / file)
+        below = ".new" if folder == "new" else "."
+        (maildir / folder / file).rename(maildir / state / below / file)
 
 
 # --- the sessions -----------------------------------------------------------------

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from pop3svc.files import openDirectory
-from pop3svc.providers.files.deletion import recover, removeAll
+from pop3svc.providers.files.deletion import isClean, recover, removeAll
 
 FOLDERS = ("new", "cur")
 PLACES = [("new", "a"), ("cur", "b:2,S"), ("cur", "c")]
 KEPT = [("new", "d"), ("cur", "e")]
-STEPS = ["mkdir", "rename", "fsync", "unlink", "rmdir", "link", "open", "listdir", "lstat"]
+STEPS = ["mkdir", "rename", "fsync", "unlink", "link", "open", "scandir", "listdir", "lstat"]
 
 
 def make(path: Path) -> int:
@@ -42,8 +42,7 @@ def staged(path: Path) -> list[str]:
     left = [each for each in path.iterdir() if each.name not in FOLDERS]
     waiting = path / "pop3svc-removing"
     if waiting in left:
-        assert sorted(each.name for each in waiting.iterdir()) == sorted(FOLDERS)
-        if not any(each for folder in waiting.iterdir() for each in folder.iterdir()):
+        if not any(each.name != ".new" for each in waiting.rglob("*")):
             left.remove(waiting)
     return [each.name for each in left]
 
@@ -83,25 +82,88 @@ def test_renamed(tmp_path: Path) -> None:
 
 def test_fullDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    A removal creates no directory but the staging directory and its folders.
+    A removal needs no directory on a full disk.  A later removal needs none on any disk, because the
+    staging directories are kept.
+    """
+    root = make(tmp_path)
+    recover(root, FOLDERS)
+    assert [each.name for each in (tmp_path / "pop3svc-removing").iterdir()] == []
+    tried: list[str] = []
+
+    def full(name: str, *_: object, **__: object) -> None:
+        tried.append(name)
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", full)
+        removeAll(root, FOLDERS, PLACES, locate)
+    assert there(tmp_path) == set(KEPT)
+    assert staged(tmp_path) == []
+    assert tried == [".new"]
+    removeAll(root, FOLDERS, KEPT[:1], locate)
+    recover(root, FOLDERS)
+    (tmp_path / "new" / "a").write_text("a")
+    renamed: list[str] = []
+    rename = os.rename
+
+    def remembered(name: str, to: str, **named: Any) -> None:
+        renamed.append(to)
+        rename(name, to, **named)
+
+    def exists(*_: object, **__: object) -> None:
+        raise FileExistsError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", exists)
+        patch.setattr(os, "rename", remembered)
+        removeAll(root, FOLDERS, [("new", "a"), KEPT[1]], locate)
+    assert there(tmp_path) == set()
+    assert renamed == ["a", "e", "pop3svc-removed"]
+
+
+def test_noRoomAndNotPutBack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    If a directory cannot be created after some files were moved, and these files cannot be put back
+    either, the removal fails.  The next recovery puts the files back.
     """
     root = make(tmp_path)
     recover(root, FOLDERS)
 
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "full")
-
     mkdir = os.mkdir
 
-    def made(name: str, *arguments: Any, **named: Any) -> None:
-        if not name.startswith("pop3svc") and name not in FOLDERS:
-            full()
+    def full(name: str, *arguments: Any, **named: Any) -> None:
+        if name == ".new":
+            raise OSError(errno.ENOSPC, "full")
         mkdir(name, *arguments, **named)
 
-    monkeypatch.setattr(os, "mkdir", made)
-    for _ in range(2):
-        removeAll(root, FOLDERS, PLACES, locate)
-        assert there(tmp_path) == set(KEPT)
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", full)
+        patch.setattr(os, "link", broken)
+        with pytest.raises(OSError, match="broken"):
+            removeAll(root, FOLDERS, PLACES[::-1], locate)
+    recover(root, FOLDERS)
+    assert there(tmp_path) == set(PLACES + KEPT)
+
+
+def test_directoriesInTheStagingDirectory(tmp_path: Path) -> None:
+    """
+    Directories that another program has created in the staging directory are ignored, unless there
+    are many.
+    """
+    root = make(tmp_path)
+    removeAll(root, FOLDERS, PLACES, locate)
+    (tmp_path / "pop3svc-removed" / "cur").mkdir()
+    recover(root, FOLDERS)
+    assert isClean(root, FOLDERS)
+    assert there(tmp_path) == set(KEPT)
+    for number in range(10):
+        (tmp_path / "pop3svc-removing" / str(number)).mkdir()
+    assert not isClean(root, FOLDERS)
+    removeAll(root, FOLDERS, KEPT, locate)
+    assert there(tmp_path) == set()
 
 
 def test_foldersRemoved(tmp_path: Path) -> None:
@@ -113,7 +175,8 @@ def test_foldersRemoved(tmp_path: Path) -> None:
     removeAll(root, FOLDERS, PLACES, locate)
     assert (tmp_path / "cur").exists()
     recover(root, FOLDERS)
-    (tmp_path / "pop3svc-removing" / "new" / "a").write_text("a")
+    (tmp_path / "pop3svc-removing" / ".new").mkdir()
+    (tmp_path / "pop3svc-removing" / ".new" / "a").write_text("a")
     recover(root, FOLDERS)
     assert (tmp_path / "new" / "a").read_text() == "a"
 
@@ -125,8 +188,8 @@ def test_bothStages(tmp_path: Path) -> None:
     """
     root = make(tmp_path)
     for state, name in (("pop3svc-removing", "a"), ("pop3svc-removed", "d")):
-        (tmp_path / state / "new").mkdir(parents=True)
-        (tmp_path / "new" / name).rename(tmp_path / state / "new" / name)
+        (tmp_path / state / ".new").mkdir(parents=True)
+        (tmp_path / "new" / name).rename(tmp_path / state / ".new" / name)
     for _ in range(2):
         recover(root, FOLDERS)
         assert there(tmp_path) == set(PLACES + KEPT) - {("new", "d")}
@@ -239,8 +302,8 @@ def test_faultAtEveryStep(tmp_path: Path, code: int) -> None:
 
 def test_putBackOverwritesNothing(tmp_path: Path) -> None:
     root = make(tmp_path)
-    (tmp_path / "pop3svc-removing" / "new").mkdir(parents=True)
-    (tmp_path / "new" / "a").rename(tmp_path / "pop3svc-removing" / "new" / "a")
+    (tmp_path / "pop3svc-removing" / ".new").mkdir(parents=True)
+    (tmp_path / "new" / "a").rename(tmp_path / "pop3svc-removing" / ".new" / "a")
     (tmp_path / "new" / "a").write_text("another")
     recover(root, FOLDERS)
     texts = {each.read_text() for each in (tmp_path / "new").iterdir()}
@@ -252,8 +315,8 @@ def test_withoutHardLinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         raise OSError(errno.EPERM, "no links here")
 
     root = make(tmp_path)
-    (tmp_path / "pop3svc-removing" / "new").mkdir(parents=True)
-    (tmp_path / "new" / "a").rename(tmp_path / "pop3svc-removing" / "new" / "a")
+    (tmp_path / "pop3svc-removing" / ".new").mkdir(parents=True)
+    (tmp_path / "new" / "a").rename(tmp_path / "pop3svc-removing" / ".new" / "a")
     monkeypatch.setattr(os, "link", noLinks)
     recover(root, FOLDERS)
     assert there(tmp_path) == set(PLACES + KEPT)
@@ -274,7 +337,7 @@ def test_linksAreNotFollowed(tmp_path: Path) -> None:
             recover(root, FOLDERS)
         (path / name).unlink()
         (path / name).mkdir()
-        (path / name / "new").symlink_to(elsewhere)
+        (path / name / ".new").symlink_to(elsewhere)
         with pytest.raises(OSError, match="."):
             recover(root, FOLDERS)
     assert (elsewhere / "precious").exists()
@@ -299,7 +362,7 @@ def test_readOnlyDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             removeAll(root, FOLDERS, KEPT, locate)
         assert there(tmp_path) == set(KEPT)
     recover(root, FOLDERS)
-    (tmp_path / "new" / "d").rename(tmp_path / "pop3svc-removing" / "new" / "d")
+    (tmp_path / "new" / "d").rename(tmp_path / "pop3svc-removing" / ".new" / "d")
     monkeypatch.setattr(os, "link", refuse)
     with pytest.raises(OSError, match="read-only"):
         recover(root, FOLDERS)
@@ -308,6 +371,7 @@ def test_readOnlyDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_durableInOrder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
     After an earlier removal, the name of the staging directory is synced before the files in it.
+    The directories that files have left are synced after those to which they were moved.
     """
     root = make(tmp_path)
     removeAll(root, FOLDERS, PLACES, locate)
@@ -321,4 +385,6 @@ def test_durableInOrder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(os, "fsync", remembered)
     removeAll(root, FOLDERS, KEPT, locate)
-    assert synced.index(tmp_path.stat().st_ino) == 0
+    removed = tmp_path / "pop3svc-removed"
+    inOrder = [tmp_path, removed / ".new", removed, tmp_path / "new", tmp_path / "cur"]
+    assert synced == [each.stat().st_ino for each in inOrder]

@@ -328,8 +328,8 @@ def test_recoveredAtLogin(maildir: Path) -> None:
     for state, left in (("pop3svc-removing", ["1.x", "2.y"]), ("pop3svc-removed", ["1.x"])):
         deliver(maildir, "1.x")
         moved = deliver(maildir, "2.y")
-        (maildir / state / "new").mkdir(parents=True)
-        moved.rename(maildir / state / "new" / "2.y")
+        (maildir / state / ".new").mkdir(parents=True)
+        moved.rename(maildir / state / ".new" / "2.y")
         assert uidl(served(maildir)) == left
 
 

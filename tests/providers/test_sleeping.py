@@ -39,10 +39,12 @@ root = os.open(sys.argv[1], os.O_RDONLY)
 fcntl.flock(root, fcntl.LOCK_EX | fcntl.LOCK_NB)
 stage = sys.argv[2]
 folders = ("new", "cur")
+if stage in ("moved", "decided"):
+    os.mkdir("pop3svc-removing/.new", dir_fd=root)
 if stage == "moved":
-    os.rename("new/1.x", "pop3svc-removing/new/1.x", src_dir_fd=root, dst_dir_fd=root)
+    os.rename("new/1.x", "pop3svc-removing/.new/1.x", src_dir_fd=root, dst_dir_fd=root)
 elif stage == "decided":
-    os.rename("new/1.x", "pop3svc-removing/new/1.x", src_dir_fd=root, dst_dir_fd=root)
+    os.rename("new/1.x", "pop3svc-removing/.new/1.x", src_dir_fd=root, dst_dir_fd=root)
     os.rename("pop3svc-removing", "pop3svc-removed", src_dir_fd=root, dst_dir_fd=root)
 elif stage == "removed":
     deletion.recover(root, folders)
@@ -198,7 +200,7 @@ def test_otherProcessKilled(
     left = 1 if stage in ("decided", "removed") else 2
     says(client, "WAKE", NONE, "STAT", f"+OK {left} ", "SLEE", "+OK", "WAKE", NONE)
     assert not (maildir / "pop3svc-removed").exists()
-    assert not any((maildir / "pop3svc-removing").glob("*/*"))
+    assert not any((maildir / "pop3svc-removing").rglob("*.x"))
     client.vanish()
 
 
@@ -435,7 +437,8 @@ def test_lostWatch(maildir: Path) -> None:
     transaction: Any = client.protocol.session.transaction
     watching = transaction.mailbox.listing._watching
     watching._watch._watches._drop(watching._watch)
-    staged = maildir / "pop3svc-removing" / "new" / "1.x"
+    staged = maildir / "pop3svc-removing" / ".new" / "1.x"
+    staged.parent.mkdir()
     (maildir / "new" / "1.x").rename(staged)
     says(client, "WAKE", NONE, "STAT", "+OK 2 ", "SLEE", "+OK", "WAKE", NONE, "QUIT", "+OK")
     assert not staged.exists()

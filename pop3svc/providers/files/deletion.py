@@ -6,6 +6,11 @@ mailbox.  Then the staging directory is renamed to C{pop3svc-removed}.  If the p
 this rename, the next recovery puts all files back.  If the process ends after the rename, the
 recovery removes all files.  After that, the recovery gives the empty staging directory its first
 name again.  The directory itself is kept, because a full disk may have no room for a new one.
+
+A mailbox may have several folders, such as C{new} and C{cur} of a Maildir.  Files of the last of
+them are moved into the staging directory itself.  Files of another folder are moved into a
+subdirectory, such as C{.new}.  The first removal from this folder creates the subdirectory, so that
+a login creates one directory only.
 """
 
 from __future__ import annotations
@@ -14,9 +19,10 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import TypeVar
 
 from pop3svc.bounded import BoundedDict
@@ -42,6 +48,10 @@ OWN_NAMES = (_STAGING, _REMOVED, "pop3svc-deleting.", "pop3svc-deleted.")
 # counts as in use.
 _LOOKS = 5
 
+# The most entries that L{isClean} reads of a directory, because another program may have put very
+# many files there.
+_FEW = 10
+
 # The place of a file: the name of a directory below the root, the name of the file in this
 # directory, and the inode of the file.  The inode is 0 if it is not known.
 Place = tuple[str, str, int]
@@ -59,17 +69,24 @@ def nameOfStaging(root: int) -> str:
     return _STAGING
 
 
-def _stage(folder: str) -> str:
+class _NoRoom(OSError):
     """
-    @return: the name of the subdirectory of the staging directory for files of C{folder}.
+    The disk has no room for a directory.  Nothing was removed.
     """
-    return "here" if folder == "." else folder
+
+
+def _stage(folder: str, folders: Sequence[str]) -> str:
+    """
+    @return: the path from the staging directory to the directory for files of C{folder}.  No
+        message has this name, because listings leave out hidden files.
+    """
+    return "." if folder == folders[-1] else f".{folder}"
 
 
 def removeAll(
     root: int,
-    folders: Iterable[str],
-    wanted: Iterable[Message],
+    folders: Sequence[str],
+    wanted: Sequence[Message],
     locate: Callable[[Message, int], Place | None],
     isRight: Callable[[Message, Place, os.stat_result, int], bool] = lambda *_: True,
 ) -> list[tuple[Message, Place, os.stat_result]]:
@@ -86,16 +103,14 @@ def removeAll(
     @return: the removed messages.  Each comes with the place and the status of its file.
     @raise OSError: nothing was removed.
     """
-    if not isClean(root, folders):
-        recover(root, folders)
-        try:
-            _makeReady(root, folders)
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            # Remove the files in another way, because there is no space for a staging directory.
-            return _removeByNames(root, wanted, locate, isRight)
-    removed = _stageAll(root, folders, wanted, locate, isRight)
+    try:
+        if not isClean(root, folders):
+            recover(root, folders)
+            _makeReady(root)
+        removed = _stageAll(root, folders, wanted, locate, isRight)
+    except _NoRoom:
+        # Remove the files in another way, because it needs no directory.
+        return _removeByNames(root, wanted, locate, isRight)
     # From here on the removal is certain.  The files are unlinked without a sync, and errors are
     # ignored, because the next recovery unlinks files that are left.
     with suppress(OSError):
@@ -109,8 +124,8 @@ def removeAll(
 
 def _stageAll(
     root: int,
-    folders: Iterable[str],
-    wanted: Iterable[Message],
+    folders: Sequence[str],
+    wanted: Sequence[Message],
     locate: Callable[[Message, int], Place | None],
     isRight: Callable[[Message, Place, os.stat_result, int], bool],
 ) -> list[tuple[Message, Place, os.stat_result]]:
@@ -126,7 +141,10 @@ def _stageAll(
     staging = openDirectory(_STAGING, root)
 
     def move(message: Message, place: Place) -> bool:
-        status = _moveAway(root, staging, opened, place, partial(isRight, message, place))
+        if place[0] not in opened and not _openBoth(root, staging, folders, opened, place[0]):
+            return False
+        source, target = opened[place[0]]
+        status = _renamed(place[1], source, place[1], target, partial(isRight, message, place))
         if status is not None:
             removed.append((message, place, status))
         return status is not None
@@ -137,10 +155,14 @@ def _stageAll(
         # C{pop3svc-removed}.  If a power failure brought this name back, the recovery would remove
         # all files.
         os.fsync(root)
-        for source, target in opened.values():
-            os.fsync(target)
-            os.fsync(source)
+        # Sync the directories to which files were moved before those from which they were moved.
+        # Otherwise a power failure could lose a file.
+        for _, target in opened.values():
+            if target != staging:
+                os.fsync(target)
         os.fsync(staging)
+        for source, _ in opened.values():
+            os.fsync(source)
         # The removal is certain after this step.
         os.rename(_STAGING, _REMOVED, src_dir_fd=root, dst_dir_fd=root)
         try:
@@ -152,9 +174,38 @@ def _stageAll(
         _putBack(root, folders)
         raise
     finally:
-        for descriptor in (staging, *(each for pair in opened.values() for each in pair)):
+        for descriptor in {staging, *(each for pair in opened.values() for each in pair)}:
             closeQuietly(descriptor)
     return removed
+
+
+def _openBoth(
+    root: int,
+    staging: int,
+    folders: Sequence[str],
+    opened: dict[str, tuple[int, int]],
+    folder: str,
+) -> bool:
+    """
+    Open a folder, and the directory to which its files are moved.
+
+    @param opened: gets the two descriptors.  The second one is C{staging} for the last folder.
+    @return: whether the folder exists.
+    """
+    try:
+        source = openBelow(folder, root)
+    except FileNotFoundError:
+        return False
+    try:
+        target, name = staging, _stage(folder, folders)
+        if name != ".":
+            _makeOwn(name, staging, os.fstat(root))
+            target = openDirectory(name, staging)
+    except BaseException:
+        closeQuietly(source)
+        raise
+    opened[folder] = source, target
+    return True
 
 
 def _moveAll(
@@ -226,17 +277,22 @@ class CleanCache:
 
 def _stampOf(root: int, folders: Sequence[str]) -> _Stamp | None:
     """
-    @return: the stamps of the staging directories; L{None} if one of them does not exist.
+    @return: the stamps of the staging directory and of its subdirectories; L{None} if there is no
+        staging directory.
     """
-    try:
-        return tuple(
-            stampFrom(os.lstat(f"{_STAGING}/{_stage(folder)}", dir_fd=root)) for folder in folders
-        )
-    except OSError:
-        return None
+    stamps = []
+    for folder in reversed(folders):
+        try:
+            stamps.append(stampFrom(os.lstat(f"{_STAGING}/{_stage(folder, folders)}", dir_fd=root)))
+        except FileNotFoundError:
+            if not stamps:
+                return None
+        except OSError:
+            return None
+    return tuple(stamps)
 
 
-def isClean(root: int, folders: Iterable[str]) -> bool:
+def isClean(root: int, folders: Sequence[str]) -> bool:
     """
     Check a mailbox, and change nothing.
 
@@ -255,23 +311,26 @@ def isClean(root: int, folders: Iterable[str]) -> bool:
             os.stat(folder, dir_fd=root)
     except OSError:
         return False
-    found = 0
+    isReady = False
     for _, directory in _staged(root, _STAGING, folders):
-        found += 1
+        isReady = True
         try:
-            # Read one entry and no more, because another program may have put very many files
-            # there.
             with os.scandir(directory) as entries:
-                if next(entries, None) is not None:
+                found = 0
+                for entry in islice(entries, _FEW):
+                    found += 1
+                    if not entry.is_dir(follow_symlinks=False):
+                        return False
+                if found == _FEW:
                     return False
         finally:
             closeQuietly(directory)
-    return found == len(tuple(folders))
+    return isReady
 
 
-def recover(root: int, folders: Iterable[str]) -> None:
+def recover(root: int, folders: Sequence[str]) -> None:
     """
-    Complete or undo a removal that was interrupted.  Create the staging directories for the next
+    Complete or undo a removal that was interrupted.  Create the staging directory for the next
     removal.  Blocks.
 
     @raise OSError: the recovery failed.
@@ -286,66 +345,38 @@ def recover(root: int, folders: Iterable[str]) -> None:
     _putBack(root, folders)
     _recoverByNames(root)
     try:
-        _makeReady(root, folders)
+        _makeReady(root)
     except OSError as error:
-        # Ignore the error, because a session that deletes nothing needs no staging directories.
+        # Ignore the error, because a session that deletes nothing needs no staging directory.
         if error.errno not in (*_FULL, errno.EROFS):
             raise
 
 
-def _makeReady(root: int, folders: Iterable[str]) -> None:
-    owner = os.fstat(root)
-    _makeOwn(_STAGING, root, owner)
-    staging = openDirectory(_STAGING, root)
-    try:
-        for folder in folders:
-            _makeOwn(_stage(folder), staging, owner)
-    finally:
-        closeQuietly(staging)
+def _makeReady(root: int) -> None:
+    _makeOwn(_STAGING, root, os.fstat(root))
 
 
 def _makeOwn(name: str, directory: int, owner: os.stat_result) -> None:
     """
     Create a directory if it does not exist.  If this thread has the file rights of root, give the
     new directory to the owner of the mailbox.
+
+    @raise _NoRoom: the disk has no room for the directory.
     """
     try:
         os.mkdir(name, 0o700, dir_fd=directory)
     except FileExistsError:
         return
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _NoRoom(error.errno, "there is no room for a directory") from error
+        raise
     if fileUID() == 0:
         made = openDirectory(name, directory)
         try:
             os.fchown(made, owner.st_uid, owner.st_gid)
         finally:
             closeQuietly(made)
-
-
-def _moveAway(
-    root: int,
-    staging: int,
-    opened: dict[str, tuple[int, int]],
-    place: Place,
-    isRight: Callable[[os.stat_result, int], bool],
-) -> os.stat_result | None:
-    """
-    Move a file into the staging directory.
-
-    @return: the status of the file; L{None} if it does not exist, or is not the right file.
-    """
-    folder, name = place[:2]
-    if folder not in opened:
-        try:
-            source = openBelow(folder, root)
-        except FileNotFoundError:
-            return None
-        try:
-            opened[folder] = source, openDirectory(_stage(folder), staging)
-        except BaseException:
-            closeQuietly(source)
-            raise
-    source, target = opened[folder]
-    return _renamed(name, source, name, target, isRight)
 
 
 def _renamed(
@@ -364,7 +395,7 @@ def _renamed(
 
 # --- on a full disk -----------------------------------------------------------------
 
-# If no staging directory can be created, messages are moved to "tmp", or to the root if there is no
+# If a directory cannot be created, messages are moved to "tmp", or to the root if there is no
 # "tmp", and their names get the first prefix.  If the process ends now, a recovery puts the files
 # back.  Then one of the files gets the second prefix.  From this step on the removal is certain.  A
 # recovery removes all files, and the file with the second prefix last.
@@ -373,9 +404,16 @@ _TMP = "tmp"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def _nameOf(folder: str) -> str:
+    """
+    @return: the folder's part of the new name of a file.
+    """
+    return "here" if folder == "." else folder
+
+
 def _removeByNames(
     root: int,
-    wanted: Iterable[Message],
+    wanted: Sequence[Message],
     locate: Callable[[Message, int], Place | None],
     isRight: Callable[[Message, Place, os.stat_result, int], bool],
 ) -> list[tuple[Message, Place, os.stat_result]]:
@@ -392,7 +430,7 @@ def _removeByNames(
             if folder not in sources:
                 sources[folder] = openBelow(folder, root)
             status = _renamed(
-                *(name, sources[folder], f"{_PREFIX}{_stage(folder)}.{name}", tmp),
+                *(name, sources[folder], f"{_PREFIX}{_nameOf(folder)}.{name}", tmp),
                 partial(isRight, message, place),
             )
             if status is not None:
@@ -406,7 +444,7 @@ def _removeByNames(
             for descriptor in (tmp, *sources.values()):
                 os.fsync(descriptor)
             folder, name = removed[0][1][:2]
-            first = f"{_stage(folder)}.{name}"
+            first = f"{_nameOf(folder)}.{name}"
             os.rename(_PREFIX + first, _DECIDED + first, src_dir_fd=tmp, dst_dir_fd=tmp)
             try:
                 os.fsync(tmp)
@@ -445,7 +483,7 @@ def _recoverByNames(root: int) -> None:
                 os.unlink(name, dir_fd=tmp)
             else:
                 folder, _, old = name.removeprefix(_PREFIX).partition(".")
-                home = openBelow("." if folder == _stage(".") else folder, root)
+                home = openBelow("." if folder == _nameOf(".") else folder, root)
                 try:
                     _return(name, tmp, home, old)
                     os.fsync(home)
@@ -461,10 +499,10 @@ def _recoverByNames(root: int) -> None:
         closeQuietly(tmp)
 
 
-def _staged(root: int, name: str, folders: Iterable[str]) -> Iterable[tuple[str, int]]:
+def _staged(root: int, name: str, folders: Sequence[str]) -> Iterator[tuple[str, int]]:
     """
-    Open the subdirectories of a staging directory, and yield each with the name of its folder.  The
-    caller closes the descriptors.
+    Open a staging directory and its subdirectories, and yield each with the name of its folder.
+    The caller closes the descriptors.
     """
     try:
         staging = openDirectory(name, root)
@@ -473,14 +511,14 @@ def _staged(root: int, name: str, folders: Iterable[str]) -> Iterable[tuple[str,
     try:
         for folder in folders:
             try:
-                yield folder, openDirectory(_stage(folder), staging)
+                yield folder, openDirectory(_stage(folder, folders), staging)
             except FileNotFoundError:
                 continue
     finally:
         closeQuietly(staging)
 
 
-def _purge(root: int, folders: Iterable[str]) -> None:
+def _purge(root: int, folders: Sequence[str]) -> None:
     for _, directory in _staged(root, _REMOVED, folders):
         try:
             _unlinkAll(directory)
@@ -501,15 +539,20 @@ def _purge(root: int, folders: Iterable[str]) -> None:
         os.rename(_REMOVED, aside, src_dir_fd=root, dst_dir_fd=root)
 
 
+def _filesIn(directory: int) -> list[str]:
+    with os.scandir(directory) as entries:
+        return [each.name for each in entries if not each.is_dir(follow_symlinks=False)]
+
+
 def _unlinkAll(directory: int) -> None:
-    for name in os.listdir(directory):
+    for name in _filesIn(directory):
         os.unlink(name, dir_fd=directory)
 
 
-def _putBack(root: int, folders: Iterable[str]) -> None:
+def _putBack(root: int, folders: Sequence[str]) -> None:
     for folder, directory in _staged(root, _STAGING, folders):
         try:
-            names = os.listdir(directory)
+            names = _filesIn(directory)
             if names:
                 _putAllBack(root, folder, names, directory)
         finally:
