@@ -21,7 +21,8 @@ from typing import NoReturn
 from bench.mail import Mail, Sizes
 from bench.measure import Failed, Load, adopt, makeGroup
 from bench.rows import ROWS, Bench, Row
-from bench.servers import SERVERS, CannotRun, Server, Site, aptInstall, withSetting
+from bench.servers import SERVERS, CannotRun, Server, Site, aptInstall, without, withSetting
+from bench.switches import SWITCHES
 from bench.table import Results
 
 HERE = Path(__file__).parent
@@ -87,6 +88,13 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         help="measure pop3svc also with this setting; may be repeated",
     )
+    parser.add_argument(
+        "--without",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="measure pop3svc also without this optimisation (docs/fast.rst); may be repeated",
+    )
     parser.add_argument("--output", metavar="FILE", help="also write the tables to this file")
     found = parser.parse_args(arguments)
     numbers = {str(row.number) for row in ROWS}
@@ -100,6 +108,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     for what, names, known in (
         ("row", found.only, numbers),
         ("server", found.servers, set(SERVERS)),
+        ("optimisation", found.without, set(SWITCHES)),
     ):
         for name in names:
             if name not in known:
@@ -203,6 +212,7 @@ def run(found: argparse.Namespace, directory: Path) -> tuple[str, list[str]]:
     rows = [row for row in ROWS if str(row.number) in found.only]
     kinds = [SERVERS[name] for name in found.servers]
     kinds += [withSetting(each) for each in found.also]
+    kinds += [without(each) for each in found.without]
     results = Results(rows, kinds)
     servers: list[Server] = []
     for kind in kinds:

@@ -19,6 +19,7 @@ from pathlib import Path
 from bench.mail import GUESSED, NOBODY, Mail
 from bench.measure import Failed, Group, makeGroup
 from bench.sqlmail import SQLMail
+from bench.switches import SWITCHES
 from pop3svc.accounts.hashes import hashPassword
 from pop3svc.drivers import makeDriver
 from tests.support.postgresql import PostgreSQL, whyNoPostgreSQL
@@ -670,6 +671,25 @@ def withSetting(setting: str) -> type[Pop3svc]:
         options = ("--set", setting)
 
     return Changed
+
+
+def without(name: str) -> type[Pop3svc]:
+    """
+    @param name: the name of an optimisation, a key of L{SWITCHES<bench.switches.SWITCHES>}.
+    @return: pop3svc without this optimisation, to compare with pop3svc with the optimisation.
+    """
+    base = SERVERS[SWITCHES[name].server]
+    assert issubclass(base, Pop3svc)
+
+    class Without(base):  # type: ignore[misc, valid-type]
+        """
+        pop3svc without an optimisation.
+        """
+
+    Without.name = f"{base.name}-without-{name}"
+    Without.title = f"{base.title} without {name}"
+    Without._twistd = (sys.executable, "-m", "bench.switches", name)
+    return Without
 
 
 def aptInstall(packages: list[str]) -> None:

@@ -1,5 +1,5 @@
 """
-Switch off each optimisation in the table of docs/fast.rst, one after the other, and compare.
+Switch off optimisations of docs/fast.rst, one after the other, and compare.
 
     python bench/without.py [NAME...]
 
@@ -22,168 +22,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from twisted.internet.defer import Deferred
 from twisted.logger import globalLogBeginner, textFileLogObserver
 
 from bench.parts import DONE, USERS, Parts, reactor, site
-from pop3svc import awaiting, preparation
-from pop3svc.files import FileRegion
-from pop3svc.protocol import (
-    authentication,
-    connection,
-    dispatch,
-    messages,
-    outlets,
-    record,
-    session,
-    wire,
-)
-from pop3svc.protocol.framing import LineBuffer
-from pop3svc.protocol.sender import ReplySender
-from pop3svc.providers.files import deletion, lock
-from pop3svc.providers.files.listing import Listing
-from pop3svc.providers.files.lock import ExclusiveDirectory
-from pop3svc.providers.files.sleeping import OpenWhileAsleep
-from pop3svc.providers.files.snapshot import ListingCache
-from pop3svc.timing import SharedTimeout, TimeSlice
+from bench.switches import SWITCHES, Change, changed
+from pop3svc.timing import TimeSlice
 from tests.support.bytecodes import costOf
 
-# A change of one attribute: the object, the name, and the value that switches something off.
-Change = tuple[Any, str, Any]
 _LONG_AGO = 1_700_000_000
 _ROUNDS, _RUNS = 15, 60
-# The time limits of connections that have logged in.
-_limits: list[SharedTimeout] = []
-
-
-def _alwaysLater(coroutine: Any) -> Any:
-    """
-    In place of C{startNow}: make a Deferred for each coroutine.
-    """
-    made = Deferred.fromCoroutine(coroutine)
-    if made.called:
-        found: list[Any] = []
-        made.addBoth(found.append)
-        if hasattr(found[0], "raiseException"):
-            found[0].raiseException()
-        return found[0]
-    return made
-
-
-def _startNow() -> list[Change]:
-    users = (awaiting, connection, dispatch, messages, session)
-    return [(each, "startNow", _alwaysLater) for each in users]
-
-
-def _informOf() -> list[Change]:
-    def informOf(logger: Any, summary: str, **fields: Any) -> None:
-        logger.info("{summary}", summary=summary, **fields)
-
-    return [(record, "informOf", informOf)]
-
-
-def _lines() -> list[Change]:
-    # Pretend that octets wait, so that the connection always uses the buffer.
-    class Buffer(LineBuffer):
-        __slots__ = ("_held",)
-
-        @property
-        def held(self) -> float:  # type: ignore[override]
-            return self._held or 0.5
-
-        @held.setter
-        def held(self, held: float) -> None:
-            self._held = held
-
-    return [(connection, "LineBuffer", Buffer)]
-
-
-def _timeouts() -> list[Change]:
-    class NoSlack(SharedTimeout):
-        slack = property(lambda self: 0.0, lambda self, slack: None)  # type: ignore[assignment]
-
-    return [(each, "__class__", NoSlack) for each in _limits]
-
-
-def _cleanCache() -> list[Change]:
-    def isClean(self: Any, root: int, status: Any, folders: Any, times: Any) -> bool:
-        return deletion.isClean(root, folders)
-
-    return [(deletion.CleanCache, "isClean", isClean)]
-
-
-def _kept() -> list[Change]:
-    return [(lock, "openWhileAsleep", OpenWhileAsleep(0))]
-
-
-# By name: the title of an entry of docs/fast.rst, and a function that returns the changes.
-SWITCHES: dict[str, tuple[str, Callable[[], list[Change]]]] = {
-    "coroutines": ("Run a coroutine without a Deferred", _startNow),
-    "timeouts": ("Postpone a time limit", _timeouts),
-    "lines": ("Answer a single line without the buffer", _lines),
-    "bodies": (
-        "Gather a short body without a coroutine",
-        lambda: [(ReplySender, "gatherShort", lambda self, reply: False)],
-    ),
-    "firstlines": (
-        "Cache first lines",
-        lambda: [(wire, "_statusLine", wire._statusLine.__wrapped__)],
-    ),
-    "outlets": (
-        "Write to the socket at once",
-        lambda: [(outlets, "SocketOutlet", outlets.ProducerOutlet)],
-    ),
-    "ascii": (
-        "Prepare ASCII without precis-i18n",
-        lambda: [
-            (authentication, "prepareName", _byLibrary("UsernameCasePreserved")),
-            (authentication, "preparePassword", _byLibrary("OpaqueString")),
-        ],
-    ),
-    "logline": ("Make the text of a log line without Twisted's formatter", _informOf),
-    "listings": (
-        "Share the listing",
-        lambda: [(ListingCache, "get", lambda self, key, stamp: None)],
-    ),
-    "times": (
-        "Read the times of folders once",
-        lambda: [(ExclusiveDirectory, "timesAtLock", lambda self: None)],
-    ),
-    "clean": ("Skip the check for interrupted deletions", _cleanCache),
-    "sleeping": ("Keep directories open while asleep", _kept),
-    "inotify": (
-        "Let the kernel report changes",
-        lambda: [(Listing, "onSleep", Listing.clear)],
-    ),
-    "pagecache": (
-        "Local files in the reactor's thread",
-        lambda: [(FileRegion, "readCached", lambda self, size: None)],
-    ),
-}
-
-
-def _byLibrary(profile: str) -> Any:
-    def prepare(text: str, *arguments: Any) -> str:
-        prepared = preparation._enforced(profile, text, 1000)
-        assert prepared is not None
-        return prepared
-
-    return prepare
-
-
-@contextmanager
-def changed(changes: list[Change]) -> Iterator[None]:
-    """
-    Apply changes, and take them back.
-    """
-    before = [(each, name, getattr(each, name)) for each, name, _ in changes]
-    for each, name, value in changes:
-        setattr(each, name, value)
-    try:
-        yield
-    finally:
-        for each, name, value in before:
-            setattr(each, name, value)
 
 
 class Work:
@@ -194,8 +41,6 @@ class Work:
     def __init__(self, path: Path) -> None:
         site(path)
         self.parts = Parts(path)
-        limits = self.parts.factory._limits
-        _limits[:] = [limits.idle, limits.sleep]
         for _ in range(3):
             for user in range(USERS):
                 self._end(self._logIn(user))
@@ -281,9 +126,9 @@ def main() -> None:
         TimeSlice.SLICE = float("inf")
         work = Work(Path(directory))
         print(f"{'without':58}{'session':15}{'poll':15}RETR")
-        for name in sys.argv[1:] or SWITCHES:
-            title, switch = SWITCHES[name]
-            print(f"{title:58}{compare(work, switch)}", flush=True)
+        for name in sys.argv[1:] or [each for each in SWITCHES if not SWITCHES[each].rows]:
+            switch = SWITCHES[name]
+            print(f"{switch.title:58}{compare(work, switch.changes)}", flush=True)
 
 
 if __name__ == "__main__":
