@@ -89,6 +89,9 @@ def secretIn(password: bytes) -> tuple[str, bytes] | None:
     return secret[:_GROUP].decode("ascii"), secret
 
 
+_NOT_A_TIME = "a time of expiry that is not in the form 2030-12-31 or 2030-12-31T12:00"
+
+
 def expiryOf(value: Any) -> float | None:
     """
     Read the time at which an application password expires.
@@ -105,7 +108,7 @@ def expiryOf(value: Any) -> float | None:
             isDate = re.fullmatch(r"\d{4}-\d{2}-\d{2}", value) is not None
             value = date.fromisoformat(value) if isDate else datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError("a time of expiry that is not in the form 2030-12-31") from None
+            raise ValueError(_NOT_A_TIME) from None
     if isinstance(value, date) and not isinstance(value, datetime):
         value = datetime.combine(value, time.max)
     if isinstance(value, datetime):
@@ -113,4 +116,4 @@ def expiryOf(value: Any) -> float | None:
         return aware.timestamp()
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
-    raise ValueError("a time of expiry that is not in the form 2030-12-31")
+    raise ValueError(_NOT_A_TIME)

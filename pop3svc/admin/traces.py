@@ -151,8 +151,8 @@ class Trace:
 
 class Traces:
     """
-    The traces of a process.  While no trace runs, connections have no taps (see
-    L{pop3svc.protocol.taps}).
+    The traces of a process, and all other listeners to its conversations.  While there is no
+    listener, connections have no taps (see L{pop3svc.protocol.taps}).
     """
 
     def __init__(self, factory: Any, clock: Any, worker: int = 0) -> None:

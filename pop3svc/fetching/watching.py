@@ -182,7 +182,8 @@ class Watch:
     ) -> None:
         """
         @param interval: the seconds between two polls.
-        @param say: called with a sentence about a failure.
+        @param say: called with a sentence without a period about a failure, to tell the operator.
+            It is not called again for the same sentence before a poll has worked.
         @param fetched: called with the number of stored messages, after each poll that has stored
             any.
         """
