@@ -116,7 +116,7 @@ class Group:
         """
         self.kill()
         with contextlib.suppress(ChildProcessError):
-            # Wait for processes whose parents have ended; see adopt().
+            # Remove ended processes whose parents have ended; see adopt().
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
 

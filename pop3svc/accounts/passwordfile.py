@@ -362,7 +362,8 @@ class PasswordFile:
     def _report(self) -> None:
         """
         Log each line that cannot be used, and the number of passwords without a hash.  Log nothing
-        that was logged before.  Forget what was computed from the previous accounts.
+        that is the same as in the previous reading.  Forget what was computed from the previous
+        accounts.
         """
         accounts = self._accounts
         reported: set[tuple[str, str]] = set()

@@ -91,7 +91,8 @@ def namesFor(recipient: str, delimiter: str, localDomains: Sequence[str] = ()) -
         C{alice+work} is alice.
     @param localDomains: the domains whose users have names without a domain, in lower case.
     @return: the names that a user with this address may have, from the likeliest to the
-        unlikeliest.  The result is empty if no name is safe.
+        unlikeliest.  The result is empty if C{recipient} is no address and no name, or contains
+        C{%(}.
     """
     if not recipient or not isPrintable(recipient) or "%(" in recipient:
         return []

@@ -80,8 +80,8 @@ def _verified(call: Any, mailbox: Any) -> Any:
             try:
                 verifyObject(interface, adapted)
             except IndexError:
-                # Skip the interface, because zope.interface fails if the only parameter of a method
-                # is "*arguments".
+                # Skip the interface, because zope.interface fails if a method is declared without
+                # self, as "def method(*arguments)".
                 continue
             except Invalid as error:
                 faults = getattr(error, "exceptions", [error])

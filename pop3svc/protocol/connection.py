@@ -434,7 +434,7 @@ class POP3Connection(LineReceiver):
 
     def _count(self, body: object) -> None:
         """
-        Count a message after the whole message was sent.  Do not count other bodies.
+        Count a body that was sent whole, if the body is a message.  Do not count listings.
         """
         if isinstance(body, MessageBody):
             record = self.session.record

@@ -71,7 +71,7 @@ class Target:
         """
         Mark the export as complete, durably.
 
-        @raise OSError: the export was not marked.
+        @raise OSError: the export is perhaps not marked durably.
         """
         raise NotImplementedError
 

@@ -193,7 +193,7 @@ class PlayClients:
 
     def __init__(self, reactor: Any, factory: Any) -> None:
         """
-        @param reactor: makes the connections, and measures times.
+        @param reactor: adopts both sockets of each connection, and measures times.
         @param factory: L{pop3svc.service.factory.POP3Factory}
         """
         self._reactor = reactor

@@ -289,7 +289,7 @@ def test_notOneName(directory: Slapd, logged: list[str]) -> None:
         assert logIn(binding(directory, attribute="mail"), name) is None
     for name in ("long", "control"):
         assert logIn(searching(directory, attribute="description"), name) is None
-    # Both checkers log each reason.
+    # Both checkers log the reasons for the first two names.
     assert [line.partition("because ")[2].partition(" (logged")[0] for line in logged] == [
         *["uid=nomail,ou=people,dc=example,dc=org has 0 readable values of mail"] * 2,
         *["uid=mails,ou=people,dc=example,dc=org has 2 readable values of mail"] * 2,

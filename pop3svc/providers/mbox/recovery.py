@@ -21,9 +21,9 @@ __all__ = ["recover"]
 _NEW = re.compile(re.escape(NEW) + r"([0-9]{1,20})-([0-9]{1,19})")
 _APPEND = re.compile(re.escape(APPEND) + r"([0-9]{1,20})-([0-9]{1,19})-([0-9]{1,19})-([0-2])")
 _LEFT = re.compile(r"(?:lock|stale|gone)-([0-9]{1,10}).*")
-# Seconds after which a replaced file is removed even if a program may have the file open.  No
-# delivery agent waits that long for a lock.  A temporary file of this age is removed even if its
-# process seems to run.
+# A recovery removes a replaced file if no program has the file open, or if the last change of the
+# file was this number of seconds ago.  No delivery agent waits that long for a lock.  A temporary
+# file of this age is removed even if its process seems to run.
 _KEPT = 3600
 _BLOCK = 1_048_576
 

@@ -212,9 +212,11 @@ class ContractSession:
 
     def reply(self, line: bytes = b"") -> bytes:
         """
-        Wait until the answer to the line that was sent is complete.
+        Wait until the service has answered all lines that were sent, or has closed the connection.
 
-        @return: the answer.
+        @param line: the last line that was sent, for the text of the error.
+        @return: the answers.
+        @raise AssertionError: the service does not answer.
         """
         client = self._client
         for _ in range(MAX_TURNS):
