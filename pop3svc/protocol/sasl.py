@@ -304,9 +304,11 @@ async def external(session: Session, initial: bytes | None) -> Conversation:
         raise BadArguments("Response is not valid for EXTERNAL.")
     prepared = map(session.authentication.prepareName, session.certificateNames())
     names = list(dict.fromkeys(name for name, isUsable in prepared if isUsable))
-    if not response and len(names) != 1:
+    if not response and len(names) > 1:
         raise POP3ResponseError("Certificate names several users; name one of them.", "AUTH")
-    name = session.authentication.prepareName(_text(response))[0] if response else names[0]
+    # Without a usable name, refuse the login as for a name without an account.
+    chosen = _text(response) if response else next(iter(names), "")
+    name = session.authentication.prepareName(chosen)[0]
     mailbox = None
     if name in names:
         provider: Any = session.provider

@@ -87,7 +87,8 @@ def main(argv: Sequence[str]) -> None:
             if os.geteuid() != 0 and int(value) != (
                 os.geteuid() if name == "uid" else os.getegid()
             ):
-                raise SystemExit(f"pop3svc: --{name} {value}: only root can become another user")
+                other = "user" if name == "uid" else "group"
+                raise SystemExit(f"pop3svc: --{name} {value}: only root can become another {other}")
         command.append(f"--{name}={value}")
     sys.argv = [*command, "pop3svc", *rest]
     from twisted.scripts.twistd import run

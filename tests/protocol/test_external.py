@@ -106,6 +106,7 @@ def test_refused(path: Path) -> None:
     assert logIn(provider, "", "eve") == logIn(provider, "eve", "eve") == WRONG
     several = b"-ERR [AUTH] Certificate names several users; name one of them.\r\n"
     assert logIn(provider, "", "ann", "bob") == several
+    assert logIn(provider, "", "x" * 600) == logIn(provider, "", "a\nb") == WRONG
     for bad in ("ann\0", "ann\tbob", "\0ann"):
         said = logIn(provider, bad, "ann")
         assert said == b"-ERR Response is not valid for EXTERNAL.\r\n"
