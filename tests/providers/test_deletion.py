@@ -98,7 +98,8 @@ def test_fullDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(os, "mkdir", full)
         removeAll(root, FOLDERS, PLACES, locate)
     assert there(tmp_path) == set(KEPT)
-    assert staged(tmp_path) == []
+    # Another removal or login begins with a recovery.
+    assert staged(tmp_path) == ["pop3svc-removed"]
     assert tried == [".new"]
     removeAll(root, FOLDERS, KEPT[:1], locate)
     recover(root, FOLDERS)
@@ -129,6 +130,19 @@ def test_noRoomAndNotPutBack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     root = make(tmp_path)
     recover(root, FOLDERS)
 
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patch:
+        noRoom(patch)
+        patch.setattr(os, "link", broken)
+        with pytest.raises(OSError, match="broken"):
+            removeAll(root, FOLDERS, PLACES[::-1], locate)
+    recover(root, FOLDERS)
+    assert there(tmp_path) == set(PLACES + KEPT)
+
+
+def noRoom(patch: pytest.MonkeyPatch) -> None:
     mkdir = os.mkdir
 
     def full(name: str, *arguments: Any, **named: Any) -> None:
@@ -136,16 +150,84 @@ def test_noRoomAndNotPutBack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
             raise OSError(errno.ENOSPC, "full")
         mkdir(name, *arguments, **named)
 
-    def broken(*_: object, **__: object) -> None:
-        raise OSError(errno.EIO, "broken")
+    patch.setattr(os, "mkdir", full)
+
+
+def test_killedWithoutRoom(tmp_path: Path) -> None:
+    """
+    If there is no room for a directory and the process is killed at any step, the next lock finds
+    that a recovery is necessary.
+    """
+    outcomes = set()
+    for step in range(1, 200):
+        path = tmp_path / str(step)
+        root = make(path)
+        recover(root, FOLDERS)
+        child = os.fork()
+        if not child:
+            with pytest.MonkeyPatch.context() as patch:
+                noRoom(patch)
+                calls = failingAt(patch, step, lambda: os._exit(9))
+                removeAll(root, FOLDERS, PLACES, locate)
+                os._exit(0 if len(calls) < step else 1)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if not isClean(root, FOLDERS):
+            recover(root, FOLDERS)
+        os.close(root)
+        left = there(path)
+        assert left in (set(PLACES + KEPT), set(KEPT)), (step, left)
+        assert staged(path) == []
+        outcomes.add((status, len(left)))
+        if status == 0:
+            break
+    assert outcomes == {(9, 5), (9, 2), (0, 2)}
+
+
+def test_leftWithoutRoom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    If there is no room for a directory and the last file of a removal cannot be unlinked, a later
+    removal that fails removes nothing.
+    """
+    root = make(tmp_path)
+    recover(root, FOLDERS)
+    unlink, rename = os.unlink, os.rename
+
+    def stuck(name: str, **named: Any) -> None:
+        if name.startswith("pop3svc-deleted."):
+            raise OSError(errno.EIO, "broken")
+        unlink(name, **named)
+
+    def stubborn(name: str, to: str, **named: Any) -> None:
+        if name == "e":
+            raise OSError(errno.EIO, "broken")
+        rename(name, to, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "mkdir", full)
-        patch.setattr(os, "link", broken)
+        noRoom(patch)
+        with monkeypatch.context() as first:
+            first.setattr(os, "unlink", stuck)
+            removeAll(root, FOLDERS, PLACES, locate)
+        patch.setattr(os, "rename", stubborn)
         with pytest.raises(OSError, match="broken"):
-            removeAll(root, FOLDERS, PLACES[::-1], locate)
+            removeAll(root, FOLDERS, KEPT, locate)
     recover(root, FOLDERS)
-    assert there(tmp_path) == set(PLACES + KEPT)
+    assert there(tmp_path) == set(KEPT)
+
+
+def test_quotaOfTheOwner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    If the owner of the mailbox has no quota for another directory, the removal needs none.
+    """
+
+    def full(*_: object) -> None:
+        raise OSError(errno.EDQUOT, "quota")
+
+    root = make(tmp_path)
+    recover(root, FOLDERS)
+    monkeypatch.setattr("pop3svc.providers.files.deletion.fileUID", lambda: 0)
+    monkeypatch.setattr(os, "fchown", full)
+    removeAll(root, FOLDERS, PLACES, locate)
+    assert there(tmp_path) == set(KEPT)
 
 
 def test_directoriesInTheStagingDirectory(tmp_path: Path) -> None:
@@ -370,21 +452,24 @@ def test_readOnlyDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_durableInOrder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    After an earlier removal, the name of the staging directory is synced before the files in it.
+    After an earlier removal, the name of the staging directory is synced before files are moved.
     The directories that files have left are synced after those to which they were moved.
     """
     root = make(tmp_path)
     removeAll(root, FOLDERS, PLACES, locate)
+    before: list[int] = []
     synced: list[int] = []
     fsync = os.fsync
 
     def remembered(descriptor: int) -> None:
         fsync(descriptor)
-        if any((tmp_path / "pop3svc-removing").rglob("d")):
-            synced.append(os.fstat(descriptor).st_ino)
+        areMoved = any((tmp_path / "pop3svc-removing").rglob("d"))
+        (synced if areMoved else before).append(os.fstat(descriptor).st_ino)
 
     monkeypatch.setattr(os, "fsync", remembered)
     removeAll(root, FOLDERS, KEPT, locate)
     removed = tmp_path / "pop3svc-removed"
-    inOrder = [tmp_path, removed / ".new", removed, tmp_path / "new", tmp_path / "cur"]
+    inOrder = [removed / ".new", removed, tmp_path / "new", tmp_path / "cur"]
     assert synced == [each.stat().st_ino for each in inOrder]
+    # The last sync makes the decision durable.
+    assert before[-2:] == [tmp_path.stat().st_ino] * 2

@@ -110,6 +110,7 @@ def removeAll(
         removed = _stageAll(root, folders, wanted, locate, isRight)
     except _NoRoom:
         # Remove the files in another way, because it needs no directory.
+        _expectRecovery(root)
         return _removeByNames(root, wanted, locate, isRight)
     # From here on the removal is certain.  The files are unlinked without a sync, and errors are
     # ignored, because the next recovery unlinks files that are left.
@@ -120,6 +121,21 @@ def removeAll(
             finally:
                 closeQuietly(directory)
     return removed
+
+
+def _expectRecovery(root: int) -> None:
+    """
+    Give the staging directory its second name, although it contains no files.  L{isClean} then
+    returns false until a recovery has looked for the files of L{_removeByNames}.
+
+    @raise OSError: nothing was changed durably.
+    """
+    try:
+        os.rename(_STAGING, _REMOVED, src_dir_fd=root, dst_dir_fd=root)
+    except FileNotFoundError:
+        # Without a staging directory, L{isClean} returns false as well.
+        return
+    os.fsync(root)
 
 
 def _stageAll(
@@ -150,11 +166,11 @@ def _stageAll(
         return status is not None
 
     try:
-        _moveAll(wanted, locate, move)
-        # Sync the name of the staging directory first.  After an earlier removal, its name was
-        # C{pop3svc-removed}.  If a power failure brought this name back, the recovery would remove
-        # all files.
+        # Sync the name of the staging directory before files are moved.  After an earlier removal,
+        # its name was C{pop3svc-removed}.  If a power failure brought this name back, the recovery
+        # would remove all files.
         os.fsync(root)
+        _moveAll(wanted, locate, move)
         # Sync the directories to which files were moved before those from which they were moved.
         # Otherwise a power failure could lose a file.
         for _, target in opened.values():
@@ -199,7 +215,10 @@ def _openBoth(
     try:
         target, name = staging, _stage(folder, folders)
         if name != ".":
-            _makeOwn(name, staging, os.fstat(root))
+            if _makeOwn(name, staging, os.fstat(root)):
+                # Sync the new name first.  Otherwise a power failure could lose the directory with
+                # the files in it.
+                os.fsync(staging)
             target = openDirectory(name, staging)
     except BaseException:
         closeQuietly(source)
@@ -335,6 +354,9 @@ def recover(root: int, folders: Sequence[str]) -> None:
 
     @raise OSError: the recovery failed.
     """
+    # First complete a removal by names.  As soon as the staging directory has its first name again,
+    # L{isClean} returns true.
+    _recoverByNames(root)
     try:
         _purge(root, folders)
     except OSError as error:
@@ -343,7 +365,6 @@ def recover(root: int, folders: Sequence[str]) -> None:
         if error.errno != errno.EROFS:
             raise
     _putBack(root, folders)
-    _recoverByNames(root)
     try:
         _makeReady(root)
     except OSError as error:
@@ -356,17 +377,18 @@ def _makeReady(root: int) -> None:
     _makeOwn(_STAGING, root, os.fstat(root))
 
 
-def _makeOwn(name: str, directory: int, owner: os.stat_result) -> None:
+def _makeOwn(name: str, directory: int, owner: os.stat_result) -> bool:
     """
     Create a directory if it does not exist.  If this thread has the file rights of root, give the
     new directory to the owner of the mailbox.
 
-    @raise _NoRoom: the disk has no room for the directory.
+    @return: whether the directory was created.
+    @raise _NoRoom: the disk, or the quota of the owner, has no room for the directory.
     """
     try:
         os.mkdir(name, 0o700, dir_fd=directory)
     except FileExistsError:
-        return
+        return False
     except OSError as error:
         if error.errno in _FULL:
             raise _NoRoom(error.errno, "there is no room for a directory") from error
@@ -375,8 +397,13 @@ def _makeOwn(name: str, directory: int, owner: os.stat_result) -> None:
         made = openDirectory(name, directory)
         try:
             os.fchown(made, owner.st_uid, owner.st_gid)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise _NoRoom(error.errno, "the owner has no room for a directory") from error
+            raise
         finally:
             closeQuietly(made)
+    return True
 
 
 def _renamed(
@@ -485,8 +512,10 @@ def _recoverByNames(root: int) -> None:
                 folder, _, old = name.removeprefix(_PREFIX).partition(".")
                 home = openBelow("." if folder == _nameOf(".") else folder, root)
                 try:
-                    _return(name, tmp, home, old)
+                    isLinked = _return(name, tmp, home, old)
                     os.fsync(home)
+                    if isLinked:
+                        os.unlink(name, dir_fd=tmp)
                 finally:
                     closeQuietly(home)
         if decided:
@@ -495,6 +524,9 @@ def _recoverByNames(root: int) -> None:
             os.fsync(tmp)
             for name in decided:
                 os.unlink(name, dir_fd=tmp)
+        if staged or decided:
+            # Otherwise a power failure could bring a file with the second prefix back.
+            os.fsync(tmp)
     finally:
         closeQuietly(tmp)
 
@@ -564,16 +596,21 @@ def _putAllBack(root: int, folder: str, names: list[str], directory: int) -> Non
         os.mkdir(folder, 0o700, dir_fd=root)
     home = openBelow(folder, root)
     try:
-        for name in names:
-            _return(name, directory, home, name)
+        linked = [name for name in names if _return(name, directory, home, name)]
         os.fsync(home)
+        for name in linked:
+            os.unlink(name, dir_fd=directory)
+        os.fsync(directory)
     finally:
         closeQuietly(home)
 
 
-def _return(name: str, source: int, target: int, to: str) -> None:
+def _return(name: str, source: int, target: int, to: str) -> bool:
     """
     Put a file back, and do not overwrite another file with the same name.
+
+    @return: whether the file has both names now.  The caller unlinks the old name after a sync of
+        the new name.
     """
     try:
         os.link(name, to, src_dir_fd=source, dst_dir_fd=target, follow_symlinks=False)
@@ -583,7 +620,7 @@ def _return(name: str, source: int, target: int, to: str) -> None:
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
             # Another program has just created a file with this name, so keep both files.
             os.rename(name, f"{here.st_ino}.{to}", src_dir_fd=source, dst_dir_fd=target)
-            return
+            return False
     except OSError as error:
         if error.errno not in (
             *(errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK),
@@ -593,5 +630,5 @@ def _return(name: str, source: int, target: int, to: str) -> None:
         # Rename the file, because the file system has no hard links, or has no space for a hard
         # link.
         os.rename(name, to, src_dir_fd=source, dst_dir_fd=target)
-        return
-    os.unlink(name, dir_fd=source)
+        return False
+    return True
