@@ -600,7 +600,6 @@ def _putAllBack(root: int, folder: str, names: list[str], directory: int) -> Non
         os.fsync(home)
         for name in linked:
             os.unlink(name, dir_fd=directory)
-        os.fsync(directory)
     finally:
         closeQuietly(home)
 
