@@ -198,8 +198,8 @@ class Messages:
     def sizes(self, uniqueIDs: list[str]) -> ValueOrDeferred[Sizes]:
         """
         @return: the size of each message in octets; L{None} if the size cannot be found.
-        @raise POP3ResponseError: C{SYS/TEMP}: there are several messages, and no size can be found
-            now.
+        @raise POP3ResponseError: the mailbox raised a critical error; or C{SYS/TEMP}: there are
+            several messages, and no size can be found now.
         """
         if self._converts:
             found = self._manySizes(self._mailbox.surrogateSizes, uniqueIDs)

@@ -596,7 +596,8 @@ def _throttleOf(
     reactor: Any, settings: Settings, known: KnownNetworks, tell: Any
 ) -> SharedThrottle:
     """
-    @param tell: in a worker, reports strikes to the other workers.
+    @param tell: in a worker, reports attempts to log in to the parent and to the other workers;
+        L{None} in another process.
     """
     policy = settings.policy
     exempt = [str(each) for each in settings.banExempt]

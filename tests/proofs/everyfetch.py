@@ -130,7 +130,7 @@ def sweep(shim: Shim, kind: str, place: Path, how: int, step: int) -> dict[str, 
             wrong.append(f"call {at}: {lost} were deleted before they were stored")
         if at > calls:
             break
-        # Half a call is possible for some kinds of calls only.
+        # HALF_KILL kills the process at reads and writes only.  At another call nothing happens.
         kills += wasKilled
         _fetch(shim, kind, place, gone, COUNT, 0)
         stored = _stored(kind, place)
