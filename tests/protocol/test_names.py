@@ -357,7 +357,7 @@ def test_external(mail: AccountsProvider) -> None:
     assert said("", "ann", "Ann", policy=PRESERVED).startswith(b"-ERR [AUTH] Certificate names")
     assert said("ANN", "ann", policy=PRESERVED) == WRONG
     assert said("", "a b", "ann") == LOGGED_IN
-    assert said("", "a b").startswith(b"-ERR [AUTH] Certificate names")
+    assert said("", "a b") == WRONG
     assert said("a b", "a b") == said("a b", "ann") == WRONG
 
 
