@@ -55,13 +55,15 @@ def test_everyOptionOfServe(pages: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "settings"),
-    zip(
-        (
-            *("THE SERVICE", "LISTENERS", "CERTIFICATES", "STORES"),
-            *("MAILBOXES OF OTHER SERVERS", "LIMITS"),
-        ),
-        GROUPS.values(),
-        strict=True,
+    list(
+        zip(
+            (
+                *("THE SERVICE", "LISTENERS", "CERTIFICATES", "STORES"),
+                *("MAILBOXES OF OTHER SERVERS", "LIMITS"),
+            ),
+            GROUPS.values(),
+            strict=True,
+        )
     ),
 )
 def test_everySetting(pages: dict[str, str], name: str, settings: tuple[Setting, ...]) -> None:
