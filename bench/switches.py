@@ -38,7 +38,6 @@ from pop3svc.protocol.connection import POP3Connection
 from pop3svc.protocol.framing import LineBuffer
 from pop3svc.protocol.outlets import SocketOutlet
 from pop3svc.protocol.sender import ReplySender
-from pop3svc.protocol.wire import MultiLine
 from pop3svc.providers.files import contents, counting, deletion, folders, lock
 from pop3svc.providers.files.counting import SizeCounter
 from pop3svc.providers.files.listing import Listing
@@ -51,7 +50,7 @@ from pop3svc.service import loop
 from pop3svc.threadpool import BoundedThreadPool
 from pop3svc.timing import SharedTimeout, TimeSlice
 
-__all__ = ["SWITCHES", "Change", "Switch", "changed"]
+__all__ = ["SWITCHES", "Change", "Switch", "changed", "switchOf"]
 
 # A change of one attribute: the object, the name, and the value that switches something off.
 Change = tuple[Any, str, Any]
@@ -188,19 +187,16 @@ def _raw() -> list[Change]:
     return [(contents, "_blocks", asRaw)]
 
 
-def _stuffedByReplace() -> list[Change]:
-    def stuffed(self: Any, data: bytes) -> bytes:
-        if self._top is not None:
-            data = self._top.feed(data)
-        if not data:
-            return b""
-        self.octets += len(data)
-        leading = self._atLineStart and data.startswith(b".")
-        self._atLineStart = data.endswith(b"\n")
-        data = data.replace(b"\n.", b"\n..")
-        return b"." + data if leading else data
+class _ByReplace:
+    """
+    In place of C{DOT_LINE}: add the dots by C{replace}, in the only item that is returned.
+    """
 
-    return [(MultiLine, "_stuffed", stuffed)]
+    def search(self, data: bytes) -> bool:
+        return True
+
+    def split(self, data: bytes) -> list[bytes]:
+        return [data.replace(b"\n.", b"\n..")]
 
 
 _BARE = re.compile(rb"(?<!\r)\n")
@@ -335,7 +331,7 @@ SWITCHES: dict[str, Switch] = {
         "sendfile", lambda: [(SocketOutlet, "sendable", lambda self, region: None)], (7,)
     ),
     "unchanged": Switch("Remember which messages need no change", _raw, (7,)),
-    "stuffing": Switch("Stuff dots in one scan", _stuffedByReplace, (9,)),
+    "stuffing": Switch("Stuff dots in one scan", lambda: [(wire, "DOT_LINE", _ByReplace())], (9,)),
     "lineends": Switch("Convert line ends by replace", _lineEnds, (8,)),
     "checks": Switch("Shorten the checks at a first login", _allChecks, (12,)),
     "columns": Switch("List by columns", lambda: [(columns, "LEAST", 10**9)], (13,)),
@@ -356,6 +352,15 @@ SWITCHES: dict[str, Switch] = {
     "threads": Switch("Few threads", _threads, (14, 17)),
     "niceness": Switch("Let hashes yield", lambda: [(hashing._workers, "_niceness", 0)], (17,)),
 }
+
+
+def switchOf(name: str) -> Switch:
+    """
+    @raise SystemExit: there is no optimisation of this name.
+    """
+    if name not in SWITCHES:
+        raise SystemExit(f"There is no optimisation {name!r}; docs/fast.rst lists the names.")
+    return SWITCHES[name]
 
 
 @contextmanager
@@ -382,10 +387,9 @@ def main() -> None:
     """
     from twisted.scripts.twistd import run
 
-    name, *arguments = sys.argv[1:]
-    for each, attribute, value in SWITCHES[name].changes():
+    for each, attribute, value in switchOf("".join(sys.argv[1:2])).changes():
         setattr(each, attribute, value)
-    sys.argv = ["twistd", *arguments]
+    sys.argv = ["twistd", *sys.argv[2:]]
     run()
 
 

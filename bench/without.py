@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from twisted.logger import globalLogBeginner, textFileLogObserver
 
 from bench.parts import DONE, USERS, Parts, reactor, site
-from bench.switches import SWITCHES, Change, changed
+from bench.switches import SWITCHES, Change, changed, switchOf
 from pop3svc.timing import TimeSlice
 from tests.support.bytecodes import costOf
 
@@ -127,7 +127,7 @@ def main() -> None:
         work = Work(Path(directory))
         print(f"{'without':58}{'session':15}{'poll':15}RETR")
         for name in sys.argv[1:] or [each for each in SWITCHES if not SWITCHES[each].rows]:
-            switch = SWITCHES[name]
+            switch = switchOf(name)
             print(f"{switch.title:58}{compare(work, switch.changes)}", flush=True)
 
 

@@ -26,27 +26,29 @@ FROM_NEW, FROM_CUR = ("new", "a", 0), ("cur", "b", 0)
 Directories = dict[int, dict[str, int]]
 
 
-class Link(NamedTuple):
+class Entry(NamedTuple):
     """
-    A change: a directory gets an entry.
+    An entry of a directory.
     """
 
     directory: int
     name: str
     inode: int
+
+
+class Link(Entry):
+    """
+    A change: a directory gets an entry.
+    """
 
     def apply(self, directories: Directories) -> None:
         directories[self.directory].setdefault(self.name, self.inode)
 
 
-class Unlink(NamedTuple):
+class Unlink(Entry):
     """
     A change: a directory loses an entry.
     """
-
-    directory: int
-    name: str
-    inode: int
 
     def apply(self, directories: Directories) -> None:
         if directories[self.directory].get(self.name) == self.inode:

@@ -163,14 +163,7 @@ def test_killedWithoutRoom(tmp_path: Path) -> None:
         path = tmp_path / str(step)
         root = make(path)
         recover(root, FOLDERS)
-        child = os.fork()
-        if not child:
-            with pytest.MonkeyPatch.context() as patch:
-                noRoom(patch)
-                calls = failingAt(patch, step, lambda: os._exit(9))
-                removeAll(root, FOLDERS, PLACES, locate)
-                os._exit(0 if len(calls) < step else 1)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = killedAt(path, step, noRoom)
         if not isClean(root, FOLDERS):
             recover(root, FOLDERS)
         os.close(root)
@@ -228,6 +221,8 @@ def test_quotaOfTheOwner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(os, "fchown", full)
     removeAll(root, FOLDERS, PLACES, locate)
     assert there(tmp_path) == set(KEPT)
+    # No directory is left that belongs to root.
+    assert [each.name for each in (tmp_path / "pop3svc-removed").iterdir()] == []
 
 
 def test_directoriesInTheStagingDirectory(tmp_path: Path) -> None:
@@ -316,6 +311,23 @@ def failingAt(monkeypatch: pytest.MonkeyPatch, step: int, happens: Any) -> list[
     return calls
 
 
+def killedAt(path: Path, step: int, prepare: Any = lambda patch: None) -> int:
+    """
+    Remove files in another process, which is killed before the step-th call of the file system.
+
+    @param prepare: a function that patches the process.
+    @return: the exit status: 9 if the process was killed, 0 if there were fewer calls.
+    """
+    child = os.fork()
+    if not child:
+        with pytest.MonkeyPatch.context() as patch:
+            prepare(patch)
+            calls = failingAt(patch, step, lambda: os._exit(9))
+            removeAll(openDirectory(str(path)), FOLDERS, PLACES, locate)
+            os._exit(0 if len(calls) < step else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def test_killedAtEveryStep(tmp_path: Path) -> None:
     """
     After the recovery, all files that were to be removed exist, or none of them.
@@ -324,13 +336,7 @@ def test_killedAtEveryStep(tmp_path: Path) -> None:
     for step in range(1, 200):
         path = tmp_path / str(step)
         os.close(make(path))
-        child = os.fork()
-        if not child:
-            with pytest.MonkeyPatch.context() as patch:
-                calls = failingAt(patch, step, lambda: os._exit(9))
-                removeAll(openDirectory(str(path)), FOLDERS, PLACES, locate)
-                os._exit(0 if len(calls) < step else 1)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        status = killedAt(path, step)
         # Kill the recovery, too, at each of its steps in turn.
         second = os.fork()
         if not second:

@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from itertools import islice
 from typing import TypeVar
 
 from pop3svc.bounded import BoundedDict
@@ -335,13 +334,9 @@ def isClean(root: int, folders: Sequence[str]) -> bool:
         isReady = True
         try:
             with os.scandir(directory) as entries:
-                found = 0
-                for entry in islice(entries, _FEW):
-                    found += 1
-                    if not entry.is_dir(follow_symlinks=False):
+                for number, entry in enumerate(entries, 1):
+                    if number == _FEW or not entry.is_dir(follow_symlinks=False):
                         return False
-                if found == _FEW:
-                    return False
         finally:
             closeQuietly(directory)
     return isReady
@@ -398,6 +393,8 @@ def _makeOwn(name: str, directory: int, owner: os.stat_result) -> bool:
         try:
             os.fchown(made, owner.st_uid, owner.st_gid)
         except OSError as error:
+            # Keep no directory of another owner, because the owner of the mailbox could not use it.
+            os.rmdir(name, dir_fd=directory)
             if error.errno in _FULL:
                 raise _NoRoom(error.errno, "the owner has no room for a directory") from error
             raise
