@@ -28,7 +28,7 @@ from itertools import count
 from pathlib import Path
 
 from tests.proofs.journal import Journal, Message, tokenIn
-from tests.support.running import freePort, script
+from tests.support.running import childrenOf, freePort, script
 
 __all__ = ["Limits", "Run"]
 
@@ -202,11 +202,7 @@ class Service:
         @return: the processes of C{--workers}.
         """
         assert self.process is not None
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        try:
-            return [int(each) for each in path.read_text().split()]
-        except OSError:
-            return []
+        return childrenOf(self.process.pid)
 
     def kill(self) -> None:
         """

@@ -18,7 +18,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from pop3svc.service.notifying import Notifier
-from tests.support.running import PATIENCE, Connection, Running, freePort, script
+from tests.support.running import PATIENCE, Connection, Running, childrenOf, freePort, script
 from tests.support.site import options, run, site  # noqa: F401
 
 
@@ -243,7 +243,9 @@ def test_service(
         # The second worker may have changed the state before.
         manager.next("STATUS=1 sessions")
         assert manager.next("WATCHDOG=1") == "WATCHDOG=1"
-        for child in childrenOf(running.process.pid) if workers > 1 else []:
+        children = childrenOf(running.process.pid)
+        assert children or workers == 1
+        for child in children if workers > 1 else []:
             assert "NOTIFY_SOCKET" not in environOf(child)
             assert "WATCHDOG_USEC" not in environOf(child)
         before = time.monotonic_ns() // 1000
@@ -260,9 +262,3 @@ def test_service(
         running.process.send_signal(signal.SIGTERM)
         manager.next("STOPPING=1")
         assert running.end() == 0
-
-
-def childrenOf(pid: int) -> list[int]:
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    assert found
-    return [int(each) for each in found]

@@ -16,7 +16,14 @@ import pytest
 from pop3svc.accounts.passwordediting import addUser
 from pop3svc.service import privileged
 from pop3svc.service.privileged import Opener, changeableBy, entriesFor, startOpener, unreadable
-from tests.support.running import Connection, Running, forEverybody, freePort, script
+from tests.support.running import (
+    Connection,
+    Running,
+    childrenOf,
+    forEverybody,
+    freePort,
+    script,
+)
 from tests.support.site import renew, run, served
 from tests.support.workers import mayRunHere
 
@@ -104,8 +111,7 @@ def test_renewedAndRevoked(place: Path, workers: int) -> None:
             (place / "users").write_bytes(b"alice:{PLAIN}" + new + b"\n")
             assert logsIn(port, new)
             assert not any(logsIn(port, old) for _ in range(2))
-        children = Path(f"/proc/{running.process.pid}/task/{running.process.pid}/children")
-        pids = [int(each) for each in children.read_text().split()]
+        pids = childrenOf(running.process.pid)
         assert len(pids) == (1 if workers == 1 else 3)
         assert running.end(signal.SIGTERM) == 0
         for each in pids:

@@ -20,7 +20,6 @@ from typing import Any
 
 from tests.support.postgresql import (
     asPostgres,
-    childrenOf,
     ownedDirectory,
     programs,
     whyNoPostgreSQL,
@@ -35,6 +34,9 @@ TTL = 20
 LOOP_WAIT = 2
 # Seconds that a step may take; a busy machine needs long.
 PATIENCE = 120
+# The environment variable that names the directory of a daemon.  The processes that the daemon has
+# started are found by it.
+_MARK = "POP3SVC_TEST_DAEMON"
 _PACKAGES = "(apt-get install patroni python3-etcd etcd-server haproxy)"
 
 
@@ -58,15 +60,24 @@ def whyNoPatroni() -> str:
     return ""
 
 
-def _isAlive(process: int) -> bool:
+def _processesOf(directory: str) -> list[int]:
     """
-    @return: whether a process runs.  A zombie does not run.
+    @return: the ids of the running processes that have been started by a L{_Daemon} with this
+        directory.  A zombie is none of them.
     """
-    try:
-        with open(f"/proc/{process}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    mark = f"{_MARK}={directory}".encode()
+    found = []
+    for each in filter(str.isdigit, os.listdir("/proc")):
+        process = Path("/proc", each)
+        try:
+            isMarked = mark in (process / "environ").read_bytes().split(b"\0")
+            # The children of PostgreSQL overwrite their environment, but work in its data.
+            if isMarked or os.path.dirname(os.readlink(process / "cwd")) == directory:
+                found.append(int(each))
+        except OSError:
+            # This process has ended meanwhile, or belongs to somebody else.
+            continue
+    return found
 
 
 def _waitFor(condition: Callable[[], Any], wanted: str) -> None:
@@ -82,6 +93,7 @@ class _Daemon:
     """
 
     def __init__(self, directory: str, name: str, *command: str) -> None:
+        self._directory = os.path.join(directory, name)
         self._log = os.path.join(directory, f"{name}.log")
         self._command = command
         self._name = name
@@ -93,6 +105,7 @@ class _Daemon:
                 asPostgres(*self._command),
                 start_new_session=True,
                 cwd="/",
+                env=os.environ | {_MARK: self._directory},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -187,18 +200,6 @@ class Member:
             return False
         return True
 
-    def _postmaster(self) -> int | None:
-        """
-        @return: the id of the server's first process.  Patroni is not its parent.
-        """
-        try:
-            number = int(Path(self._data, "postmaster.pid").read_text().split("\n")[0])
-            # The file may be left over, and its number may belong to another process by now.
-            command = Path(f"/proc/{number}/cmdline").read_bytes().split(b"\0")
-        except (OSError, ValueError):
-            return None
-        return number if self._data.encode() in command else None
-
     def kill(self) -> None:
         """
         Kill Patroni and its PostgreSQL as a power failure would, and return when no process of
@@ -215,16 +216,24 @@ class Member:
         self._signalAll(signal.SIGQUIT)
 
     def _signalAll(self, number: int) -> None:
-        postmaster = self._postmaster()
-        if postmaster is None:
-            return
-        processes = [postmaster, *childrenOf(postmaster)]
-        for each in processes:
-            try:
-                os.kill(each, number)
-            except ProcessLookupError:
-                pass
-        _waitFor(lambda: not any(map(_isAlive, processes)), f"end of PostgreSQL {self.name}")
+        """
+        Send a signal to all that Patroni has started, until nothing of that is left.
+
+        The file postmaster.pid does not tell of a PostgreSQL that is about to start.
+        """
+        own = os.path.dirname(self._data)
+
+        def isLeft() -> bool:
+            processes = _processesOf(own)
+            for each in processes:
+                try:
+                    os.kill(each, number)
+                except ProcessLookupError:
+                    pass
+            return bool(processes)
+
+        # The second look finds the child of a process that ended during the first.
+        _waitFor(lambda: not isLeft() and not isLeft(), f"end of PostgreSQL {self.name}")
 
 
 _HAPROXY = """

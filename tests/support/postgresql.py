@@ -17,12 +17,11 @@ from typing import Any
 
 import pytest
 
-from tests.support.running import freePort
+from tests.support.running import childrenOf, freePort
 
 __all__ = [
     "PostgreSQL",
     "asPostgres",
-    "childrenOf",
     "needsPostgreSQL",
     "ownedDirectory",
     "programs",
@@ -91,23 +90,6 @@ def ownedDirectory(path: str) -> str:
         user = pwd.getpwnam("postgres")
         os.chown(path, user.pw_uid, user.pw_gid)
     return path
-
-
-def childrenOf(parent: int) -> list[int]:
-    """
-    @return: the ids of the processes that a process has started.
-    """
-    found = []
-    for each in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            with open(f"/proc/{each}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
-        except OSError:
-            # This process has ended meanwhile.
-            continue
-        if int(fields[1]) == parent:
-            found.append(int(each))
-    return found
 
 
 class PostgreSQL:
@@ -211,17 +193,14 @@ class PostgreSQL:
         """
         Kill the server as a power failure would, and wait until its children have ended.
         """
-        children = self._children()
+        assert self._process is not None
+        children = childrenOf(self._process.pid)
         self._end(signal.SIGKILL)
         self._waitFor(lambda: not any(os.path.exists(f"/proc/{each}") for each in children))
 
-    def _children(self) -> list[int]:
-        assert self._process is not None
-        return childrenOf(self._process.pid)
-
     def _signalAll(self, number: int) -> None:
         assert self._process is not None
-        for each in (self._process.pid, *self._children()):
+        for each in (self._process.pid, *childrenOf(self._process.pid)):
             try:
                 os.kill(each, number)
             except ProcessLookupError:

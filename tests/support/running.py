@@ -28,6 +28,7 @@ __all__ = [
     "Connection",
     "Running",
     "checkCopy",
+    "childrenOf",
     "environment",
     "forEverybody",
     "freePort",
@@ -101,6 +102,17 @@ def forEverybody() -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path)
+
+
+def childrenOf(process: int) -> list[int]:
+    """
+    @return: the ids of the processes that the first thread of a process has started; none if that
+        process has ended.
+    """
+    try:
+        return list(map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split()))
+    except OSError:
+        return []
 
 
 # These sockets reserve the ports.  The kernel gives a port to which a socket is bound neither to a
