@@ -38,6 +38,12 @@ class MessageNames(NamedTuple):
     guid: str
 
 
+# Messages of one mailbox whose values differ in each character.
+_MESSAGES = [
+    MessageNames(number * 0x11111111, 1, f"{number:x}" * _WIDEST, f"{number:x}" * _WIDEST)
+    for number in range(1, 16)
+]
+
 _Filter = Callable[[str], str]
 _Piece = Callable[[MessageNames], str]
 
@@ -163,11 +169,10 @@ class UIDLFormat:
         if len(text) > _LONGEST:
             raise ValueError("the format of unique-ids is too long")
         self._pieces: list[_Piece] = []
-        self._variables = 0
         position = 0
         while position < len(text):
             position = self._parse(position)
-        if not self._variables:
+        if len({self.expand(each) for each in _MESSAGES}) == 1:
             raise ValueError(f"{text}: the format contains nothing that differs between messages")
 
     def _parse(self, position: int) -> int:
@@ -180,7 +185,6 @@ class UIDLFormat:
         long = _LONG.match(text, position)
         if long is not None:
             self._pieces.append(_parseLong(long[1], text))
-            self._variables += 1
             return long.end()
         short = _SHORT.match(text, position)
         if short is None:
@@ -189,7 +193,6 @@ class UIDLFormat:
             self._pieces.append(lambda names: "%")
         else:
             self._pieces.append(_parseShort(short, text))
-            self._variables += 1
         return short.end()
 
     def expand(self, names: MessageNames) -> str:

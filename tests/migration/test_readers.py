@@ -71,7 +71,8 @@ SEEN = {
 @pytest.mark.parametrize("format", SEEN)
 def test_formatsSeen(format: str) -> None:
     names = MessageNames(1, 1795645556, "abc", "abc")
-    assert UIDLFormat(format).expand(names) == SEEN[format]
+    # Some formats are refused alone, because they are the same for all messages.
+    assert UIDLFormat(f"{format} %u").expand(names) == f"{SEEN[format]} 1"
 
 
 @pytest.mark.parametrize(
@@ -101,7 +102,8 @@ def test_formatsSeen(format: str) -> None:
     ],
 )
 def test_formats(format: str, expected: str) -> None:
-    assert UIDLFormat(format).expand(MessageNames(1, 255, "abc", "guid")) == expected
+    names = MessageNames(1, 255, "abc", "guid")
+    assert UIDLFormat(f"{format} %u").expand(names) == f"{expected} 1"
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,9 @@ def test_formats(format: str, expected: str) -> None:
         ("%99999u", "too large"),
         ("%{filename | md5 | upper}", "last filter"),
         ("%%", "nothing that differs"),
+        ("%v", "nothing that differs"),
+        ("%{uidvalidity | hex(8)}", "nothing that differs"),
+        ("%Xf", "nothing that differs"),
         ("%u" * 501, "too long"),
     ],
 )
