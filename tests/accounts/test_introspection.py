@@ -160,7 +160,6 @@ def test_accepted(site: Site, more: str) -> None:
         ('{"active": true, "username": ""}', "it has no usable user name"),
         ('{"active": true, "username": "a\\nb"}', "it has no usable user name"),
         ('{"active": true, "username": "bob"}', "it is the token of another user"),
-        ('{"active": true, "username": "bob"}', "it is the token of another user"),
         ('{"active": true, "username": "ann", "token_type": "DPoP"}', "its type is wrong"),
         ('{"active": true, "username": "ann", "token_type": 1}', "its type is wrong"),
         ('{"active": true, "username": "ann", "cnf": {}}', "it is bound to a key of its client"),

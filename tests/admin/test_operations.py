@@ -294,7 +294,7 @@ def test_notAnAddress() -> None:
         Process().do("ban", address="nonsense")
 
 
-def test_aThousandSessions() -> None:
+def test_manySessions() -> None:
     """
     The reactor serves clients between two parts of a long answer.
     """

@@ -226,7 +226,7 @@ def party(site: Site, certificate: Path, isImplicit: bool = True) -> Connection:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_renewedUnderLoad(tmp_path: Path, workers: str) -> None:
+def test_renewedAuthority(tmp_path: Path, workers: str) -> None:
     """
     While other clients connect, the file of the authority is replaced by a broken file, and then by
     another authority.  The service always accepts USER from a client with an unknown certificate,

@@ -606,7 +606,7 @@ def test_floodOfCommandsYields(monkeypatch: pytest.MonkeyPatch) -> None:
     advance(client, 0)
 
 
-def test_statIsRemembered() -> None:
+def test_statAfterChanges() -> None:
     """
     STAT is correct after each change.
     """

@@ -212,7 +212,9 @@ def test_failedReleaseIsLogged() -> None:
     provider = Provider(unlock=lambda info: fail(ValueError("x")))
     client = conversation(provider, ALICE)
     provider.calls.clear()
-    assert client.say(b"QUIT") == b"+OK Bye.\r\n"
+    told = logged(lambda: client.send(b"QUIT\r\n"))
+    assert client.received() == b"+OK Bye.\r\n"
+    assert [each["log_failure"].type for each in told if "log_failure" in each] == [ValueError]
     assert provider.calls == LEAVE
 
 

@@ -991,6 +991,12 @@ def test_goodMailboxKeepsTheContract(kind: type[Good]) -> None:
     assert names(result.skipped) == {"test_readOnly"}
 
 
+def test_withoutSurrogates() -> None:
+    result = contract(SendsAllAsTheyAre)
+    assert result.failures + result.errors == []
+    assert names(result.skipped) - {"test_readOnly"}
+
+
 def test_readOnly() -> None:
     result = contract(ReadOnly)
     assert result.failures + result.errors == []

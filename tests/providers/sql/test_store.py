@@ -154,15 +154,17 @@ def test_quota(makeStore: Callable[..., SQLStore]) -> None:
     assert deliver(store, b"12345678\r\n", "alice", "bob") == [None, None]
     refused, taken = deliver(store, b"", "alice", "bob")
     assert (refused, taken) == (None, None)
-    refused, _ = deliver(store, b"x", "alice", "carol")
-    assert isinstance(refused, OverQuota) and refused.isTemporary
-    refused, _ = deliver(store, b"", "bob", "carol")
-    assert isinstance(refused, OverQuota)
+    for user, data in (("alice", b"x"), ("bob", b"")):
+        refused, taken = deliver(store, data, user, "carol")
+        assert isinstance(refused, OverQuota) and refused.isTemporary
+        assert taken is None
     client = logIn(store)
     assert client.say(b"STAT") == b"+OK 2 10\r\n"
     client.say(b"DELE 1")
     client.say(b"QUIT")
     assert deliver(store, b"x", "alice") == [None]
+    [refused] = deliver(store, b"", "alice")
+    assert isinstance(refused, OverQuota)
 
 
 def test_importedOnce(makeStore: Callable[..., SQLStore]) -> None:
