@@ -109,7 +109,8 @@ class _Job:
     A transaction that waits, runs or has ended.
 
     @ivar result: the Deferred of the caller; L{None} after it has fired.
-    @ivar isCommitting: whether COMMIT has been sent.
+    @ivar isCommitting: whether COMMIT may have been sent.  This is set before COMMIT is sent, and
+        cleared when the transaction runs again.
     """
 
     def __init__(

@@ -44,7 +44,8 @@ def run(directory: Path) -> tuple[int, str]:
 
 def test_examples(tmp_path: Path) -> None:
     """
-    The examples pass.  If the example program loses mail, its test fails.
+    The examples pass.  If C{fetch.py} deletes each message at once, so that it loses mail,
+    C{test_triesAgain} fails.
     """
     for name, text in {**files(), "notes.py": block("README.rst", "class Notes")}.items():
         (tmp_path / name).write_text(text)

@@ -153,7 +153,7 @@ class NoAnswer(Fault):
     """
     The server does not carry out the command.  It sends nothing more on this connection, which
     stays open.  C{command} may also be C{"greeting"} or C{"handshake"}.  With C{"handshake"} the
-    server answers no TLS handshake, neither on the TLS port nor after STLS.
+    server does not answer a TLS handshake, on the TLS port or after STLS.
     """
 
     moments = frozenset([GREETING, HANDSHAKE])
