@@ -278,9 +278,9 @@ class Policy:
     )
     maxMessageSize: int = _number(
         268_435_456,
-        "Size of a message that arrives by LMTP or pop3svc deliver, octets.  Mail servers accept "
-        "10 to 150 MB. The limit is higher, so that the mail server refuses a large message "
-        "before it reaches this service.",
+        "Largest size of a message that arrives by LMTP or pop3svc deliver, or is fetched or "
+        "imported, octets.  Mail servers accept 10 to 150 MB.  The limit is higher, so that the "
+        "mail server refuses a large message before it reaches this service.",
         least=65536,
         isLive=False,
     )

@@ -124,10 +124,11 @@ class CheckQueue:
         begun: Callable[[], object] = lambda: None,
     ) -> Deferred[Any]:
         """
-        Run C{work} when its turn comes.
+        Run C{work} as soon as fewer than C{concurrent} checks run, and no other check is before it
+        in the queue.
 
         @param isUrgent: whether C{work} runs before waiting work that is not urgent.
-        @param patience: how many seconds C{work} may wait for its turn.
+        @param patience: how many seconds C{work} may wait in the queue.
         @param begun: called when C{work} begins.
         @return: a Deferred that fires with the result of C{work}.  If C{work} waits longer than
             C{patience}, the Deferred fails with L{POP3ResponseError}, C{SYS/TEMP}.  Cancelling the

@@ -27,11 +27,12 @@ Networks = Sequence[IPv4Network | IPv6Network]
 _NAME = "the web page"
 # The address that stands for a client of a UNIX socket, because such a client is on this machine.
 _THIS_MACHINE = "127.0.0.1"
-# If a client without its own address sends a wrong password, the next comparison waits for this
-# number of seconds.  The port has 64 connections, so even the last of them gets an answer within
-# its time limit of 10 seconds.
+# If a client that shares its address with others sends a wrong password, the next comparison waits
+# for this number of seconds.  The port has 64 connections, so even the last of them gets an answer
+# within its time limit of 10 seconds.
 _PACE = 0.1
-# Seconds after which a client without its own address is refused if its password is wrong.
+# Seconds after which a client that shares its address with others is refused if its password is
+# wrong.
 _REFUSAL_DELAY = 1.0
 
 
@@ -128,8 +129,8 @@ class Passwords:
         # cannot fill the log.
         if str(self._wrong).strip("0") == "1":
             log.warn(
-                "wrong password at --web from a client without its own address "
-                "({count} since the start)",
+                "wrong password at --web from this machine, or from a proxy that does not name its "
+                "client ({count} since the start)",
                 count=self._wrong,
             )
         over: Deferred[None] = Deferred(lambda _: timer.cancel())

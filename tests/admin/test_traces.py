@@ -488,7 +488,7 @@ def test_slowLogin() -> None:
 
 def test_tap() -> None:
     """
-    A tap of a connection that is closing tells nothing more, and can be detached twice.
+    After the connection has ended, its tap tells nothing more, and can be detached again.
     """
     heard: list[Any] = []
     client = Process().connect()

@@ -63,7 +63,10 @@ def test_aSharedAddressIsNotBanned(ip: str) -> None:
     events = logged(guess)
     assert pages.ask("GET /", basic("sesame"), ip=ip).status == 200
     assert pages.throttle.bans() == []
-    text = "wrong password at --web from a client without its own address ({count} since the start)"
+    text = (
+        "wrong password at --web from this machine, or from a proxy that does not name its client "
+        "({count} since the start)"
+    )
     assert [(each["log_format"], each["count"]) for each in events] == [
         (text, 1),
         (text, 10),
