@@ -4,8 +4,9 @@ time of the session's parts, by leaving out one part after the other.
 
     python bench/parts.py
 
-Each figure is in microseconds of processor time.  The program takes the mean of many runs, twenty
-times.  A figure is the least of these means, or the difference between two such figures.
+Each figure is in microseconds of processor time.  The program runs all pieces of work in turn,
+twenty times, and takes the mean of many runs each time.  A figure is the least of these means, or
+the difference between two such figures.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -25,7 +28,7 @@ from twisted.cred.portal import Portal
 from twisted.internet import reactor as installed
 from twisted.internet.address import IPv4Address
 from twisted.internet.error import ConnectionDone
-from twisted.logger import globalLogBeginner, textFileLogObserver
+from twisted.logger import globalLogBeginner
 from twisted.python.failure import Failure
 
 from bench.twistedmail import MaildirRealm
@@ -33,7 +36,9 @@ from bench.twistedmail import POP3Factory as TwistedMailFactory
 from pop3svc.accounts.checkers import AccountsProvider
 from pop3svc.accounts.passwordfile import PasswordFile
 from pop3svc.accounts.throttle import LoginGuard, SharedThrottle
-from pop3svc.protocol import connection
+from pop3svc.logs import FileSink, Log
+from pop3svc.policy import Policy
+from pop3svc.protocol import record
 from pop3svc.protocol.connection import POP3Connection
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.memory import MemoryProvider
@@ -43,6 +48,7 @@ from pop3svc.timing import TimeSlice
 reactor: Any = installed
 DONE = Failure(ConnectionDone())
 ADDRESS = IPv4Address("TCP", "127.0.0.1", 1)
+# One more user stays logged in during the short sessions of the others.
 USERS, MESSAGES = 8, 20
 
 
@@ -87,8 +93,8 @@ class _Nothing:
 
 
 def site(path: Path) -> None:
-    (path / "users").write_text("".join(f"user{n}:{{PLAIN}}secret\n" for n in range(USERS)))
-    for user in range(USERS):
+    (path / "users").write_text("".join(f"user{n}:{{PLAIN}}secret\n" for n in range(USERS + 1)))
+    for user in range(USERS + 1):
         for folder in ("tmp", "new", "cur"):
             (path / "mail" / f"user{user}" / folder).mkdir(parents=True)
         for number in range(MESSAGES):
@@ -171,20 +177,45 @@ class Theirs:
         assert socket.octets > 80, "a command waits"
 
 
-def least(work: Callable[[int], object], runs: int = 300) -> float:
+class Figures:
     """
-    @return: the time of a run in microseconds, which is the least of twenty means.
+    Measures pieces of work in turn.
     """
-    best = float("inf")
-    for _ in range(20):
-        # Run the calls that the work has delayed, so that they do not accumulate.  Their time does
-        # not count.
-        reactor.runUntilCurrent()
-        began = time.process_time()
-        for turn in range(runs):
-            work(turn)
-        best = min(best, (time.process_time() - began) / runs)
-    return best * 1e6
+
+    def __init__(self) -> None:
+        self._work: dict[str, tuple[Callable[[int], object], AbstractContextManager[object], int]]
+        self._work = {}
+
+    def add(
+        self,
+        name: str,
+        work: Callable[[int], object],
+        without: AbstractContextManager[object] | None = None,
+        runs: int = 300,
+    ) -> None:
+        """
+        @param work: takes the number of the run.
+        @param without: leaves out a part of the service while the work runs.  It must be reusable.
+        @param runs: the runs of one mean.
+        """
+        self._work[name] = work, nullcontext() if without is None else without, runs
+
+    def measure(self) -> dict[str, float]:
+        """
+        @return: the times of a run in microseconds.  Each is the least of twenty means.
+        """
+        means: dict[str, list[float]] = {name: [] for name in self._work}
+        for _ in range(20):
+            for name, (work, without, runs) in self._work.items():
+                # Run the calls that the work has delayed, so that they do not accumulate.  Their
+                # time does not count.
+                reactor.runUntilCurrent()
+                with without:
+                    began = time.process_time()
+                    for turn in range(runs):
+                        work(turn)
+                    means[name].append((time.process_time() - began) / runs)
+        return {name: min(each) * 1e6 for name, each in means.items()}
 
 
 def say(what: str, microseconds: float) -> None:
@@ -192,8 +223,9 @@ def say(what: str, microseconds: float) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as directory, open(os.devnull, "w") as log:
-        observer: Any = textFileLogObserver(log)
+    with tempfile.TemporaryDirectory() as directory:
+        observer = Log(FileSink(os.devnull), reactor)
+        observer.gather(Policy.logDelay)
         globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)
         # Switch time slices off, because they let the reactor serve other connections, and here no
         # reactor runs.
@@ -208,37 +240,36 @@ def main() -> None:
             # Wait until the times of directories show reliably whether the directories have
             # changed.
             time.sleep(0.1)
-        factory = parts.factory
-        whole = least(parts.short)
-        say("connection, USER, PASS, STAT, QUIT", whole)
-        say("  the same by twisted.mail", least(Theirs(Path(directory)).short))
-        say("  connection and QUIT alone", least(parts.stranger))
-        kept: Any = connection.log
-        connection.log = _Nothing()  # type: ignore[assignment]
-        say("  of it the line in the log", whole - least(parts.short))
-        connection.log = kept
-        kept, factory.throttle = factory.throttle, None
-        say("  bans and limits of guesses", whole - least(parts.short))
-        factory.throttle = kept
-        kept, factory.provider = factory.provider, memory()
-        memorized = least(parts.short)
-        say("  files: passwords, lock, listing, sizes", whole - memorized)
-        factory.provider = kept
-        protocol, _ = parts.logIn(0)
-        say("NOOP", least(lambda _: protocol.dataReceived(b"NOOP\r\n")))
-        say("RETR of 4 KiB", least(lambda turn: protocol.dataReceived(b"RETR 1\r\n")))
-        ahead = b"".join(b"RETR %d\r\n" % number for number in range(1, MESSAGES + 1))
-        say(
-            f"  of {MESSAGES} that came together",
-            least(lambda _: protocol.dataReceived(ahead), 30) / MESSAGES,
-        )
+        protocol, _ = parts.logIn(USERS)
 
         def poll(_: int) -> None:
             for line in (b"SLEE\r\n", b"WAKE\r\n", b"UIDL\r\n"):
                 protocol.dataReceived(line)
 
         poll(0)
-        say("SLEE, WAKE, UIDL of 20", least(poll))
+        ahead = b"".join(b"RETR %d\r\n" % number for number in range(1, MESSAGES + 1))
+        figures, factory = Figures(), parts.factory
+        figures.add("whole", parts.short)
+        figures.add("theirs", Theirs(Path(directory)).short)
+        figures.add("stranger", parts.stranger)
+        figures.add("log", parts.short, mock.patch.object(record, "log", _Nothing()))
+        figures.add("throttle", parts.short, mock.patch.object(factory, "throttle", None))
+        figures.add("files", parts.short, mock.patch.object(factory, "provider", memory()))
+        figures.add("NOOP", lambda _: protocol.dataReceived(b"NOOP\r\n"))
+        figures.add("RETR", lambda _: protocol.dataReceived(b"RETR 1\r\n"))
+        figures.add("ahead", lambda _: protocol.dataReceived(ahead), runs=30)
+        figures.add("poll", poll)
+        least = figures.measure()
+        say("connection, USER, PASS, STAT, QUIT", least["whole"])
+        say("  the same by twisted.mail", least["theirs"])
+        say("  connection and QUIT alone", least["stranger"])
+        say("  of it the line in the log", least["whole"] - least["log"])
+        say("  bans and limits of guesses", least["whole"] - least["throttle"])
+        say("  files: passwords, lock, listing, sizes", least["whole"] - least["files"])
+        say("NOOP", least["NOOP"])
+        say("RETR of 4 KiB", least["RETR"])
+        say(f"  of {MESSAGES} that came together", least["ahead"] / MESSAGES)
+        say("SLEE, WAKE, UIDL of 20", least["poll"])
 
 
 if __name__ == "__main__":
