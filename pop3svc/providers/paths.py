@@ -265,17 +265,15 @@ class Root:
         link except root and the user whose file rights this thread has.  A link may point to a path
         with further links.  The further links are followed under the same condition.
 
-        @return: a descriptor; L{None} if the directory does not exist.
+        @return: a descriptor; L{None} if C{base} exists, and the directory does not.
         @raise OSError: the directory cannot be opened.
         """
         if len(self.parts) == 1:
             # Try to open the whole path with one call, because usually it exists and has no links.
             try:
                 return openDirectory(f"{self.base}/{self.parts[0]}")
-            except FileNotFoundError:
-                return None
             except OSError as error:
-                if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                if error.errno not in (errno.ELOOP, errno.ENOENT, errno.ENOTDIR):
                     raise
         base = os.open(self.base, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

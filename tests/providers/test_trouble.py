@@ -57,6 +57,24 @@ def begin(maildir: Path, text: str = ALICE, **options: Any) -> Client:
 
 
 @pytest.mark.parametrize("readOnly", [False, True])
+@pytest.mark.parametrize("parts", ["{user}", "{user}/mail"])
+def test_baseIsGone(tmp_path: Path, logged: list[str], readOnly: bool, parts: str) -> None:
+    """
+    If the directory that contains all mailboxes is gone, nobody gets an empty mailbox, not even a
+    user whose mailbox has never existed.
+    """
+    base = tmp_path / "base"
+    base.mkdir()
+    store = MaildirStore(str(base / parts), readOnly=readOnly, runner=Inline())
+    conversation(Anybody(store), LOGIN + "S: +OK…\nC: QUIT\nS: +OK…")
+    base.rename(tmp_path / "away")
+    logged.clear()
+    conversation(Anybody(store), LOGIN + "S: -ERR [SYS/TEMP] Mailbox unavailable.")
+    [line] = logged
+    assert line.endswith(": No such file or directory")
+
+
+@pytest.mark.parametrize("readOnly", [False, True])
 @pytest.mark.parametrize("isEmptyDirectory", [False, True])
 def test_notMounted(
     maildir: Path, tmp_path: Path, logged: list[str], readOnly: bool, isEmptyDirectory: bool
