@@ -25,6 +25,7 @@ from pop3svc.lineendings import DOT_LINE, WireForm, WireSizeCounter, countBareLF
 from pop3svc.threadpool import BoundedThreadPool, Executor, InlineExecutor, mustStop
 
 __all__ = [
+    "MISSING",
     "FileBlocks",
     "FileRegion",
     "FileStamp",
@@ -300,6 +301,10 @@ def stampOf(path: str) -> FileStamp | None:
     except OSError:
         return None
     return stampFrom(status)
+
+
+# The stamp of a file that does not exist.
+MISSING: FileStamp = (0, 0, 0, 0)
 
 
 def stampFrom(status: os.stat_result) -> FileStamp:

@@ -410,25 +410,87 @@ def test_withoutHardLinks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert there(tmp_path) == set(PLACES + KEPT)
 
 
-def test_linksAreNotFollowed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["pop3svc-removed", "pop3svc-removing"])
+@pytest.mark.parametrize("place", ["", ".new"])
+@pytest.mark.parametrize("isLink", [True, False])
+def test_plantedNames(tmp_path: Path, name: str, place: str, isLink: bool) -> None:
     """
-    The owner of a mailbox cannot cause the removal of files outside of it.
+    Whatever the owner of a mailbox puts in the place of a staging directory, no file outside of the
+    mailbox is removed, and messages can be removed.
     """
-    elsewhere = tmp_path / "elsewhere"
+    elsewhere, box = tmp_path / "elsewhere", tmp_path / "box"
     elsewhere.mkdir()
     (elsewhere / "precious").write_text("x")
-    for name in ("pop3svc-removed", "pop3svc-removing"):
-        path = tmp_path / name
-        root = make(path)
-        (path / name).symlink_to(elsewhere)
-        with pytest.raises(OSError, match="."):
-            recover(root, FOLDERS)
-        (path / name).unlink()
-        (path / name).mkdir()
-        (path / name / ".new").symlink_to(elsewhere)
-        with pytest.raises(OSError, match="."):
-            recover(root, FOLDERS)
+    root = make(box)
+    planted = box / name / place
+    planted.parent.mkdir(exist_ok=True)
+    if isLink:
+        planted.symlink_to(elsewhere)
+    else:
+        planted.write_text("x")
+    recover(root, FOLDERS)
+    assert all((box / folder / each).exists() for folder, each in PLACES + KEPT)
+    removeAll(root, FOLDERS, PLACES, locate)
+    assert all((box / folder / each).exists() for folder, each in KEPT)
+    assert not any((box / folder / each).exists() for folder, each in PLACES)
     assert (elsewhere / "precious").exists()
+
+
+@pytest.mark.parametrize("length", [200, 234, 235, 255])
+def test_longNames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    """
+    A removal on a full disk, and a recovery, can handle files whose names are as long as allowed.
+    """
+    root = make(tmp_path)
+    (tmp_path / "tmp").mkdir()
+    name = "y" * length
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "mkdir", full)
+        (tmp_path / "new" / name).write_text(name)
+        removeAll(root, FOLDERS, [("new", name)], locate)
+    assert there(tmp_path) == {*PLACES, *KEPT}
+    assert list((tmp_path / "tmp").iterdir()) == []
+    # A file is put back beside another file with the same name.
+    recover(root, FOLDERS)
+    (tmp_path / "cur" / name).write_text("one")
+    (tmp_path / "pop3svc-removing" / name).write_text("another")
+    recover(root, FOLDERS)
+    found = [each.read_text() for each in (tmp_path / "cur").iterdir() if "y" in each.name]
+    assert sorted(found) == ["another", "one"]
+
+
+def test_tmpThatAppears(tmp_path: Path) -> None:
+    """
+    A removal that used the root directory, because "tmp" was missing, is undone even if another
+    program has created "tmp".
+    """
+    root = make(tmp_path)
+    (tmp_path / "new" / "a").rename(tmp_path / "pop3svc-deleting.new.a")
+    (tmp_path / "tmp").mkdir()
+    recover(root, FOLDERS)
+    assert there(tmp_path) == {*PLACES, *KEPT}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_ownerOfANewFolder(tmp_path: Path) -> None:
+    """
+    A folder that a recovery has to create belongs to the owner of the mailbox.
+    """
+    root = make(tmp_path)
+    waiting = tmp_path / "pop3svc-removing" / ".new"
+    waiting.mkdir(parents=True)
+    for each in (tmp_path / "new").iterdir():
+        each.rename(waiting / each.name)
+    (tmp_path / "new").rmdir()
+    os.chown(tmp_path, 12345, 12346)
+    recover(root, FOLDERS)
+    status = (tmp_path / "new").stat()
+    assert (status.st_uid, status.st_gid) == (12345, 12346)
+    assert there(tmp_path) == {*PLACES, *KEPT}
 
 
 def test_readOnlyDisk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,7 @@ from pop3svc.providers.files.snapshot import ListingCache, stampOf
 from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.maildir.scan import MaildirFormat
+from pop3svc.service.factory import POP3Factory
 from pop3svc.testing import Client, Inline, MailboxContract, conversation
 from tests.anybody import Anybody
 from tests.support.conversations import ALICE
@@ -234,6 +235,44 @@ def test_operatorsLinkInside(tmp_path: Path) -> None:
     assert client.say(b"DELE 1").startswith(b"+OK")
     assert client.say(b"QUIT").startswith(b"+OK")
     assert list((tmp_path / "big" / "alice" / "new").iterdir()) == []
+
+
+def test_linkedFolderThatChanges(tmp_path: Path) -> None:
+    """
+    A session lists the messages that are in a linked directory now.  While the target of the link
+    is missing, the mailbox is refused.
+    """
+    big, alice = tmp_path / "big" / "alice", tmp_path / "mail" / "alice"
+    deliver(big, "1.x")
+    alice.mkdir(0o700, parents=True)
+    for folder in ("new", "cur"):
+        (alice / folder).symlink_to(big / folder)
+        os.utime(big / folder, (1, 1))
+    store = MaildirStore(str(tmp_path / "mail"), runner=Inline())
+
+    def listed() -> list[str]:
+        client = Client(POP3Factory(Anybody(store), clock=Clock()))
+        client.send(b"USER alice\r\nPASS x\r\n")
+        client.received()
+        found = uidl(client)
+        client.say(b"QUIT")
+        return found
+
+    assert listed() == ["1.x"]
+    assert listed() == ["1.x"]
+    deliver(big, "2.x")
+    assert listed() == ["1.x", "2.x"]
+    os.utime(big / "new", (2, 2))
+    assert listed() == ["1.x", "2.x"]
+    (big / "new" / "1.x").unlink()
+    assert listed() == ["2.x"]
+    big.rename(tmp_path / "away")
+    conversation(
+        Anybody(store),
+        "S: +OK…\nC: USER alice\nS: +OK…\nC: PASS x\nS: -ERR [SYS/TEMP] …",
+    )
+    (tmp_path / "away").rename(big)
+    assert listed() == ["2.x"]
 
 
 def test_linkedMaildirs(tmp_path: Path) -> None:

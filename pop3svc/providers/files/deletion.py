@@ -22,10 +22,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 from typing import TypeVar
 
 from pop3svc.bounded import BoundedDict
 from pop3svc.files import (
+    MISSING,
     FileStamp,
     FolderTimes,
     areStampsTrustworthy,
@@ -50,6 +52,9 @@ _LOOKS = 5
 # The most entries that L{isClean} reads of a directory, because another program may have put very
 # many files there.
 _FEW = 10
+
+# The errors of L{openDirectory} if the name belongs to a file or to a link.
+_NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
 
 # The place of a file: the name of a directory below the root, the name of the file in this
 # directory, and the inode of the file.  The inode is 0 if it is not known.
@@ -274,6 +279,9 @@ class CleanCache:
         key, own = (status.st_dev, status.st_ino), stampFrom(status)
         ofFolders, areOld = times
         known = self._stamps.get(key)
+        if MISSING in ofFolders:
+            # The target of a link may be on a file system that is not mounted.
+            return False
         # If these stamps are the same, no removal has begun, because a removal first moves messages
         # out of their folders.
         if known is not None and known[0] == own and known[1] == ofFolders:
@@ -349,6 +357,8 @@ def recover(root: int, folders: Sequence[str]) -> None:
 
     @raise OSError: the recovery failed.
     """
+    for name in (_STAGING, _REMOVED):
+        _setAside(name, root)
     # First complete a removal by names.  As soon as the staging directory has its first name again,
     # L{isClean} returns true.
     _recoverByNames(root)
@@ -366,6 +376,16 @@ def recover(root: int, folders: Sequence[str]) -> None:
         # Ignore the error, because a session that deletes nothing needs no staging directory.
         if error.errno not in (*_FULL, errno.EROFS):
             raise
+
+
+def _setAside(name: str, root: int) -> None:
+    """
+    If another program has put a file in the place of a staging directory, rename the file.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISDIR(os.lstat(name, dir_fd=root).st_mode):
+            aside = f"{_REMOVED}.{time.time_ns()}"
+            os.rename(name, aside, src_dir_fd=root, dst_dir_fd=root)
 
 
 def _makeReady(root: int) -> None:
@@ -425,6 +445,8 @@ def _renamed(
 # recovery removes all files, and the file with the second prefix last.
 _PREFIX, _DECIDED = "pop3svc-deleting.", "pop3svc-deleted."
 _TMP = "tmp"
+# The most octets of a name.
+_LONGEST = 255
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -433,6 +455,19 @@ def _nameOf(folder: str) -> str:
     @return: the folder's part of the new name of a file.
     """
     return "here" if folder == "." else folder
+
+
+def _nameInTmp(folder: str, name: str) -> str:
+    """
+    @return: the new name of a file without its prefix.  It has at most as many octets as a name may
+        have.  If the old name is too long, it is shortened, and a recovery puts the file back with
+        the short name.
+    """
+    whole = os.fsencode(f"{_nameOf(folder)}.{name}")
+    if len(_PREFIX) + len(whole) > _LONGEST:
+        digest = sha256(whole).hexdigest()
+        whole = whole[: _LONGEST - len(_PREFIX) - len(digest)] + digest.encode("ascii")
+    return os.fsdecode(whole)
 
 
 def _removeByNames(
@@ -454,7 +489,7 @@ def _removeByNames(
             if folder not in sources:
                 sources[folder] = openBelow(folder, root)
             status = _renamed(
-                *(name, sources[folder], f"{_PREFIX}{_nameOf(folder)}.{name}", tmp),
+                *(name, sources[folder], _PREFIX + _nameInTmp(folder, name), tmp),
                 partial(isRight, message, place),
             )
             if status is not None:
@@ -468,7 +503,7 @@ def _removeByNames(
             for descriptor in (tmp, *sources.values()):
                 os.fsync(descriptor)
             folder, name = removed[0][1][:2]
-            first = f"{_nameOf(folder)}.{name}"
+            first = _nameInTmp(folder, name)
             os.rename(_PREFIX + first, _DECIDED + first, src_dir_fd=tmp, dst_dir_fd=tmp)
             try:
                 os.fsync(tmp)
@@ -497,7 +532,15 @@ def _recoverByNames(root: int) -> None:
     """
     Complete or undo a call of L{_removeByNames} that was interrupted.
     """
-    tmp = _openTmp(root)
+    # Look in both directories, because another program may have created "tmp" meanwhile.
+    _recoverNamesIn(openDirectory(".", root), root)
+    _recoverNamesIn(_openTmp(root), root)
+
+
+def _recoverNamesIn(tmp: int, root: int) -> None:
+    """
+    @param tmp: a descriptor of the directory with the files.  This function closes it.
+    """
     try:
         names = os.listdir(tmp)
         decided = [name for name in names if name.startswith(_DECIDED)]
@@ -535,14 +578,20 @@ def _staged(root: int, name: str, folders: Sequence[str]) -> Iterator[tuple[str,
     """
     try:
         staging = openDirectory(name, root)
-    except FileNotFoundError:
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, *_NO_DIRECTORY):
+            raise
         return
     try:
         for folder in folders:
             try:
-                yield folder, openDirectory(_stage(folder, folders), staging)
-            except FileNotFoundError:
+                directory = openDirectory(_stage(folder, folders), staging)
+            except OSError as error:
+                # If the name belongs to a file, the file counts as a file of the last folder.
+                if error.errno not in (errno.ENOENT, *_NO_DIRECTORY):
+                    raise
                 continue
+            yield folder, directory
     finally:
         closeQuietly(staging)
 
@@ -589,8 +638,7 @@ def _putBack(root: int, folders: Sequence[str]) -> None:
 
 
 def _putAllBack(root: int, folder: str, names: list[str], directory: int) -> None:
-    with suppress(FileExistsError):
-        os.mkdir(folder, 0o700, dir_fd=root)
+    _makeOwn(folder, root, os.fstat(root))
     home = openBelow(folder, root)
     try:
         linked = [name for name in names if _return(name, directory, home, name)]
@@ -615,7 +663,8 @@ def _return(name: str, source: int, target: int, to: str) -> bool:
         there = os.lstat(to, dir_fd=target)
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
             # Another program has just created a file with this name, so keep both files.
-            os.rename(name, f"{here.st_ino}.{to}", src_dir_fd=source, dst_dir_fd=target)
+            other = os.fsdecode(os.fsencode(f"{here.st_ino}.{to}")[:_LONGEST])
+            os.rename(name, other, src_dir_fd=source, dst_dir_fd=target)
             return False
     except OSError as error:
         if error.errno not in (

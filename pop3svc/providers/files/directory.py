@@ -181,7 +181,7 @@ class Directory:
         """
         try:
             for folder in self.folders:
-                os.stat(folder, dir_fd=root, follow_symlinks=False)
+                os.stat(folder, dir_fd=root)
         except FileNotFoundError:
             return False
         return True

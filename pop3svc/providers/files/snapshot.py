@@ -5,6 +5,7 @@ List the files of a mailbox, and keep the listing for all sessions of the mailbo
 from __future__ import annotations
 
 import os
+import stat
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 from pop3svc.files import (
+    MISSING,
     FileStamp,
     FolderTimes,
     areStampsTrustworthy,
@@ -135,7 +137,6 @@ EMPTY = MailboxSnapshot()
 
 # The stamp of each directory.
 Stamp = tuple[FileStamp, ...]
-_NO_DIRECTORY = (0, 0, 0, 0)
 
 
 class Format(Protocol):
@@ -185,9 +186,17 @@ def stampOf(root: int, folders: Sequence[str]) -> FolderTimes:
     stamp: list[FileStamp] = []
     for folder in folders:
         try:
-            stamp.append(stampFrom(os.stat(folder, dir_fd=root, follow_symlinks=False)))
+            status = os.stat(folder, dir_fd=root, follow_symlinks=False)
+            if stat.S_ISLNK(status.st_mode):
+                # The times of a link do not change together with those of the directory.
+                directory = openBelow(folder, root)
+                try:
+                    status = os.fstat(directory)
+                finally:
+                    closeQuietly(directory)
+            stamp.append(stampFrom(status))
         except FileNotFoundError:
-            stamp.append(_NO_DIRECTORY)
+            stamp.append(MISSING)
     return tuple(stamp), areStampsTrustworthy(stamp)
 
 
