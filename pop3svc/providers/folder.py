@@ -21,7 +21,13 @@ from pop3svc.providers.files.scanning import scanPlaces, sortRefs
 from pop3svc.providers.files.sizes import MailboxSizes, SizeCache, UnsavedSizes
 from pop3svc.providers.files.snapshot import MailboxSnapshot, NoListingCache, Stamp
 from pop3svc.providers.files.store import MailboxMaker
-from pop3svc.providers.files.storing import nameOfDelivery, publish, refusalFor, writeMessage
+from pop3svc.providers.files.storing import (
+    deliverInTurn,
+    nameOfDelivery,
+    publish,
+    refusalFor,
+    writeMessage,
+)
 from pop3svc.providers.files.watching import Inotify
 from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.paths import Root, uniqueIDFor
@@ -124,19 +130,18 @@ class FolderStore:
         See L{IDelivery.deliver}.  If the message already has a unique-id, the name of the file is
         made from this unique-id.
         """
-        results: list[DeliveryError | None] = []
-        for copy in copies:
-            error: DeliveryError | None = None
-            try:
-                await self._executor.run(
-                    self._store, copy, content, group=(self._place.base, self._place.path)
-                )
-            except OSError as failure:
-                error = refusalFor(failure)
-            except POP3ResponseError:
-                error = StoreUnavailable("The mailbox is not available now.")
-            results.append(error)
-        return results
+        return await deliverInTurn(copies, lambda copy: self._deliver(copy, content))
+
+    async def _deliver(self, copy: DeliveryCopy, content: BinaryIO) -> DeliveryError | None:
+        try:
+            await self._executor.run(
+                self._store, copy, content, group=(self._place.base, self._place.path)
+            )
+        except OSError as failure:
+            return refusalFor(failure)
+        except POP3ResponseError:
+            return StoreUnavailable("The mailbox is not available now.")
+        return None
 
     def _store(self, copy: DeliveryCopy, content: BinaryIO) -> None:
         arrival = None if copy.arrival is None else int(copy.arrival * 1_000_000) + copy.order

@@ -20,11 +20,14 @@ from unittest import TestCase, mock
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
+from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
-from pop3svc.errors import DeliveryError, NoSuchUser, StoreUnavailable
+from pop3svc.errors import DeliveryError, NoSuchUser, POP3ResponseError, StoreUnavailable
 from pop3svc.interfaces import (
+    DeliveryCopy,
     IDelivery,
     IExclusiveMailbox,
     IMailboxStore,
@@ -40,6 +43,8 @@ from pop3svc.service.factory import POP3Factory
 from pop3svc.service.plugins import makeMbox
 from pop3svc.testing import Client, Inline, MailboxContract
 from tests.anybody import Anybody
+from tests.support.fulldisk import fill, smallDisk
+from tests.support.logs import logging
 from tests.support.mboxes import ENVELOPE, appendTo, delivered, failingAt, killedAt, mboxOf
 from tests.support.messages import NASTY, asSent
 
@@ -435,6 +440,21 @@ def test_goneIsBounded(mbox: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(kept) == 6
 
 
+def test_manyDeletedAtOnce(mbox: Path) -> None:
+    """
+    The list of deleted unique-ids can be read again, even if one deletion has added very many.
+    """
+    mbox.write_bytes(mboxOf(*(b"X-UIDL: %070d\n\n" % number for number in range(130_000))))
+    client = served(mbox, usesXUIDL=True)
+    for number in range(1, 130_001):
+        client.send(b"DELE %d\r\n" % number)
+    client.received()
+    assert client.say(b"QUIT").startswith(b"+OK")
+    assert (mbox.parent / ".alice.pop3svc" / "gone").stat().st_size > 1 << 23
+    appendTo(mbox, b"X-UIDL: new\n\n")
+    assert named(mbox, usesXUIDL=True) == ["new"]
+
+
 def test_xUIDL(mbox: Path) -> None:
     """
     With C{usesXUIDL}, X-UIDL is the unique-id, unless it is malformed, an earlier message has it,
@@ -549,6 +569,21 @@ def test_waitingForTheOldFile(mbox: Path) -> None:
     assert not left(mbox)
 
 
+@pytest.mark.parametrize("lead", [b"\n", b"\r\n", b"\n\n"])
+def test_emptyLineBeforeANewMessage(lead: bytes, mbox: Path) -> None:
+    """
+    A message in the old file is moved even if its program has written an empty line before the
+    envelope line.
+    """
+    mbox.write_bytes(mboxOf(ONE, TWO).removesuffix(b"\n"))
+    with mbox.open("ab") as waiting:
+        served(mbox, b"DELE 1\r\nQUIT\r\n")
+        waiting.write(lead + mboxOf(THREE))
+    for _ in range(2):
+        assert everything(mbox) == [asSent(TWO), asSent(THREE)]
+    assert not left(mbox)
+
+
 def left(mbox: Path) -> list[str]:
     """
     @return: the names of the files that the store should have removed.
@@ -625,6 +660,120 @@ def test_names(mbox: Path) -> None:
         assert isinstance(delivered(store, ONE, name), NoSuchUser)
     assert not list(mbox.parent.iterdir())
     assert store.looksUnmounted() is not None
+
+
+def test_nameOfALock(tmp_path: Path) -> None:
+    """
+    The mbox of one user cannot be the dot-lock of another user's mbox, even if the name of the user
+    does not end with C{.lock}.
+    """
+    (tmp_path / "example.test").mkdir()
+    mail = tmp_path / "{domain}" / "{local}"
+    store = MboxStore(str(mail), runner=Inline(), clock=Clock())
+    for name, isUser in (("bob@example.test", True), ("bob.LOCK@example.test", False)):
+        assert (store.openMailbox(ConnectionInfo(1, None, True), name) is not None) is isUser
+        assert isinstance(delivered(store, ONE, name), NoSuchUser) is not isUser
+        assert settledNow(store.hasMailbox(name)) is isUser
+
+
+def settledNow(coroutine: Any) -> Any:
+    results: list[Any] = []
+    Deferred.fromCoroutine(coroutine).addBoth(results.append)
+    [result] = results
+    if isinstance(result, Failure):
+        result.raiseException()
+    return result
+
+
+def test_notMounted(tmp_path: Path) -> None:
+    """
+    While the file system of an mbox is not mounted, mail for the mbox has to wait.
+    """
+    mail, away = tmp_path / "mail", tmp_path / "away"
+    mail.mkdir()
+    store = MboxStore(str(mail), runner=Inline(), clock=Clock())
+    assert settledNow(store.hasMailbox("alice")) is False
+    assert delivered(store, ONE) is None
+    for login in (False, True):
+        mail.rename(away)
+        mail.mkdir()
+        with logging() as lines:
+            for _ in range(2):
+                assert isinstance(delivered(store, TWO), StoreUnavailable)
+                with pytest.raises(POP3ResponseError, match="not available now"):
+                    settledNow(store.hasMailbox("alice"))
+                assert settledNow(store.hasMailbox("bob")) is False
+        assert len([each for each in lines if "is its file system mounted?" in each]) == 1
+        mail.rmdir()
+        with pytest.raises(POP3ResponseError):
+            settledNow(store.hasMailbox("bob"))
+        away.rename(mail)
+        # The log tells again of a mailbox that was back.
+        assert everything(mail / "alice") == [asSent(ONE)]
+        if login:
+            assert delivered(store, TWO) is None
+        else:
+            client = begun(store)
+            assert client.say(b"QUIT").endswith(b"+OK Bye.\r\n")
+
+
+def test_aFileAboveTheMbox(tmp_path: Path) -> None:
+    """
+    If a directory of the path is a file, the service refuses the recipient for now.
+    """
+    (tmp_path / "example.test").write_text("")
+    store = MboxStore(str(tmp_path / "{domain}" / "{local}"), runner=Inline(), clock=Clock())
+    with pytest.raises(POP3ResponseError) as caught:
+        settledNow(store.hasMailbox("alice@example.test"))
+    assert caught.value.code in ("SYS/TEMP", "SYS/PERM")
+
+
+# --- a full disk ------------------------------------------------------------------
+
+
+def test_fullDisk(tmp_path: Path) -> None:
+    """
+    Users can read their mail while the disk is full.
+    """
+    mbox = tmp_path / "alice"
+    with smallDisk(tmp_path, 1_000_000):
+        mbox.write_bytes(mboxOf(ONE, TWO))
+        names = named(mbox)
+        fill(tmp_path / "other")
+        for _ in range(2):
+            assert everything(mbox) == [asSent(ONE), asSent(TWO)]
+            assert b"-ERR" in served(mbox, b"DELE 1\r\nQUIT\r\n").received()
+        assert named(mbox) == names
+        assert not left(mbox)
+        (tmp_path / "other").unlink()
+        served(mbox, b"DELE 1\r\nQUIT\r\n")
+        assert named(mbox) == names[1:]
+
+
+@pytest.mark.parametrize("isKilled", [False, True])
+def test_tooLittleRoom(tmp_path: Path, isKilled: bool) -> None:
+    """
+    If the disk has too little room for the new file, the room is free again after the failed
+    deletion.
+    """
+    mbox = tmp_path / "alice"
+    large = b"Subject: large\n\n" + 6000 * (b"x" * 70 + b"\n")
+    with smallDisk(tmp_path, 2_000_000):
+        mbox.write_bytes(mboxOf(*[large] * 3))
+        names = named(mbox)
+        if isKilled:
+            status = mbox.stat()
+            fill(tmp_path / ".alice.pop3svc" / f"new-{status.st_ino}-{status.st_size}")
+        else:
+            fill(tmp_path / "other")
+            os.truncate(tmp_path / "other", 400_000)
+            assert b"-ERR" in served(mbox, b"DELE 1\r\nQUIT\r\n").received()
+        for _ in range(2):
+            assert named(mbox) == names
+            assert not left(mbox)
+        store = MboxStore(str(tmp_path), runner=Inline(), clock=Clock())
+        assert delivered(store, ONE) is None
+        assert len(named(mbox)) == 4
 
 
 # --- locks ------------------------------------------------------------------------
@@ -953,10 +1102,6 @@ def test_deliveryMeetsALock(mbox: Path) -> None:
     mbox.with_name("alice.lock").write_text(f"{os.getppid()}\n")
     clock = Clock()
     store = MboxStore(str(mbox.parent), runner=Inline(), clock=clock)
-    from twisted.internet.defer import Deferred
-
-    from pop3svc.interfaces import DeliveryCopy
-
     results: list[Any] = []
     with tempfile.TemporaryFile() as content:
         coroutine = store.deliver([DeliveryCopy("alice")], content)
@@ -964,6 +1109,31 @@ def test_deliveryMeetsALock(mbox: Path) -> None:
         clock.pump([directory.LOCK_POLL] * 110)
     assert isinstance(results[0][0], StoreUnavailable)
     assert mbox.read_bytes() == mboxOf(ONE)
+
+
+def test_cancelledDelivery(mbox: Path) -> None:
+    """
+    A delivery that is cancelled before its last octets are written stores nothing, because its
+    sender will deliver the message again.
+    """
+    store = MboxStore(str(mbox.parent), runner=Inline(), clock=Clock())
+    answers: list[bool] = []
+    for number in range(1, 10):
+        mbox.write_bytes(mboxOf(ONE))
+        answers[:] = [False] * (number - 1) + [True]
+        with mock.patch(
+            "pop3svc.providers.mbox.rewriting.mustStop",
+            lambda: bool(answers) and answers.pop(0),
+        ):
+            result = delivered(store, TWO)
+        if answers:
+            assert result is None and number > 2
+            assert everything(mbox) == [asSent(ONE), asSent(TWO)]
+            return
+        assert isinstance(result, StoreUnavailable)
+        assert mbox.read_bytes() == mboxOf(ONE)
+        assert not left(mbox)
+    pytest.fail("the delivery did not end")
 
 
 def test_plugin(tmp_path: Path) -> None:

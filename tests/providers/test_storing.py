@@ -16,19 +16,23 @@ from unittest import mock
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 from zope.interface.verify import verifyObject
 
 from pop3svc.awaiting import maybeAwait
-from pop3svc.errors import NoSuchUser, OverQuota, StoreUnavailable
+from pop3svc.errors import NoSuchUser, OverQuota, POP3ResponseError, StoreUnavailable
 from pop3svc.interfaces import DeliveryCopy, IDelivery
 from pop3svc.lineendings import CRLFNormalizer, LFNormalizer
 from pop3svc.protocol.session import ConnectionInfo
+from pop3svc.providers.files.storing import deliverInTurn
 from pop3svc.providers.folder import FolderStore
 from pop3svc.providers.maildir import MaildirStore
 from pop3svc.providers.memory import MemoryStore
 from pop3svc.state import State
 from pop3svc.testing import Inline
 from tests.support.coroutines import start
+from tests.support.logs import logging
 from tests.support.messages import asSent
 
 MESSAGE = b"Subject: one\r\n\r\nfirst\r\n.dot\r\nno end"
@@ -200,6 +204,131 @@ def test_quota(tmp_path: Path, store: MaildirStore) -> None:
     messages(tmp_path / "alice")[0].unlink()
     os.utime(quota, (1, 1))
     assert put(store, DeliveryCopy("alice")) == [None]
+
+
+def test_countedThroughLinks(tmp_path: Path, store: MaildirStore) -> None:
+    """
+    Messages in linked directories count, and links that other users could have created do not.
+    """
+    alice, elsewhere = tmp_path / "alice", tmp_path / "elsewhere"
+    assert put(store, DeliveryCopy("alice")) == [None]
+    (alice / "new").rename(elsewhere)
+    (alice / "new").symlink_to(elsewhere)
+    for size, isFull in ((2 * len(STORED), False), (2 * len(STORED), True)):
+        (alice / "maildirsize").write_text(f"{size}S\nnonsense\n")
+        [error] = put(store, DeliveryCopy("alice"))
+        assert isinstance(error, OverQuota) is isFull
+    (alice / "maildirsize").write_text(f"{size}S\nnonsense\n")
+    (alice / ".Sub").mkdir()
+    (alice / ".Sub" / "new").symlink_to(elsewhere)
+    (alice / ".Sub").chmod(0o777)
+    [error] = put(store, DeliveryCopy("alice"))
+    assert isinstance(error, OverQuota)
+    assert (alice / "maildirsize").read_text() == f"{size}S\n{size} 2\n"
+
+
+def test_replacedDirectory(
+    tmp_path: Path, store: MaildirStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """
+    If the owner of a Maildir replaces "tmp" by a link while messages are counted, no file is
+    created where the link leads.
+    """
+    assert put(store, DeliveryCopy("alice")) == [None]
+    alice, victim = tmp_path / "alice", tmp_path / "victim"
+    victim.mkdir()
+    (alice / "maildirsize").write_text("99999S\nnonsense\n")
+    alice.chmod(0o777)
+    made: list[str] = []
+    open = os.open
+
+    def opening(path: str, flags: int, *mode: int, **named: Any) -> int:
+        if "maildirsize." in os.fspath(path):
+            made.append(path)
+            (alice / "tmp").rename(alice / "tmp2")
+            (alice / "tmp").symlink_to(victim)
+        return open(path, flags, *mode, **named)
+
+    renamed: list[set[str]] = []
+    rename = os.rename
+
+    def renaming(*names: Any, **named: Any) -> None:
+        renamed.append(files(victim))
+        rename(*names, **named)
+
+    monkeypatch.setattr(os, "open", opening)
+    monkeypatch.setattr(os, "rename", renaming)
+    put(store, DeliveryCopy("alice"))
+    assert made and renamed and not any(renamed) and files(victim) == set()
+
+
+def isRefused(store: MaildirStore, name: str) -> bool:
+    """
+    @return: whether the service cannot say now whether a user has a mailbox.
+    """
+    [result] = start(maybeAwait(store.hasMailbox, name))[1]
+    return isinstance(result, Failure) and result.check(POP3ResponseError) is not None
+
+
+def test_notMounted(tmp_path: Path) -> None:
+    """
+    While the file system of a Maildir is not mounted, the service does not say that the user is
+    unknown, because the mail server would return the mail to its sender.
+    """
+    mail, away = tmp_path / "mail", tmp_path / "away"
+    mail.mkdir()
+    store = MaildirStore(str(mail), runner=Inline())
+    assert put(store, DeliveryCopy("alice")) == [None]
+    mail.rename(away)
+    assert isRefused(store, "bob")
+    mail.mkdir()
+    assert answer(store.hasMailbox("bob")) is False
+    with logging() as lines:
+        for _ in range(2):
+            assert isRefused(store, "alice")
+            [error] = put(store, DeliveryCopy("alice"))
+            assert isinstance(error, StoreUnavailable)
+    assert len([line for line in lines if "is its file system mounted?" in line]) == 1
+
+
+def test_recordThatCannotBeRead(tmp_path: Path) -> None:
+    """
+    If the database of facts cannot be read, mail for a new mailbox has to wait, and the log does
+    not say that the mailbox is missing.
+    """
+    (tmp_path / "mail").mkdir()
+    state = State(str(tmp_path / "state.db"))
+    store = MaildirStore(str(tmp_path / "mail"), runner=Inline())
+    store.useState(state)
+    (tmp_path / "state.db").write_bytes(b"nonsense" * 1000)
+    with logging() as lines:
+        [error] = put(store, DeliveryCopy("alice"))
+    state.close()
+    assert isinstance(error, StoreUnavailable)
+    assert lines and not any("missing" in line for line in lines)
+
+
+def test_cancelled() -> None:
+    """
+    If a delivery is cancelled, the copies that were stored before count as stored, so that they are
+    not delivered twice.
+    """
+    late: Deferred[None] = Deferred()
+    asked: list[str] = []
+
+    async def deliver(copy: DeliveryCopy) -> None:
+        asked.append(copy.username)
+        if copy.username == "bob":
+            await late
+
+    copies = [DeliveryCopy(name) for name in ("alice", "bob", "carol")]
+    delivery = Deferred.fromCoroutine(deliverInTurn(copies, deliver))
+    delivery.cancel()
+    results: list[Any] = []
+    delivery.addCallback(results.extend)
+    assert asked == ["alice", "bob"]
+    assert results[0] is None
+    assert [type(each) for each in results[1:]] == [StoreUnavailable] * 2
 
 
 @pytest.mark.parametrize(

@@ -311,7 +311,7 @@ def test_quota(maildir: Path, before: bytes) -> None:
 
 def test_quotaThatCannotBeWritten(maildir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    If C{maildirsize} cannot be written after a deletion, it is removed.
+    If C{maildirsize} cannot be written after a deletion, the limit of the mailbox stays.
     """
     (maildir / "maildirsize").write_bytes(b"2000S\n30 5\n")
 
@@ -324,7 +324,7 @@ def test_quotaThatCannotBeWritten(maildir: Path, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(quota, "os", Full())
     deleteTwo(maildir)
-    assert not (maildir / "maildirsize").exists()
+    assert (maildir / "maildirsize").read_bytes() == b"2000S\n30 5\n"
 
 
 def test_quotaOfOthers(maildir: Path, tmp_path: Path) -> None:

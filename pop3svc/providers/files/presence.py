@@ -56,17 +56,6 @@ class Presence:
         """
         return path in self._there
 
-    def mayBeMade(self, path: str) -> bool:
-        """
-        Decide whether a mailbox that does not exist may be created.  Blocks.
-
-        @return: whether the database can be read and has no record of the mailbox.  If the mailbox
-            existed before, its file system may not be mounted.
-        """
-        if self._unwritten:
-            self._write()
-        return self._state.ask("SELECT 1 FROM mailbox WHERE path = ?", os.fsencode(path)) == []
-
     def isThere(self, path: str, isInThread: bool) -> None:
         """
         Record that a mailbox exists.
@@ -100,32 +89,37 @@ class Presence:
             for path in paths:
                 self._there.forget(path)
 
-    def isMissing(self, path: str) -> None:
+    def refuseIfKnown(self, path: str) -> None:
         """
-        Decide what happens if a mailbox does not exist.  Blocks.
+        Refuse the use of a mailbox that does not exist, if the mailbox existed before.  Blocks.
 
-        @raise POP3ResponseError: C{SYS/TEMP}: the mailbox existed before, or the database cannot be
-            read.
+        @raise POP3ResponseError: C{SYS/TEMP}: the mailbox existed before, so its file system may
+            not be mounted; or the database cannot be read.
         """
         if self._unwritten:
             self._write()
         wasThere = self._state.ask("SELECT 1 FROM mailbox WHERE path = ?", os.fsencode(path))
-        isFirst = self._missing.isFirst(path)
         # Forget the path, so that the mailbox is recorded again when it is back.
         self._there.forget(path)
-        if wasThere is None:
-            # The database cannot be read, so an empty maildrop might be wrong.
-            raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
-        if not wasThere:
-            if isFirst:
-                log.info(
-                    "mailbox {path} does not exist or is incomplete: serving what exists", path=path
-                )
+        if wasThere == []:
             return
-        if isFirst:
+        # If the database cannot be read, an empty maildrop might be wrong.
+        if wasThere and self._missing.isFirst(path):
             log.error(
-                "mailbox {path} is missing: is its file system mounted?  Its user gets "
-                "[SYS/TEMP] until it is back",
+                "mailbox {path} is missing: is its file system mounted?  Until it is back, its "
+                "user gets [SYS/TEMP], and its mail has to wait",
                 path=path,
             )
         raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
+
+    def isMissing(self, path: str) -> None:
+        """
+        Decide what happens if the mailbox of a session does not exist.  Blocks.
+
+        @raise POP3ResponseError: see L{refuseIfKnown}.
+        """
+        self.refuseIfKnown(path)
+        if self._missing.isFirst(path):
+            log.info(
+                "mailbox {path} does not exist or is incomplete: serving what exists", path=path
+            )

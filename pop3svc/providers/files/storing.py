@@ -9,12 +9,16 @@ import os
 import re
 import socket
 import time
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 from itertools import count
 from typing import BinaryIO, NamedTuple
 
+from twisted.internet.defer import CancelledError
+
 from pop3svc.errors import DeliveryError, OverQuota, StoreUnavailable
 from pop3svc.files import closeQuietly
+from pop3svc.interfaces import DeliveryCopy
 from pop3svc.lineendings import LFNormalizer, WireSizeCounter
 from pop3svc.providers.files.directory import PERMANENT
 from pop3svc.threadpool import mustStop
@@ -22,6 +26,7 @@ from pop3svc.threadpool import mustStop
 __all__ = [
     "NO_LINKS",
     "Written",
+    "deliverInTurn",
     "nameOfDelivery",
     "publish",
     "refusalFor",
@@ -190,6 +195,31 @@ def removeQuietly(directory: int, name: str) -> None:
         os.unlink(name, dir_fd=directory)
     except OSError:
         pass
+
+
+async def deliverInTurn(
+    copies: Sequence[DeliveryCopy],
+    deliver: Callable[[DeliveryCopy], Awaitable[DeliveryError | None]],
+) -> list[DeliveryError | None]:
+    """
+    Deliver the copies of a message one after the other, because all of them are read from the same
+    file.
+
+    @param deliver: delivers one copy, and returns the reason if this is not possible.
+    @return: the results for L{pop3svc.interfaces.IDelivery.deliver}.  If the call is cancelled, the
+        present copy and all later copies get an error.  The copies before it are stored.
+    """
+    results: list[DeliveryError | None] = []
+    isOver = False
+    for copy in copies:
+        error: DeliveryError | None = StoreUnavailable("The delivery was interrupted.")
+        if not isOver:
+            try:
+                error = await deliver(copy)
+            except CancelledError:
+                isOver = True
+        results.append(error)
+    return results
 
 
 def refusalFor(error: OSError) -> DeliveryError:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Sequence
 from threading import Lock
 from typing import Any, BinaryIO, TypeVar
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from pop3svc.bounded import BoundedDict
@@ -28,6 +28,7 @@ from pop3svc.providers.files.presence import Presence
 from pop3svc.providers.files.sizes import Key, UnsavedSizes, keyOf
 from pop3svc.providers.files.snapshot import Format
 from pop3svc.providers.files.storing import (
+    deliverInTurn,
     nameOfDelivery,
     publish,
     refusalFor,
@@ -106,6 +107,15 @@ class MaildirDelivery:
         return executor.run(work, *arguments, group=(place.base, place.path))
 
     def _exists(self, place: Root) -> bool:
+        if self._isThere(place):
+            return True
+        # If the Maildir existed before, its file system may not be mounted.  The result False would
+        # make the mail server return the mail to its sender.
+        self._presence.refuseIfKnown(place.path)
+        return False
+
+    @staticmethod
+    def _isThere(place: Root) -> bool:
         root = place.open()
         if root is None:
             return False
@@ -124,22 +134,9 @@ class MaildirDelivery:
         self, copies: Sequence[DeliveryCopy], content: BinaryIO
     ) -> list[DeliveryError | None]:
         """
-        See L{pop3svc.interfaces.IDelivery.deliver}.  The copies are stored one after the other,
-        because all of them are read from the same file.  If the call is cancelled, the present copy
-        and all later copies get an error.
+        See L{pop3svc.interfaces.IDelivery.deliver}.
         """
-        results: list[DeliveryError | None] = []
-        isOver = False
-        for copy in copies:
-            if isOver:
-                results.append(StoreUnavailable("The delivery was interrupted."))
-                continue
-            try:
-                results.append(await self._deliver(copy, content))
-            except CancelledError:
-                isOver = True
-                results.append(StoreUnavailable("The delivery was interrupted."))
-        return results
+        return await deliverInTurn(copies, lambda copy: self._deliver(copy, content))
 
     async def _deliver(self, copy: DeliveryCopy, content: BinaryIO) -> DeliveryError | None:
         try:
@@ -154,7 +151,8 @@ class MaildirDelivery:
         except DeliveryError as error:
             return error
         except POP3ResponseError:
-            # Either too much work is waiting, or a thread that works on this mailbox hangs.
+            # Too much work is waiting, or a thread that works on this mailbox hangs, or the mailbox
+            # is missing.
             return StoreUnavailable("The mailbox is not available now.")
         except OSError as error:
             self._report("store a message in", place, error)
@@ -175,7 +173,8 @@ class MaildirDelivery:
 
     def _store(self, place: Root, copy: DeliveryCopy, content: BinaryIO) -> None:
         """
-        @raise DeliveryError: the message was not stored, because the mailbox is full or missing.
+        @raise DeliveryError: the message was not stored, because the mailbox is full.
+        @raise POP3ResponseError: the message was not stored, because the mailbox is missing.
         @raise OSError: the message was not stored, because of an error of a file, or because the
             work was cancelled.
         """
@@ -198,7 +197,7 @@ class MaildirDelivery:
     def _open(self, place: Root) -> int:
         """
         @return: a descriptor of the Maildir.  If the Maildir has never existed, it is created.
-        @raise StoreUnavailable: the Maildir may have existed before, and is missing now.
+        @raise POP3ResponseError: see L{Presence.refuseIfKnown}.
         """
         root = place.open()
         try:
@@ -206,14 +205,7 @@ class MaildirDelivery:
                 return root
             # If "new" or "cur" is missing, the directory may be a mount point without its file
             # system.
-            if not self._presence.mayBeMade(place.path):
-                if _faults.isFirst((place.path, "missing")):
-                    log.error(
-                        "mailbox {path} is missing: is its file system mounted?  Its "
-                        "mail has to wait",
-                        path=place.path,
-                    )
-                raise StoreUnavailable("The mailbox is not available now.")
+            self._presence.refuseIfKnown(place.path)
             if root is None:
                 root = place.make()
             for folder in ("tmp", "new", "cur"):

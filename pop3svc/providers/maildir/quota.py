@@ -5,6 +5,7 @@ deliveries and deletions.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ from pop3svc.errors import OverQuota
 from pop3svc.files import closeQuietly, openDirectory, openRegular
 from pop3svc.fileuser import fileUID
 from pop3svc.providers.files.deletion import Place
+from pop3svc.providers.paths import openBelow
 
 __all__ = ["checkQuota", "recordDeletion", "recordDelivery"]
 
@@ -37,8 +39,7 @@ _OLDEST = 900
 def recordDeletion(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> None:
     """
     If the Maildir has the file C{maildirsize}, add a line for removed messages.  If the line cannot
-    be written, remove C{maildirsize}, because its sums are wrong.  The Maildir then has no limit
-    until another program writes the file.  Blocks.
+    be written, the mailbox seems fuller than it is, until its messages are counted again.  Blocks.
 
     @param root: a descriptor of the Maildir.
     """
@@ -61,12 +62,7 @@ def recordDeletion(root: int, files: Sequence[tuple[Place, os.stat_result]]) -> 
             line = b"%d %d\n" % (-octets, -len(files))
             if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":
                 line = b"\n" + line
-            try:
-                isWritten = os.write(descriptor, line) == len(line)
-            except OSError:
-                isWritten = False
-            if not isWritten:
-                os.unlink(_NAME, dir_fd=root)
+            os.write(descriptor, line)
         finally:
             closeQuietly(descriptor)
 
@@ -192,18 +188,20 @@ def _count(root: int, first: bytes) -> _Use:
 
 def _entries(root: int, path: str) -> Iterator[os.DirEntry[str]]:
     """
-    List a directory in the Maildir.  Do not follow links.
+    List a directory in the Maildir.  Follow links under the conditions of L{openBelow}.
     """
     descriptor = openDirectory(".", root)
     try:
         for part in path.split("/"):
-            below = openDirectory(part, descriptor)
+            below = openBelow(part, descriptor)
             closeQuietly(descriptor)
             descriptor = below
         with os.scandir(descriptor) as entries:
             yield from entries
-    except (FileNotFoundError, NotADirectoryError):
-        return
+    except OSError as error:
+        # A link that is not followed is not counted.
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            raise
     finally:
         closeQuietly(descriptor)
 
@@ -213,19 +211,24 @@ def _write(root: int, data: bytes) -> None:
     Replace the file.  If this fails, the previous file stays, and the next delivery counts the
     messages again.
     """
-    temporary = f"tmp/{_NAME}.{os.getpid()}.{time.time_ns()}"
+    temporary = f"{_NAME}.{os.getpid()}.{time.time_ns()}"
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with suppress(OSError):
         around = os.fstat(root)
-        descriptor = os.open(temporary, flags, 0o600, dir_fd=root)
+        # Use a descriptor, because the owner of the Maildir may replace "tmp" by a link.
+        tmp = openBelow("tmp", root)
         try:
+            descriptor = os.open(temporary, flags, 0o600, dir_fd=tmp)
             try:
-                if fileUID() == 0:
-                    os.fchown(descriptor, around.st_uid, around.st_gid)
-                if os.write(descriptor, data) != len(data):
-                    raise OSError
-            finally:
-                closeQuietly(descriptor)
-            os.rename(temporary, _NAME, src_dir_fd=root, dst_dir_fd=root)
-        except OSError:
-            os.unlink(temporary, dir_fd=root)
+                try:
+                    if fileUID() == 0:
+                        os.fchown(descriptor, around.st_uid, around.st_gid)
+                    if os.write(descriptor, data) != len(data):
+                        raise OSError
+                finally:
+                    closeQuietly(descriptor)
+                os.rename(temporary, _NAME, src_dir_fd=tmp, dst_dir_fd=root)
+            except OSError:
+                os.unlink(temporary, dir_fd=tmp)
+        finally:
+            closeQuietly(tmp)

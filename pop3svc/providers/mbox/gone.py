@@ -14,7 +14,7 @@ from pop3svc.files import closeQuietly, openFile
 from pop3svc.listings import isUniqueID
 from pop3svc.providers.mbox.scan import readExactly
 
-__all__ = ["NEW", "Gone", "loadGone", "writeGone"]
+__all__ = ["NEW", "Gone", "forgetLatest", "loadGone", "writeGone"]
 
 # The first characters in the name of a file that will replace the mbox.  The replacement exchanges
 # the names of the new and the old file; see L{rewriting}.
@@ -27,7 +27,7 @@ _MAGIC = "pop3svc-mbox-1"
 # X-UIDL.
 BOUND = 20_000
 # The most octets of the file with the unique-ids.  A larger file is considered damaged.
-_LARGEST = 8_388_608
+_LARGEST = 268_435_456
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,27 @@ def loadGone(own: int, inode: int) -> Gone:
     @param inode: the inode of the mbox.
     @raise OSError: the file with the unique-ids cannot be read, or is damaged.
     """
+    gone = _stored(own)
+    if gone.latest and gone.inode != inode and _isUnused(own, gone.inode):
+        return gone.withoutLatest()
+    return gone
+
+
+def forgetLatest(own: int, inode: int) -> None:
+    """
+    Forget the unique-ids that a rewriting has added, because the file that it made was not put in
+    the place of the mbox.  Write nothing if this rewriting has added no unique-ids, because a full
+    disk has no room.  Blocks.
+
+    @param inode: the inode of the file that the rewriting made.
+    @raise OSError: see L{writeGone}.
+    """
+    gone = _stored(own)
+    if gone.latest and gone.inode == inode:
+        writeGone(own, gone.withoutLatest())
+
+
+def _stored(own: int) -> Gone:
     try:
         descriptor, status = openFile(_FILE, own)
     except FileNotFoundError:
@@ -85,10 +106,7 @@ def loadGone(own: int, inode: int) -> Gone:
         data = readExactly(descriptor, status.st_size, 0)
     finally:
         closeQuietly(descriptor)
-    gone = _parsed(data)
-    if gone.latest and gone.inode != inode and _isUnused(own, gone.inode):
-        return gone.withoutLatest()
-    return gone
+    return _parsed(data)
 
 
 def _parsed(data: bytes) -> Gone:

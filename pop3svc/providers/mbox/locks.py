@@ -137,7 +137,12 @@ class DotLock:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o644, dir_fd=own)
         try:
-            os.write(descriptor, b"%d\n" % os.getpid())
+            try:
+                os.write(descriptor, b"%d\n" % os.getpid())
+            except OSError as error:
+                # A dot-lock without a process id is valid for some minutes.
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
             # Let other users read the file, because their programs check the process id.
             os.fchmod(descriptor, 0o644)
             self._status = os.fstat(descriptor)

@@ -388,6 +388,4 @@ class ExclusiveMboxMailbox(MboxMailbox):
             return
         removed = sorted((each.start, each.following) for each in there.values())
         digests = [each.digest for each in messages.values()]
-        replaceWithout(
-            mbox, removed, before, lambda inode: before.withMore(list(there), inode, digests)
-        )
+        replaceWithout(mbox, removed, lambda inode: before.withMore(list(there), inode, digests))

@@ -5,13 +5,14 @@ file after the service had replaced this file, move the mail to the new file.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import time
 from contextlib import suppress
 
 from pop3svc.files import closeQuietly
-from pop3svc.providers.mbox.gone import NEW, Gone, loadGone, writeGone
+from pop3svc.providers.mbox.gone import NEW, forgetLatest
 from pop3svc.providers.mbox.locks import LockedMbox, MboxBusy, isRunning, isUnopened, lockFile
 from pop3svc.providers.mbox.rewriting import APPEND, FROM, append, replaceWithout
 from pop3svc.providers.mbox.scan import readExactly
@@ -82,7 +83,7 @@ def _recoverAppend(mbox: LockedMbox, inode: int, size: int, total: int, pad: byt
         os.fsync(mbox.descriptor)
     else:
         # Another program has added a message after the incomplete one.
-        replaceWithout(mbox, [(size, size + total)], Gone(), None)
+        replaceWithout(mbox, [(size, size + total)], None)
 
 
 def _recoverNew(mbox: LockedMbox, name: str, inode: int, size: int) -> None:
@@ -100,8 +101,16 @@ def _recoverNew(mbox: LockedMbox, name: str, inode: int, size: int) -> None:
     try:
         status = os.fstat(descriptor)
         if status.st_ino != inode:
-            gone = loadGone(mbox.own, mbox.status().st_ino)
-            writeGone(mbox.own, Gone(gone.uniqueIDs))
+            if status.st_nlink == 1:
+                # Free the room first, because a full disk may have no room for the list.
+                os.ftruncate(descriptor, 0)
+            try:
+                forgetLatest(mbox.own, status.st_ino)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                # Keep the file, because it shows that the list has too many unique-ids.
+                return
             os.unlink(name, dir_fd=mbox.own)
             return
         try:
@@ -120,11 +129,14 @@ def _recoverNew(mbox: LockedMbox, name: str, inode: int, size: int) -> None:
 
 
 def _moveGrowth(mbox: LockedMbox, old: int, size: int, end: int) -> None:
-    length = end - size
-    if readExactly(old, min(len(FROM), length), size) == FROM and not _endsWith(
-        mbox, old, size, end
+    # Skip line ends, because some programs write an empty line before the envelope line.
+    lead = readExactly(old, min(4, end - size), size)
+    start = size + len(lead) - len(lead.lstrip(b"\r\n"))
+    length = end - start
+    if readExactly(old, min(len(FROM), length), start) == FROM and not _endsWith(
+        mbox, old, start, end
     ):
-        append(mbox, length, (_block(old, at, end) for at in range(size, end, _BLOCK)))
+        append(mbox, length, (_block(old, at, end) for at in range(start, end, _BLOCK)))
     os.ftruncate(old, size)
     os.fsync(old)
 

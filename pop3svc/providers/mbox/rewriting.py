@@ -14,10 +14,10 @@ from typing import Any
 
 from pop3svc.files import closeQuietly
 from pop3svc.fileuser import fileGIDs, fileUID
-from pop3svc.providers.mbox.gone import NEW, Gone, writeGone
+from pop3svc.providers.mbox.gone import NEW, Gone, forgetLatest, writeGone
 from pop3svc.providers.mbox.locks import LockedMbox, isUnopened, lockFile
 from pop3svc.providers.mbox.scan import readExactly
-from pop3svc.threadpool import reportProgress
+from pop3svc.threadpool import mustStop, reportProgress
 
 __all__ = ["APPEND", "append", "checkOwner", "copyRange", "replaceWithout", "writeAll"]
 
@@ -126,7 +126,7 @@ def _create(own: int, name: str) -> int:
     return os.open(name, flags, 0o600, dir_fd=own)
 
 
-def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneOf | None) -> None:
+def replaceWithout(mbox: LockedMbox, removed: Ranges, after: GoneOf | None) -> None:
     """
     Replace the mbox by a new file that lacks some parts of the old mbox.  Blocks.
 
@@ -135,7 +135,6 @@ def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneO
     old file will add its message to the old file.  The module L{recovery} then moves the message.
 
     @param removed: the parts to remove, in ascending order.
-    @param before: the unique-ids of the messages that were deleted before this call.
     @param after: takes the inode of the new file and returns the unique-ids of all deleted
         messages, including the removed ones; L{None} if no listed message is removed.
     @raise OSError: nothing was removed.
@@ -158,9 +157,7 @@ def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneO
         exchange((mbox.own, temporary), (mbox.directory, mbox.name))
     except BaseException:
         with suppress(OSError):
-            if after is not None:
-                writeGone(mbox.own, before)
-            os.unlink(temporary, dir_fd=mbox.own)
+            _discard(mbox, new, temporary)
         closeQuietly(new)
         raise
     old, mbox.descriptor = mbox.descriptor, new
@@ -177,6 +174,19 @@ def replaceWithout(mbox: LockedMbox, removed: Ranges, before: Gone, after: GoneO
         closeQuietly(old)
 
 
+def _discard(mbox: LockedMbox, new: int, name: str) -> None:
+    """
+    Remove a new file, unless it has got the place of the mbox.  Some file systems report an error
+    although they have exchanged the files.
+    """
+    status = os.fstat(new)
+    if os.path.samestat(status, os.stat(name, dir_fd=mbox.own, follow_symlinks=False)):
+        # Free the room first, because a full disk may have no room for the list.
+        os.ftruncate(new, 0)
+        forgetLatest(mbox.own, status.st_ino)
+        os.unlink(name, dir_fd=mbox.own)
+
+
 def separator(mbox: LockedMbox) -> bytes:
     """
     @return: the line ends that have to be added to the end of the mbox, so that there is an empty
@@ -189,6 +199,11 @@ def separator(mbox: LockedMbox) -> bytes:
     if last.endswith((b"\n\n", b"\n\r\n")):
         return b""
     return b"\n" if last.endswith(b"\n") else b"\n\n"
+
+
+def _checkCancelled() -> None:
+    if mustStop():
+        raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED))
 
 
 def append(mbox: LockedMbox, length: int, pieces: Iterable[bytes]) -> None:
@@ -213,7 +228,7 @@ def append(mbox: LockedMbox, length: int, pieces: Iterable[bytes]) -> None:
         os.ftruncate(mbox.descriptor, size + total)
         at, skipped = size + len(lead), len(FROM)
         for piece in pieces:
-            reportProgress()
+            _checkCancelled()
             part = piece[skipped:]
             skipped -= len(piece) - len(part)
             writeAll(mbox.descriptor, part, at)
@@ -221,6 +236,8 @@ def append(mbox: LockedMbox, length: int, pieces: Iterable[bytes]) -> None:
         if at != size + total:
             raise OSError(errno.EIO, "the message changed while it was written")
         os.fsync(mbox.descriptor)
+        # Check again, because nobody would learn of a message that is stored now.
+        _checkCancelled()
         writeAll(mbox.descriptor, lead, size)
         os.fsync(mbox.descriptor)
     except BaseException:

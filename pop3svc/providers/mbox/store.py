@@ -23,6 +23,7 @@ from pop3svc.interfaces import (
 )
 from pop3svc.providers.files.directory import Directory
 from pop3svc.providers.files.presence import Presence
+from pop3svc.providers.files.storing import deliverInTurn
 from pop3svc.providers.files.takeover import LockRegistry
 from pop3svc.providers.locking import LockPolicy
 from pop3svc.providers.mbox.delivery import addCopy, createMbox
@@ -131,11 +132,9 @@ class MboxStore:
     def openMailbox(self, info: IPOP3ConnectionInfo, username: str) -> Eventual[MboxMailbox | None]:
         """
         See L{IMailboxStore.openMailbox}.  A user who has never had an mbox has an empty maildrop.
-        If the name of the user is not allowed in a path, or ends with C{.lock}, the login is
-        refused.
+        If the name of the user is not allowed in a path, or if the name of the mbox ends with
+        C{.lock}, the login is refused.
         """
-        if _isLockName(username):
-            return None
         if not self._owners.isDirect:
             return self._openOwned(username)
         root = self._template.placeFor(username)
@@ -145,7 +144,9 @@ class MboxStore:
         found = await self._owners.require(username)
         return None if found is None else self._mailbox(found)
 
-    def _mailbox(self, found: Owned) -> MboxMailbox:
+    def _mailbox(self, found: Owned) -> MboxMailbox | None:
+        if _isLock(found):
+            return None
         place = MboxPlace(found.place)
         if self._readOnly:
             directory = Directory(place.own, (), *self._executorsFor(found.user))
@@ -170,11 +171,22 @@ class MboxStore:
         """
         See L{IDelivery.hasMailbox}.
         """
-        found = None if _isLockName(username) else await self._owners.find(username)
-        if found is None:
+        found = await self._owners.find(username)
+        if found is None or _isLock(found):
             return False
         place = MboxPlace(found.place)
-        return await executorFor(self._executors[0], found.user).run(place.isKnown)
+
+        def isThere() -> bool:
+            if place.isKnown():
+                return True
+            # If the mbox existed before, its file system may not be mounted.
+            self._presence.refuseIfKnown(place.path)
+            return False
+
+        try:
+            return await executorFor(self._executors[0], found.user).run(isThere)
+        except OSError as error:
+            raise self._directory(place, found.user).fault("look for", error)
 
     async def deliver(
         self, copies: Sequence[DeliveryCopy], content: BinaryIO
@@ -182,28 +194,32 @@ class MboxStore:
         """
         See L{IDelivery.deliver}.
         """
-        return [await self._deliverOne(each, content) for each in copies]
+        return await deliverInTurn(copies, lambda copy: self._deliverOne(copy, content))
 
     async def _deliverOne(self, copy: DeliveryCopy, content: BinaryIO) -> DeliveryError | None:
         try:
-            username = copy.username
-            found = None if _isLockName(username) else await self._owners.find(username)
+            found = await self._owners.find(copy.username)
         except POP3ResponseError:
             return StoreUnavailable("The mailbox is not available now.")
-        if found is None:
+        if found is None or _isLock(found):
             return NoSuchUser("No such user.")
         place = MboxPlace(found.place)
         if self._readOnly:
             return StoreUnavailable("The mailbox is read-only.")
 
+        directory = self._directory(place, found.user)
+
         def add() -> None:
+            if not place.isKnown():
+                self._presence.refuseIfKnown(place.path)
             place.makeOwn()
             with place.locked(lambda directory: createMbox(place.name, directory)) as mbox:
                 if mbox is None:
                     raise FileNotFoundError("the directory of the mbox does not exist")
                 addCopy(mbox, self._format, copy, content)
+            if not self._presence.isKnown(place.path):
+                self._presence.isThere(place.path, isInThread=True)
 
-        directory = self._directory(place, found.user)
         try:
             # Lock the mbox, but not the directory that a session locks.  A session of the user can
             # therefore go on during the delivery.
@@ -216,12 +232,13 @@ class MboxStore:
             directory.fault("deliver to", error)
             return StoreUnavailable("The mailbox is not available now.")
         except POP3ResponseError:
-            return StoreUnavailable("The service is too busy.")
+            # Too much work is waiting, or the mbox is missing.
+            return StoreUnavailable("The mailbox is not available now.")
         return None
 
 
-def _isLockName(username: str) -> bool:
+def _isLock(found: Owned) -> bool:
     """
-    @return: whether a file with this name could be the dot-lock of another user's mbox.
+    @return: whether the path of an mbox could be the dot-lock of another user's mbox.
     """
-    return username.lower().endswith(".lock")
+    return found.place.parts[-1].lower().endswith(".lock")
