@@ -121,8 +121,9 @@ class SerialSMTP(SMTP):
         """
         See L{twisted.protocols.policies.TimeoutMixin.timeoutConnection}.
         """
-        if self._isFull:
-            # Send no reply, because the client does not read replies either.
+        if self._isFull or self._isClosing:
+            # Send no reply, because the client does not read replies either, or does not answer the
+            # close alert of TLS.
             cast(Any, self.transport).abortConnection()
         else:
             self._close(421, "4.4.2 Nothing came for too long.")
@@ -142,6 +143,9 @@ class SerialSMTP(SMTP):
         self._isClosing = True
         self._say(code, text)
         transport.unregisterProducer()
+        # Begin the time limit first, because the next call may end the connection.  With TLS the
+        # connection waits for the close alert of the client.
+        self._startTimer(self._policy.closeTimeout)
         transport.loseConnection()
 
     def _say(self, code: int, text: str) -> None:

@@ -470,19 +470,24 @@ class POP3Connection(LineReceiver):
         Go on with the input after a command that had to wait.
         """
         self._running = None
-        if self.paused:
-            self.paused = False
-            transport: Any = self.transport
-            transport.resumeProducing()
-        if self._reason:
-            return
+        wasPaused, self.paused = self.paused, False
         # Check these attributes here as well, because _sent() is not called after a flush.
-        if self._isLate:
+        if self._reason:
+            pass
+        elif self._isLate:
             self._sayTooLate()
         elif self._stopping:
             self._sayStopping()
         else:
             self._takeLines()
+        if wasPaused and not self.paused:
+            if self._running is not None and not self._reason:
+                # The next command has to wait, too.  Read nothing more meanwhile, because each
+                # such command would otherwise add the octets of a read to the buffer.
+                self.paused = True
+            else:
+                transport: Any = self.transport
+                transport.resumeProducing()
 
     def _nextTurn(self) -> None:
         if self._running is None and self.paused:
@@ -627,12 +632,12 @@ class POP3Connection(LineReceiver):
 
     def end(self, reason: str) -> None:
         """
-        End the session now, and do not delete the marked messages.  If no command is running, close
-        the connection in order.  Otherwise abort it.
+        End the session now, and do not delete the marked messages.  Abort the connection if a
+        command or the TLS handshake is running.  Otherwise close the connection in order.
 
         @param reason: the reason in the log.
         """
-        if self._running is None:
+        if self._running is None and not self._handshaking:
             self._close(reason)
         else:
             self._abort(reason)

@@ -6,8 +6,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
-from twisted.internet.interfaces import IHandshakeListener, ISSLTransport, ITLSTransport
+from twisted.internet.interfaces import (
+    IHalfCloseableProtocol,
+    IHandshakeListener,
+    ISSLTransport,
+    ITLSTransport,
+)
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -19,6 +25,9 @@ __all__ = ["PlainTransport", "SecureTransport"]
 # after the other from the socket.  If a read asks for so many octets, it gets the whole record, and
 # no octets stay in OpenSSL.
 _RECORD = 16_384
+# Empties the thread's queue of OpenSSL's errors.  pyOpenSSL leaves the error of a failed system
+# call there, and OpenSSL 3 would report it for the next connection that has to wait.
+_clearErrors = Binding().lib.ERR_clear_error
 
 
 @implementer(ITLSTransport)
@@ -87,6 +96,7 @@ class SecureTransport(SocketTransport):
             self._isWriting = self._readsByWriting = True
             return
         except SSL.Error as error:
+            _clearErrors()
             self._fail(Failure(error.with_traceback(None)))
             return
         self._isShaking = False
@@ -112,6 +122,7 @@ class SecureTransport(SocketTransport):
             self._clientCloses()
             return
         except SSL.Error:
+            _clearErrors()
             self._fail(LOST)
             return
         if not self.disconnecting:
@@ -132,12 +143,29 @@ class SecureTransport(SocketTransport):
         Write the octets that wait, and close the connection, because the client has sent a close
         alert.
         """
-        self._hasReadAll, self._isReading, self.disconnecting = True, False, True
+        self._hasReadAll, self._isReading = True, False
+        if (
+            not self.disconnecting
+            and self._tls.get_protocol_version() >= SSL.TLS1_3_VERSION
+            and IHalfCloseableProtocol.providedBy(self.protocol)
+        ):
+            # In TLS 1.3 the alert closes only the half of the client (RFC 8446 section 6.1).
+            self.protocol.readConnectionLost()
+            return
+        self.disconnecting = True
         self._stopProducer()
         if self._isWriteClosed:
             self._end(DONE)
         else:
             self._finish()
+
+    def pauseProducing(self) -> None:
+        """
+        See L{SocketTransport.pauseProducing}.  A connection that is being closed goes on reading,
+        because it waits for the rest of the handshake or for the close alert of the client.
+        """
+        if not self.disconnecting:
+            super().pauseProducing()
 
     def resumeProducing(self) -> None:
         """
@@ -170,6 +198,7 @@ class SecureTransport(SocketTransport):
         except SSL.WantReadError:
             self._writesByReading = True
         except SSL.Error:
+            _clearErrors()
             self._end(LOST)
         return done
 
@@ -214,6 +243,7 @@ class SecureTransport(SocketTransport):
             self.startWriting()
             return
         except SSL.Error:
+            _clearErrors()
             hasBoth = True
         self._isWriteClosed = True
         if hasBoth or self._isImpatient:

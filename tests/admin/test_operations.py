@@ -46,6 +46,8 @@ class Process:
 
     def connect(self, host: str = "192.0.2.7") -> Client:
         client = Client(self.factory, IPv4Address("TCP", host, 4000), isSecure=True)
+        protocol: Any = client.protocol
+        protocol.handshakeCompleted()
         client.received()
         return client
 

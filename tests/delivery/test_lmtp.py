@@ -329,6 +329,25 @@ def test_timeouts() -> None:
     assert talk.clock.getDelayedCalls() == [] and not talk.factory.connections
 
 
+def test_closingTakesTooLong() -> None:
+    """
+    A connection over TLS waits for the close alert of the client, but not for long.
+    """
+    for says in ("QUIT\r\n", ""):
+        talk = Talk()
+        talk.say(says)
+        talk.clock.advance(300)
+        if says:
+            # The time limit began at QUIT.
+            assert talk.transport.aborted
+            continue
+        assert talk.transport.disconnecting and not talk.transport.aborted
+        talk.clock.advance(5)
+        assert talk.transport.aborted
+        talk.lost()
+        assert talk.clock.getDelayedCalls() == []
+
+
 def test_slowStore() -> None:
     """
     A delivery that takes too long is cancelled, and the client gets the results that the cancelled

@@ -122,6 +122,26 @@ def test_inputIsBounded() -> None:
     assert client.wasAborted
 
 
+def test_readsNothingWhileCommandsWait() -> None:
+    """
+    While one buffered command after the other has to wait, the service reads no further input.
+    """
+    _, client, mailbox = later(b"RETR 1\r\n" * 5)
+    transport: Any = client.transport
+    resumed: list[bool] = []
+    resume = transport.resumeProducing
+    transport.resumeProducing = lambda: (resumed.append(True), resume())
+    client.protocol.dataReceived(b"NOOP\r\n")
+    answers = 0
+    while mailbox.waiting:
+        assert transport.isPaused and not resumed
+        _, answer, begin = mailbox.waiting.pop(0)
+        begin().chainDeferred(answer)
+        answers += 1
+    assert answers >= 5 and resumed == [True] and not transport.isPaused
+    assert client.received().endswith(b"\r\n.\r\n+OK Done.\r\n")
+
+
 def test_lineLengths() -> None:
     client = Client(makeFactory())
     client.received()
@@ -449,6 +469,13 @@ def test_handshakeTakesTooLong() -> None:
     client.received()
     advance(client, 181)
     assert (client.wasAborted, client.received()) == (False, b"-ERR Login timed out.\r\n")
+
+
+def test_endInTheHandshake() -> None:
+    client = Client(makeFactory(), isSecure=True)
+    act = lambda: (client.protocol.end("ended by the operator"), client.pump())  # noqa: E731
+    assert reason(client, act) == "ended by the operator"
+    assert client.wasAborted
 
 
 def test_handshakeFails() -> None:

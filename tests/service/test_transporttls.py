@@ -16,12 +16,13 @@ from ipaddress import ip_network
 from typing import Any
 
 import pytest
+from cryptography.hazmat.bindings.openssl.binding import Binding
 from OpenSSL import SSL
 from twisted.internet.address import IPv4Address, UNIXAddress
 from twisted.internet.error import ConnectionAborted, ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IHandshakeListener, ISSLTransport
+from twisted.internet.interfaces import IHalfCloseableProtocol, IHandshakeListener, ISSLTransport
 from twisted.internet.protocol import Factory
-from zope.interface import implementer
+from zope.interface import directlyProvides, implementer
 
 from pop3svc.policy import Policy
 from pop3svc.service.admission import Admission
@@ -642,3 +643,58 @@ def test_freedAtOnce(creator: RenewableCertificate, isInOrder: bool) -> None:
     finally:
         if isOn:
             gc.enable()
+
+
+@pytest.mark.parametrize("isShaking", [False, True])
+def test_pauseWhileClosing(make: Any, isShaking: bool) -> None:
+    """
+    A connection that is being closed goes on reading, whatever its protocol pauses.
+    """
+    client = make()
+    if isShaking:
+        client.transport.write(b"sorry")
+    else:
+        client.shake()
+    client.transport.loseConnection()
+    client.transport.pauseProducing()
+    client.transport.resumeProducing()
+    if isShaking:
+        client.shake()
+    client.until(lambda: client.hasAlert)
+    client.sayEnd()
+    client.until(lambda: client.isOver)
+    assert client.protocol.ends == [ConnectionDone]
+
+
+def test_noErrorIsLeft(make: Any) -> None:
+    """
+    The error of one connection does not stay in OpenSSL's queue, where OpenSSL 3 would report it
+    for another connection.
+    """
+    client = make()
+    client.shake()
+    client.socket.close()
+    client.transport.write(b"abc")
+    assert Binding().lib.ERR_peek_error() == 0
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_halfClose(make: Any, version: ssl.TLSVersion) -> None:
+    """
+    In TLS 1.3, a client that has closed its half still gets the replies.
+    """
+    client = make(version=version)
+    halves: list[str] = []
+    client.protocol.readConnectionLost = lambda: halves.append("read")
+    directlyProvides(client.protocol, IHalfCloseableProtocol, IHandshakeListener)
+    client.shake()
+    client.sayEnd()
+    if version is ssl.TLSVersion.TLSv1_2:
+        assert client.protocol.ends == [ConnectionDone] and not halves
+        return
+    assert halves == ["read"] and not client.protocol.ends
+    client.transport.write(b"reply")
+    client.transport.loseConnection()
+    while not client.isOver:
+        client.exchange()
+    assert client.protocol.ends == [ConnectionDone]
