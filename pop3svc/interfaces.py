@@ -163,7 +163,8 @@ class IPOP3Mailbox(Interface):
         message that no longer exists counts as deleted.
 
         @param uniqueIDs: list of str, never empty.
-        @raise POP3ResponseError: nothing was deleted.
+        @raise POP3ResponseError: nothing was deleted; or only some of the messages were deleted,
+            because the disk is full (RFC 1939 section 6).
         """
 
 

@@ -287,6 +287,54 @@ def test_manyFilesInTheStagingDirectory(maildir: Path) -> None:
     assert len(looked) == 1
 
 
+@pytest.mark.parametrize(
+    ("isInRoom", "reply", "count"),
+    [
+        # The staging directory has room for 15 names.
+        (lambda removed, staged: staged < 15, b"+OK", 0),
+        # After 20 removals, there is no room for any name.
+        (lambda removed, staged: removed < 20 and staged < 15, b"-ERR [SYS/TEMP]", 15),
+        (lambda removed, staged: False, b"-ERR [SYS/TEMP]", 35),
+    ],
+)
+def test_noRoomForNames(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    isInRoom: Callable[[int, int], bool],
+    reply: bytes,
+    count: int,
+) -> None:
+    """
+    If the disk has no room for the names of all messages that are deleted together, a few messages
+    are deleted at a time.  Messages that stay keep their unique-ids.
+    """
+    alice = tmp_path / "mail" / "alice"
+    for number in range(35):
+        deliver(alice, f"{1000 + number}.x", b"a: %d\n\n" % number, folder="cur")
+    names = [each.name for each in sorted((alice / "cur").iterdir())]
+    client = begin(alice)
+    staging = alice / "pop3svc-removing"
+    rename = os.rename
+
+    def renaming(name: str, to: str, **named: Any) -> None:
+        target = named.get("dst_dir_fd")
+        if target is not None and os.path.samestat(os.fstat(target), staging.stat()):
+            staged = len(list(staging.iterdir()))
+            if not isInRoom(35 - staged - len(list((alice / "cur").iterdir())), staged):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        rename(name, to, **named)
+
+    monkeypatch.setattr(os, "rename", renaming)
+    for number in range(35):
+        assert client.say(b"DELE %d" % (number + 1)).startswith(b"+OK")
+    assert client.say(b"QUIT").startswith(reply)
+    monkeypatch.undo()
+    client = begin(alice)
+    left = [line.split()[1].decode() for line in client.say(b"UIDL").split(b"\r\n")[1:-2]]
+    assert left == names[len(names) - count :]
+    assert client.say(b"RETR 1").startswith(b"+OK" if left else b"-ERR")
+
+
 # --- quota ------------------------------------------------------------------------------
 
 

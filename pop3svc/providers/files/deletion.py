@@ -38,7 +38,16 @@ from pop3svc.files import (
 from pop3svc.fileuser import fileUID
 from pop3svc.providers.paths import openBelow
 
-__all__ = ["OWN_NAMES", "CleanCache", "Place", "isClean", "nameOfStaging", "recover", "removeAll"]
+__all__ = [
+    "OWN_NAMES",
+    "CleanCache",
+    "Place",
+    "isClean",
+    "nameOfStaging",
+    "recover",
+    "removeAll",
+    "removeEvenIfFull",
+]
 
 _STAGING = "pop3svc-removing"
 _REMOVED = "pop3svc-removed"
@@ -52,6 +61,10 @@ _LOOKS = 5
 # The most entries that L{isClean} reads of a directory, because another program may have put very
 # many files there.
 _FEW = 10
+
+# The number of files that are removed at a time on a full disk.  Their names fit into the first
+# block of a directory, because a name has at most 255 octets.
+_SLICE = 10
 
 # The errors of L{openDirectory} if the name belongs to a file or to a link.
 _NO_DIRECTORY = (errno.ENOTDIR, errno.ELOOP)
@@ -125,6 +138,39 @@ def removeAll(
             finally:
                 closeQuietly(directory)
     return removed
+
+
+def removeEvenIfFull(
+    root: int,
+    folders: Sequence[str],
+    wanted: Sequence[Message],
+    locate: Callable[[Message, int], Place | None],
+    isRight: Callable[[Message, Place, os.stat_result, int], bool],
+) -> tuple[list[tuple[Message, Place, os.stat_result]], OSError | None]:
+    """
+    Remove files as L{removeAll} does.  If the disk has no room for the names of all files in the
+    staging directory, remove a few files at a time, because removed files free their room.  RFC
+    1939 section 6 allows that only some messages are removed if resources are short.  Blocks.
+
+    @return: the result of L{removeAll}, and the error because of which some messages were not
+        removed; L{None} if all were removed.
+    @raise OSError: nothing was removed.
+    """
+    try:
+        return removeAll(root, folders, wanted, locate, isRight), None
+    except OSError as error:
+        if error.errno not in _FULL or len(wanted) <= _SLICE:
+            raise
+    removed: list[tuple[Message, Place, os.stat_result]] = []
+    for first in range(0, len(wanted), _SLICE):
+        try:
+            part = wanted[first : first + _SLICE]
+            removed += removeAll(root, folders, part, locate, isRight)
+        except OSError as error:
+            if not removed:
+                raise
+            return removed, error
+    return removed, None
 
 
 def _expectRecovery(root: int) -> None:

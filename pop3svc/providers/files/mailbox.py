@@ -28,7 +28,7 @@ from pop3svc.interfaces import (
 from pop3svc.listings import UniqueIDList
 from pop3svc.providers.files.contents import contentOf
 from pop3svc.providers.files.counting import SizeCounter
-from pop3svc.providers.files.deletion import Place, removeAll
+from pop3svc.providers.files.deletion import Place, removeEvenIfFull
 from pop3svc.providers.files.directory import Directory, Opened
 from pop3svc.providers.files.finder import Finder
 from pop3svc.providers.files.folders import OpenFolders
@@ -163,15 +163,22 @@ class FileMailbox:
             return listing.isSame(message[0], place, status, lambda: headIn(folder, place[1]))
 
         folders = self._directory.folders
-        done = removeAll(root, folders, wanted, self._finder.locator(root), isRight)
+        locate = self._finder.locator(root)
+        done, failure = removeEvenIfFull(root, folders, wanted, locate, isRight)
         self._format.afterDeletion(root, [(place, status) for _, place, status in done])
         sizes = listing.sizes
         if sizes is None:
             sizes = listing.sizesIn(root)
             sizes.load(root, len(listing.current))
+        if failure is not None:
+            left = set(wanted).difference(message for message, _, _ in done)
+            kept = {uniqueID for uniqueID, _ in left}
+            uniqueIDs = [each for each in uniqueIDs if each not in kept]
         places = {each: listing.placeOf(each) for each in uniqueIDs}
         sizes.markGone(uniqueIDs, {each: place[2] for each, place in places.items() if place})
         sizes.write(root)
+        if failure is not None:
+            raise failure
 
     async def select(self, isWanted: Callable[[Place, OpenFolders], bool]) -> list[str]:
         """
