@@ -48,7 +48,8 @@ log = Logger(namespace="pop3svc")
 class Transaction:
     """
     The mailbox of a session between login and logout, with its lock, its watch and its listing.  A
-    session that is asleep has no lock and no listing.
+    session that is asleep has no lock and no listing.  The class is a little long, because each
+    command that uses the mailbox has a method here.
 
     @ivar mailbox: an L{pop3svc.interfaces.IPOP3Mailbox}.
     @ivar maildrop: the listing; L{None} while the session is asleep.
