@@ -150,11 +150,15 @@ class Recorder:
         self._begun.discard(entry)
         self._stored.setdefault(entry.uniqueID, set()).add(entry.digest)
         self._waiting.append(entry)
-        if not self._isWriting:
+        self._startWriting()
+
+    def _startWriting(self) -> None:
+        if self._waiting and not self._isWriting:
             self._isWriting = True
             Deferred.fromCoroutine(self._write())
 
     async def _write(self) -> None:
+        entries: list[Entry] = []
         try:
             while self._waiting and self._failure is None:
                 entries, self._waiting = self._waiting, []
@@ -162,6 +166,8 @@ class Recorder:
                 await self._executor.run(self._record.finish, self._account, entries, missing)
         except Exception as error:
             self._failure = error
+            # Keep the entries for the next attempt, because their messages are stored.
+            self._waiting = [*entries, *self._waiting]
         self._isWriting = False
         settling, self._settling = self._settling, []
         for each in settling:
@@ -170,15 +176,21 @@ class Recorder:
     async def settle(self) -> None:
         """
         Wait until all finished messages are recorded durably.
+
+        @raise NotPossible: they cannot be recorded now.  A later call tries again.
         """
+        if self._failure is None:
+            # Write the entries that an earlier call could not write.
+            self._startWriting()
         if self._isWriting:
             # The wait also covers entries that come meanwhile, because _write() goes on until no
             # entry waits.
             settled: Deferred[None] = Deferred()
             self._settling.append(settled)
             await settled
-        if self._failure is not None:
-            raise self._failure
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
 
 class Fetcher:

@@ -10,6 +10,7 @@ import shlex
 import signal
 import smtplib
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from pop3svc.providers.mbox.store import MboxStore
 from pop3svc.providers.owners import Owned, Owners
 from pop3svc.providers.paths import PathTemplate, Root
 from pop3svc.threadpool import Executor
-from pop3svc.transfer.failures import NotPossible, TryAgain, Unreadable
+from pop3svc.transfer.failures import NotPossible, TryAgain, Unreadable, reasonOf
 
 __all__ = [
     "COMMAND_TIMEOUT",
@@ -41,6 +42,9 @@ COMMAND_TIMEOUT = 300
 # Seconds to wait for each reply of an LMTP server.  RFC 5321 section 4.5.3.2.6 requires 10 minutes
 # for the reply at the end of a message.
 LMTP_TIMEOUT = 600
+# Seconds after which a connection to an LMTP server is not used again, because the server may close
+# a connection that is idle.
+LMTP_IDLE = 10
 # The number of octets that are copied in one step.
 _BLOCK = 65536
 _LINE_END = re.compile(rb"\r?\n|\r")
@@ -226,8 +230,11 @@ class CommandTarget:
     def _run(self, content: BinaryIO) -> None:
         name = self._command[0]
         with TemporaryFile() as file:
-            copyWithLF(content, file)
-            file.seek(0)
+            try:
+                copyWithLF(content, file)
+                file.seek(0)
+            except OSError as error:
+                raise TryAgain(f"a temporary file cannot be written: {reasonOf(error)}")
             try:
                 process = subprocess.Popen(
                     self._command, stdin=file, stdout=subprocess.DEVNULL, start_new_session=True
@@ -298,6 +305,7 @@ class LMTPTarget:
         self._executor = executor
         self._timeout = timeout
         self._client: smtplib.LMTP | None = None
+        self._usedAt = 0.0
         # Whether the server may already have received the whole message.
         self._isSent = False
 
@@ -317,6 +325,7 @@ class LMTPTarget:
             detail = getattr(error, "strerror", None) or type(error).__name__
             kind = Unsure if self._isSent else TryAgain
             raise kind(f"the LMTP server {self._place} does not work: {detail}")
+        self._usedAt = time.monotonic()
         if 200 <= code < 300:
             return
         if code // 100 != 5:
@@ -327,6 +336,8 @@ class LMTPTarget:
         raise Unreadable(f"the LMTP server refuses it: {code} {said.decode('latin-1')[:200]}")
 
     def _connected(self) -> smtplib.LMTP:
+        if time.monotonic() - self._usedAt > LMTP_IDLE:
+            self._drop()
         if self._client is None:
             self._client = smtplib.LMTP(self._host, self._port, "localhost", timeout=self._timeout)
             # In smtplib.LMTP, this method sends LHLO.

@@ -202,7 +202,7 @@ class Watch:
         """
         Fetch again and again until the operator ends the command.
 
-        @raise NotPossible: the server refuses the user, or nothing can be stored.
+        @raise NotPossible: the server refuses the user.
         """
         while not self._ending.hasBegun:
             try:
@@ -240,9 +240,13 @@ class Watch:
         client = await visit.connect()
         try:
             await self._use(client)
-        except BaseException:
+        except BaseException as error:
             # End the connection, because it would keep the mailbox locked.
             client.abort("was disconnected")
+            if isinstance(error, NotPossible):
+                # Try again, because the disk may be full, or the program of mda may be missing
+                # while it is upgraded.
+                raise TryAgain(str(error))
             raise
 
     async def _use(self, client: POP3Client) -> None:

@@ -37,6 +37,7 @@ from pop3svc.service.settings import (
     Settings,
     makeSettings,
 )
+from pop3svc.threadpool import BoundedThreadPool
 from pop3svc.transfer.failures import NotPossible, TryAgain
 from pop3svc.transfer.report import Report
 
@@ -44,6 +45,9 @@ __all__ = ["main", "makeParser", "prepare"]
 
 # The most octets of a file with a password or a token.
 _LARGEST_SECRET = 65_536
+# The threads that wait for the programs of mda and for LMTP servers.  They are separate from the
+# other threads, because a program or a server that hangs must not stop the other mailboxes.
+_deliveries = BoundedThreadPool("pop3svc-delivery", threads=32, waiting=10_000)
 
 
 def main(argv: Sequence[str]) -> NoReturn:
@@ -286,12 +290,12 @@ class _Account:
         """
         setting = self.setting
         if setting.mda is not None:
-            return CommandTarget(setting.mda, longWork())
+            return CommandTarget(setting.mda, _deliveries)
         kind, _, place = (setting.to or "").partition(":")
         if kind in ("maildir", "mbox") and place:
             return StoreTarget(kind, place, clock, settings.policy.answerTimeout)
         if kind == "lmtp" and place:
-            return LMTPTarget(place, setting.recipient or self.user, longWork())
+            return LMTPTarget(place, setting.recipient or self.user, _deliveries)
         raise NotPossible("to must be maildir:PATH, mbox:PATH, lmtp:PATH or lmtp:HOST:PORT")
 
 

@@ -222,6 +222,19 @@ def test_lmtp(server: LMTPServer) -> None:
     startNow(target.close())
 
 
+def test_idleLMTP(server: LMTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    A connection that was idle is not used again, because the server may have closed it.
+    """
+    executor: Any = InlineExecutor()
+    target = LMTPTarget(str(server.path), "alice", executor, 10)
+    store(target)
+    monkeypatch.setattr("pop3svc.fetching.targets.LMTP_IDLE", -1)
+    store(target)
+    assert len(server.received) == server.connections == 2
+    startNow(target.close())
+
+
 @pytest.mark.parametrize(
     ("verb", "reply", "kind"),
     [

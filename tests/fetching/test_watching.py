@@ -257,3 +257,31 @@ def test_otherMailboxes(
     assert outcome == [75] and begun == ["a@h", "b@h"]
     said = "a@h: an unexpected error (ZeroDivisionError); run the command again to continue\n"
     assert capsys.readouterr().err.endswith(said)
+
+
+@pytest.mark.parametrize("fault", ["target", "record"])
+def test_faultThatPasses(tmp_path: Path, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    The command goes on polling after a full disk, or while the program of mda is missing.  The
+    messages that were stored meanwhile are recorded later.
+    """
+    box, target = Box(b"1\n"), MemoryTarget()
+    if fault == "target":
+        target.errors = [NotPossible("it is missing")]
+    watching = Watching(box.network, tmp_path / "db", target, deletes=True)
+    if fault == "record":
+        box.add(b"2\n")
+        record = watching.fetching.record
+
+        def full(*arguments: Any) -> None:
+            raise NotPossible("the disk is full")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(record, "finish", full)
+            watching.look()
+    assert len(watching.said) == 1 and not watching.outcome
+    watching.look(20)
+    watching.look(20)
+    assert not box.messages and len(target.all) == (1 if fault == "target" else 2)
+    assert all(watching.fetching.record.load(1).values())
+    watching.stop()
