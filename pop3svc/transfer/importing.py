@@ -278,7 +278,7 @@ class _Comparison:
         for uniqueID, each in self._stored.items():
             if sizes.get(uniqueID) is None:
                 missing[uniqueID] = each
-            elif sizes[uniqueID] == each.octets or await self._isEqual(uniqueID, each):
+            elif await self._isEqual(uniqueID, each):
                 found[uniqueID] = places[uniqueID]
             else:
                 self._report.failed(
@@ -295,7 +295,8 @@ class _Comparison:
         return len(found)
 
     async def _isEqual(self, uniqueID: str, stored: _Stored) -> bool:
-        # Compare the digests, because the sizes differ if an mbox has added fields or quoted lines.
+        # Compare the digests.  The sizes differ if an mbox has added fields or quoted lines, and
+        # another message with the same unique-id may have the same size.
         try:
             return (await self._session.fingerprint(uniqueID)).digest() == stored.digest
         except Unreadable:

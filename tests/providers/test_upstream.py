@@ -720,6 +720,61 @@ def test_cutExpunge() -> None:
     assert len(network.clients) == 2
 
 
+@pytest.mark.parametrize("hasUIDPlus", [True, False])
+def test_manyDeletions(hasUIDPlus: bool) -> None:
+    """
+    The server reports each of many deleted messages.
+    """
+    server = _IMAPServer([b"m"] * 2500)
+    if not hasUIDPlus:
+        server.capabilities = b"IMAP4rev1 AUTH=PLAIN"
+    for verb in ("UID_EXPUNGE", "EXPUNGE"):
+        plain = getattr(server, f"do_{verb}")
+
+        def expunge(tag: bytes, rest: bytes, plain: Any = plain) -> bytes:
+            before = len(server.messages)
+            reply: bytes = plain(tag, rest)
+            return b"* 1 EXPUNGE\r\n" * (before - len(server.messages)) + reply
+
+        setattr(server, f"do_{verb}", expunge)
+    network = Network(server.protocol)
+    mailbox = login(network, IMAP)
+    uniqueIDs = list(result(network, mailbox.listMessageUniqueIDs(INFO)))
+    result(network, mailbox.messageDelete(INFO, uniqueIDs))
+    assert not server.messages and len(network.clients) == 1
+
+
+@pytest.mark.parametrize("most", [0, 1000])
+def test_shortPieces(most: int) -> None:
+    """
+    A server may send fewer octets than it was asked for.  If it sends none of a message, the client
+    does not get an empty message.
+    """
+    server = _IMAPServer([b"x" * 3500])
+    plain = server.do_UID_FETCH
+
+    def short(tag: bytes, rest: bytes) -> bytes:
+        return plain(tag, re.sub(rb"\.\d+>", b".%d>" % most, rest))
+
+    server.do_UID_FETCH = short  # type: ignore[method-assign]
+    network = Network(server.protocol)
+    mailbox = login(network, IMAP)
+    [uniqueID] = result(network, mailbox.listMessageUniqueIDs(INFO))
+
+    async def read() -> bytes:
+        content = await mailbox.messageContent(INFO, uniqueID)
+        octets = b""
+        while (piece := await content.nextChunk()) is not None:
+            octets += piece
+        return octets
+
+    if most:
+        assert result(network, read()) == server.messages[5]
+    else:
+        with pytest.raises(POP3ResponseError):
+            result(network, read())
+
+
 def test_uidSets() -> None:
     """
     Sets of messages are short, and name each message once.
@@ -751,6 +806,8 @@ def test_uidSets() -> None:
         b"* 1 FETCH (UID 5 BODY[]<0> {1}\r\nx)\r\n* 1 FETCH (UID 5 BODY[]<0> {1}\r\nx)\r\n",
         (b"* 1 FETCH (UID 5 X {100000}\r\n" + b"x" * 100_000)
         + (b" {100000}\r\n" + b"x" * 100_000) * 9,
+        b"* 1 FETCH (UID 5 X" + b" {0}\r\n" * 100 + b")\r\n",
+        b"* 1 FETCH (UID 5 BODY[]<7> {1}\r\nx)\r\n",
     ],
 )
 def test_badFetch(reply: bytes) -> None:

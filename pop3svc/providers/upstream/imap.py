@@ -32,9 +32,14 @@ _MOST_LINES, _MOST_OCTETS = 2000, 1_048_576
 # 7162 section 4).
 _LONGEST_SET = 4000
 _FETCH = re.compile(rb"[0-9]{1,10} FETCH \(", re.IGNORECASE)
+# Responses that report changes of messages.  A command that changes many messages causes as many
+# responses, and another client may also change many messages.
+_CHANGE = re.compile(rb"[0-9]{1,10} (?:EXPUNGE$|FETCH \()", re.IGNORECASE)
+# The most parts of a response with literals.
+_MOST_PARTS = 64
 _UID = re.compile(rb"\bUID ([0-9]{1,10})\b", re.IGNORECASE)
 _SIZE = re.compile(rb"\bRFC822\.SIZE ([0-9]{1,15})\b", re.IGNORECASE)
-_BODY = re.compile(rb"\bBODY\[\](?:<[0-9]{1,15}>)? (?:\{([0-9]{1,9})\}\r\n|(\"\"|NIL))", re.I)
+_BODY = re.compile(rb"\bBODY\[\](?:<([0-9]{1,15})>)? (?:\{([0-9]{1,9})\}\r\n|(\"\"|NIL))", re.I)
 _VALIDITY = re.compile(rb"OK \[UIDVALIDITY ([0-9]{1,10})\]", re.IGNORECASE)
 _CODE = re.compile(rb"\[([A-Za-z-]{1,30})[\] ]")
 # The POP3 response codes for IMAP response codes (RFC 5530).  A refusal with another code or
@@ -56,12 +61,21 @@ class _Pieces:
     A message that is fetched piece by piece.
     """
 
-    def __init__(self, client: IMAPUpstream, uid: int, first: bytes) -> None:
+    def __init__(self, client: IMAPUpstream, uid: int, octets: int, first: bytes) -> None:
+        """
+        @param octets: the size that the server reports, which may be wrong.
+        """
         self._client = client
         self._uid = uid
+        self._octets = octets
         self._first: bytes | None = first
-        self._offset = len(first)
-        self._isOver = len(first) < _PIECE
+        self._offset = 0
+        self._arrived(first)
+
+    def _arrived(self, piece: bytes) -> None:
+        self._offset += len(piece)
+        # A server may send fewer octets than it was asked for, although the message goes on.
+        self._isOver = not piece or (len(piece) < _PIECE and self._offset >= self._octets)
 
     async def nextChunk(self) -> bytes | None:
         """
@@ -76,8 +90,7 @@ class _Pieces:
             piece = await self._client.fetch(self._uid, self._offset)
             if piece is None:
                 raise ServerUnavailable("has removed a message while it was sent")
-            self._offset += len(piece)
-            self._isOver = len(piece) < _PIECE
+            self._arrived(piece)
         return piece or None
 
     def close(self) -> None:
@@ -107,7 +120,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         self._name = mailbox
         self._validity = 0
         self._uids: dict[str, int] = {}
-        self._lines = self._octets = 0
+        self._sizes: dict[int, int] = {}
+        self._lines = self._octets = self._changes = 0
         self._fetched: Callable[[bytes], object] | None = None
         self._untagged: list[bytes] = []
 
@@ -155,7 +169,8 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
 
     def _setupForLiteral(self, rest: bytes, octets: int) -> None:
         parts: list[bytes] = vars(self).get("_parts") or []
-        if not 0 <= octets <= _PIECE or sum(map(len, parts)) > 2 * _PIECE:
+        isLong = len(parts) > _MOST_PARTS or sum(map(len, parts)) > 2 * _PIECE
+        if isLong or not 0 <= octets <= _PIECE:
             self.abort("sends more than it was asked for")
             return
         IMAP4Client._setupForLiteral(self, rest, octets)
@@ -168,6 +183,11 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
             return
         if self._fetched is not None and _FETCH.match(rest):
             self._fetched(rest)
+            return
+        if _CHANGE.match(rest):
+            self._changes += 1
+            if self._changes > 2 * MOST_MESSAGES:
+                self.abort("sends more than it was asked for")
             return
         self._lines += 1
         self._octets += len(rest)
@@ -211,7 +231,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         """
         if self.isLost:
             raise ServerUnavailable(self.why or "closed the connection")
-        self._lines = self._octets = 0
+        self._lines = self._octets = self._changes = 0
         self._untagged = []
         self._fetched = fetched
         try:
@@ -320,6 +340,7 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
             await self._say(b"UID FETCH", b"1:* (UID RFC822.SIZE)", fetched)
         except CommandRefused:
             raise ServerUnavailable("refuses to list the messages")
+        self._sizes = sizes
         self._uids = {f"{self._validity}.{uid}": uid for uid in sorted(sizes)}
         return [MessageRow(name, sizes[uid]) for name, uid in self._uids.items()]
 
@@ -334,7 +355,9 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
             body = _BODY.search(line)
             if body is None:
                 return
-            length = int(body[1] or 0)
+            length = int(body[2] or 0)
+            if int(body[1] or 0) != offset:
+                raise ValueError
             around = line[: body.start()] + line[body.end() + length :]
             number = _UID.search(around)
             if number is None or int(number[1]) != uid:
@@ -359,7 +382,11 @@ class IMAPUpstream(BoundedClient, IMAP4Client):
         if uid is None:
             return None
         first = await self.fetch(uid, 0)
-        return None if first is None else _Pieces(self, uid, first)
+        octets = self._sizes[uid]
+        if first == b"" and octets:
+            # Do not send an empty message, because the client would then delete the message.
+            raise ServerUnavailable("sends no octets of a message")
+        return None if first is None else _Pieces(self, uid, octets, first)
 
     async def deleteMessages(self, uniqueIDs: Sequence[str]) -> None:
         """
