@@ -24,7 +24,7 @@ from typing import NamedTuple
 from pop3svc.accounts.apppasswords import AppPassword, expiryOf, makeSecret, secretIn
 from pop3svc.accounts.hashes import HASHES, hashPassword
 from pop3svc.accounts.linefiles import changing, linesOf
-from pop3svc.accounts.passwordlines import checkUserName
+from pop3svc.accounts.passwordlines import checkUserName, nameIn
 from pop3svc.accounts.restrictions import networksOf
 
 __all__ = [
@@ -208,7 +208,9 @@ def revokeAppPasswords(path: str, user: str, which: str | None = None) -> int:
         return 0
     with changing(fileOf(path)) as lines:
         fields = [each.rstrip("\r\n").split(":", 3) for each in lines]
-        own = {index for index, each in enumerate(fields) if each[0] == user and len(each) > 1}
+        own = {
+            index for index, each in enumerate(fields) if nameIn(each[0]) == user and len(each) > 1
+        }
         if which is not None:
             labels = {index: f" {fields[index][-1]}".partition(" label=")[2] for index in own}
             # Look for a label first, because the label of one password may be equal to the selector

@@ -7,8 +7,10 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from itertools import islice
 from typing import Any
+from unicodedata import normalize
 
 from twisted.internet.defer import DeferredLock
 
@@ -17,7 +19,7 @@ from pop3svc.networks import networkOf
 from pop3svc.state import State
 from pop3svc.threadpool import Executor
 
-__all__ = ["KnownNetworks"]
+__all__ = ["KnownNetworks", "spelling"]
 
 _SELECT = (
     "SELECT user, network, seen FROM network WHERE (user, network) > (?, ?) "
@@ -28,6 +30,20 @@ _DELETE = "DELETE FROM network WHERE user = ? AND network = ?"
 _DELETE_OLD = "DELETE FROM network WHERE seen <= ?"
 
 Pair = tuple[str, str]
+
+
+# Cache the results, because the same users log in again and again.
+@lru_cache(1024)
+def spelling(username: str) -> str:
+    """
+    Make the same text from all spellings of a name.  Databases and directories may ignore case,
+    spaces and the width of characters in a name.  If each spelling had its own count, a client
+    could make more guesses by using many spellings, and an address from which one user has logged
+    in with several spellings would count as shared.
+
+    @return: a text that is the same for all spellings of the name.
+    """
+    return " ".join(normalize("NFKC", username).casefold().split())
 
 
 def _encoded(user: str) -> bytes:
@@ -121,7 +137,7 @@ class KnownNetworks:
         """
         @return: whether the user has logged in from the network of the client in the last 90 days.
         """
-        networks = self._users.get(username)
+        networks = self._users.get(spelling(username))
         if networks is None:
             return False
         seen = networks.get(networkOf(clientIP, 24))
@@ -144,7 +160,7 @@ class KnownNetworks:
         @return: whether the login was recorded.  A further login of the same user from the same
             address is not recorded until a day has passed.
         """
-        now = self._now()
+        now, username = self._now(), spelling(username)
         network, address = networkOf(clientIP, 24), networkOf(clientIP)
         networks = self._users.get(username)
         seen = None if networks is None else networks.get(network)
@@ -217,7 +233,7 @@ class KnownNetworks:
         for user, network, seen in rows:
             # Accept no time in the future.  The clock may have been wrong when the time was
             # written.
-            seen = min(seen, now)
+            seen, user = min(seen, now), spelling(user)
             # An IPv6 /64 is used in both tables: as a network, and as an address.
             if not network.endswith("/32"):
                 self._setNetwork(user, network, seen)

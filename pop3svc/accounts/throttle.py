@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
-from unicodedata import normalize
 from weakref import WeakKeyDictionary
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from zope.interface import implementer
 
-from pop3svc.accounts.knownnetworks import KnownNetworks
+from pop3svc.accounts.knownnetworks import KnownNetworks, spelling
 from pop3svc.accounts.strikes import GUESS, Attempt, Ban, BanEngine, Strikes, UserThrottle
 from pop3svc.awaiting import isAwaitable
 from pop3svc.bounded import BoundedDict
@@ -26,17 +25,6 @@ from pop3svc.interfaces import ILoginThrottle, IPOP3ConnectionInfo
 from pop3svc.networks import networkOf
 
 __all__ = ["LoginGuard", "SharedThrottle"]
-
-
-def _spelling(username: str) -> str:
-    """
-    Make the same text from all spellings of a name.  Databases and directories may ignore case,
-    spaces and the width of characters in a name.  If each spelling had its own count, a client
-    could make more guesses by using many spellings.
-
-    @return: a text that is the same for all spellings of the name.
-    """
-    return " ".join(normalize("NFKC", username).casefold().split())
 
 
 class _Waiter:
@@ -170,7 +158,7 @@ class SharedThrottle:
         # Cache the results, because the same users log in again and again.
         @lru_cache(1024)
         def user(username: str) -> bytes:
-            name = _spelling(username).encode("utf-8", "surrogateescape")
+            name = spelling(username).encode("utf-8", "surrogateescape")
             return blake2b(name, key=key, digest_size=16).digest()
 
         return user

@@ -252,3 +252,16 @@ def test_clockThatWasAhead() -> None:
     known.restore([["alice", "192.0.2.0/24", 2e9]])
     now.seconds += 90 * 86400
     assert not known.isKnown("alice", "192.0.2.7")
+
+
+def test_spellingsAreOneUser() -> None:
+    """
+    A directory may ignore case.  One user with several spellings makes no address shared.
+    """
+    known = KnownNetworks()
+    for name in ("eve", "Eve", "EVE"):
+        known.add(name, "203.0.113.9")
+    assert known.isKnown("eVe", "203.0.113.7") and not known.isShared("203.0.113.9")
+    again = KnownNetworks()
+    again.restore([["eve", "203.0.113.9/32", 1.0], ["EVE", "203.0.113.9/32", 2.0]])
+    assert len(again._addresses["203.0.113.9/32"]) == 1
