@@ -31,6 +31,7 @@ RANKS = {
     "downgrading.fields": 2,
     "downgrading.converter": 3,
     "networks": 0,
+    "unixsockets": 0,
     "fileuser": 0,
     "listings": 0,
     "summaries": 0,

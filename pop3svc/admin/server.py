@@ -8,11 +8,9 @@ C{{"result": ...}} or C{{"error": "a sentence"}}.  After the answer the connecti
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
-import stat
 import struct
 from typing import Any
 
@@ -27,6 +25,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from pop3svc.admin.operations import OPERATIONS, Handler, OperationError, checkArguments
+from pop3svc.unixsockets import removeStale
 
 __all__ = ["AdminFactory", "AdminSocket"]
 
@@ -45,33 +44,6 @@ def _isAllowed(transport: Any) -> bool:
         return True
     _, uid, _ = struct.unpack("3i", handle.getsockopt(socket.SOL_SOCKET, option, 12))
     return uid in (0, os.geteuid())
-
-
-def _removeStale(path: str) -> None:
-    """
-    Remove the socket of a service that was killed.  A file with the process number of the service
-    would not show whether the service still runs, because another process may have got the same
-    number.  In a container every service has the same number.
-
-    @raise OSError: the file is not a socket, or a service answers on the socket.
-    """
-    try:
-        isSocket = stat.S_ISSOCK(os.lstat(path).st_mode)
-    except FileNotFoundError:
-        return
-    if not isSocket:
-        raise FileExistsError(errno.EEXIST, "the file is not a socket")
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
-            return
-        except BlockingIOError:
-            # Many clients wait on the socket, so a service listens on it.
-            pass
-    raise OSError(errno.EADDRINUSE, "another service uses it")
 
 
 @implementer(IPushProducer)
@@ -254,7 +226,7 @@ class AdminSocket(Service):
         """
         super().startService()  # type: ignore[no-untyped-call]
         try:
-            _removeStale(self._path)
+            removeStale(self._path)
             self._port = self._reactor.listenUNIX(self._path, self._factory, mode=0o600)
         except (CannotListenError, OSError) as error:
             cause = getattr(error, "socketError", error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -22,6 +23,7 @@ from zope.interface import implementer
 from pop3svc.service.accepting import SocketPort
 from pop3svc.service.arguments import parseArguments
 from pop3svc.service.loop import Loop
+from pop3svc.unixsockets import removeStale
 
 __all__ = [
     "InheritedPortReactor",
@@ -121,6 +123,29 @@ class _InheritedUNIXPort(UNIXPort):
         port._shouldShutdown = False
         port.startListening()
         return port
+
+
+class _CleaningReactor:
+    """
+    A reactor that removes the socket of a service that was killed before it listens.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def listenUNIX(
+        self, address: str, factory: Any, backlog: int = 50, mode: int = 0o666, wantPID: int = 0
+    ) -> Any:
+        """
+        See L{twisted.internet.interfaces.IReactorUNIX.listenUNIX}.
+        """
+        lock = f"{address}.lock"
+        if wantPID and os.path.islink(lock):
+            # Twisted considers a lock valid while any process has the number in the lock.
+            with suppress(OSError):
+                removeStale(address)
+                os.unlink(lock)
+        return self._reactor.listenUNIX(address, factory, backlog, mode, wantPID)
 
 
 class _AdoptingReactor:
@@ -359,6 +384,8 @@ def _plainEndpoint(reactor: Any, text: str, isWrapped: bool) -> Any:
     try:
         if text.startswith("systemd:"):
             return _systemdEndpoint(reactor, text)
+        if text.startswith("unix:") and not isinstance(reactor, InheritedPortReactor):
+            reactor = _CleaningReactor(reactor)
         return serverFromString(reactor, _withBacklog(text))
     except ValueError:
         raise

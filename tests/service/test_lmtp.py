@@ -176,6 +176,23 @@ def test_staleSocket(home: Path) -> None:
     assert len(contents(home, "alice")) == 2
 
 
+def test_staleLock(home: Path) -> None:
+    """
+    The lock of a killed service counts no more, even if another process has its number.
+    """
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(home / "lmtp"))
+    (home / "lmtp.lock").symlink_to(str(os.getpid()))
+    with Running(home, *options(home)) as running:
+        running.up()
+        send(home / "lmtp", "alice@home.test")
+        # A second service cannot take the socket of a service that runs.
+        ended = run([script("twistd"), "-n", "--pidfile=", "pop3svc", *options(home)], home)
+        assert ended.returncode == 1 and "Cannot acquire lock" in ended.stderr, ended
+        running.end(signal.SIGTERM)
+    assert len(contents(home, "alice")) == 1
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [
