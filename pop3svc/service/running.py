@@ -257,7 +257,10 @@ class KnownNetworksService(TimerService):
         self._known = known
 
     def _save(self) -> Deferred[None]:
-        return Deferred.fromCoroutine(self._known.save())
+        saved: Deferred[None] = Deferred.fromCoroutine(self._known.save())
+        # Catch errors, because TimerService would stop after a failure.  The next call tries again.
+        saved.addErrback(lambda failure: log.failure("cannot store the known networks", failure))
+        return saved
 
     def startService(self) -> None:
         """
@@ -272,9 +275,7 @@ class KnownNetworksService(TimerService):
         See L{twisted.application.service.IService.stopService}.
         """
         stopped = super().stopService()  # type: ignore[no-untyped-call]
-        saved = self._save()
-        saved.addErrback(lambda failure: log.failure("cannot store the known networks", failure))
-        return gatherResults([maybeDeferred(lambda: stopped), saved])
+        return gatherResults([maybeDeferred(lambda: stopped), self._save()])
 
 
 def lookAfter(certificates: Certificates) -> TimerService:

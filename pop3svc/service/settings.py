@@ -885,7 +885,8 @@ class Settings:
                 for name in _LIMITS_OF_PARENT
                 if getattr(self.policy, name) != getattr(other.policy, name)
             ]
-            return other.policy, changed
+            ours = {name: getattr(self.policy, name) for name in _LIMITS_OF_PARENT}
+            return replace(other.policy, **ours), changed
         live = {each.name: getattr(other.policy, each.name) for each in LIMITS if each.isLive}
         live["cleartextLogin"] = other.policy.cleartextLogin
         live["utf8Headers"] = other.policy.utf8Headers

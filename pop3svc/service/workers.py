@@ -253,6 +253,8 @@ class _Worker(ProcessProtocol):
         self._supervisor = supervisor
         self.number = number
         self.began = supervisor.clock.seconds()
+        # The text of the configuration file that this worker uses.
+        self.config: str | None = None
         self.outbox: Outbox | None = None
         self._lines = Lines(self._received)
         self._partialLine = b""
@@ -272,7 +274,9 @@ class _Worker(ProcessProtocol):
 
     def connectionMade(self) -> None:
         transport: Any = self.transport
-        transport.write(json.dumps(self._supervisor.shared(self.number)).encode("ascii") + b"\n")
+        shared = self._supervisor.shared(self.number)
+        self.config = shared.config
+        transport.write(json.dumps(shared).encode("ascii") + b"\n")
         self.outbox = Outbox(transport)
 
     def childDataReceived(self, childFD: int, data: bytes) -> None:
@@ -402,6 +406,9 @@ class Supervisor(Operated):
         self._opener = opener
         self._certificates = certificates
         self._config = config
+        # The text of the configuration file with which a worker has served last.  Empty before
+        # that.
+        self._served: tuple[str | None, ...] = ()
         self.kept: object = None
         self.policy = policy
         self.throttle = throttle
@@ -437,8 +444,18 @@ class Supervisor(Operated):
                 path: data.decode("latin-1") for path, data in self._certificates().items()
             },
             strikes=self.throttle.state(),
-            config=self._config(),
+            config=self._configFor(number),
         )
+
+    def _configFor(self, number: int) -> str | None:
+        """
+        @return: the text of the configuration file for the worker with this number.  A worker that
+            takes the place of a worker that has died gets a text with which a worker has served,
+            because no worker may be able to serve with the present text.
+        """
+        if self._served and not self._succession.isPending(number):
+            return self._served[0]
+        return self._config()
 
     def usePolicy(self, policy: Policy) -> None:
         """
@@ -520,6 +537,7 @@ class Supervisor(Operated):
             self.whenServing.callback(None)
         for join in list(self.joined):
             join(worker)
+        self._served = (worker.config,)
         old = self._succession.served(worker.number)
         if old is not None:
             self._leave(old)
@@ -580,6 +598,9 @@ class Supervisor(Operated):
         if self._stopped is not None or self.isDraining:
             return []
         old = [each for each in self._workers.values() if not each.leaves]
+        if not any(each.serves for each in old):
+            # No worker serves with the previous text, so that further workers try the present one.
+            self._served = ()
         return list(enumerate(old, max(self._tried, default=0) + 1))
 
     def _keepOld(self, worker: _Worker, how: str) -> None:

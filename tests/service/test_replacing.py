@@ -5,6 +5,7 @@ New workers take the place of old ones, and nobody loses a session.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import re
@@ -18,7 +19,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ProcessDone, ProcessTerminated
 
 from pop3svc.policy import Policy
-from pop3svc.service.workers import LEAVE, UP, Supervisor
+from pop3svc.service.workers import LEAVE, UP, Shared, Supervisor
 from pop3svc.service.workers import PATIENCE as MORE
 from tests.support.running import PATIENCE, Connection, Running, freePort
 from tests.support.site import options, site  # noqa: F401
@@ -94,6 +95,34 @@ def test_theNewOneCannotServe() -> None:
         serve(each)
     assert results == [None]
     assert told(one) and told(four)
+
+
+def test_restartedAfterARefusedReload() -> None:
+    """
+    A worker that takes the place of a dead one gets the text of the configuration file with which
+    a worker has served, and not the text with which no worker could serve.
+    """
+
+    def textOf(worker: Any) -> Any:
+        return Shared(*json.loads(worker.transport.written[0])).config
+
+    reactor = Reactor()
+    made = supervisor(reactor, 1)
+    [old] = reactor.started
+    made._config = lambda: "bad"
+    results = replace(made)
+    assert textOf(reactor.started[-1]) == "bad"
+    died(reactor.started[-1])
+    assert len(results) == 1
+    died(old)
+    reactor.advance(1)
+    assert textOf(reactor.started[-1]) is None
+    # If no worker serves any more, the next reload decides.
+    died(reactor.started[-1])
+    made._config = lambda: "good"
+    replace(made)
+    reactor.advance(5)
+    assert textOf(reactor.started[-1]) == "good"
 
 
 def test_noMemoryForNewOnes() -> None:
