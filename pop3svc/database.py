@@ -127,6 +127,7 @@ class _Job:
         self.result: Deferred[Any] | None = None
         self.timer: IDelayedCall | None = None
         self.tries = 0
+        self.limit = 0.0
         self.isCommitting = False
         self.isCut = False
         self._link: Link | None = None
@@ -362,6 +363,7 @@ class Database:
         isReading: bool = False,
         mayRepeat: bool = False,
         abandoned: Callable[[T], object] | None = None,
+        limit: float | None = None,
     ) -> Deferred[T]:
         """
         Run C{work} in a transaction in a thread, and commit the transaction.  C{work} runs again
@@ -377,6 +379,7 @@ class Database:
         @param abandoned: called in the reactor's thread with the result of C{work} if the
             transaction was committed after the Deferred had been cancelled or had timed out.  This
             function undoes the committed changes.
+        @param limit: how many seconds the transaction may take, if it may take longer than others.
         @return: a Deferred with the result of C{work}.  It fails with L{DatabaseUnavailable}, with
             L{OutcomeUnknown}, or, after a rollback, with the exception of C{work} or of the driver.
             Cancelling the Deferred skips work that has not begun.  Work that has begun goes on.
@@ -389,7 +392,8 @@ class Database:
         job = _Job(partial(_apply, work, arguments), isReading, mayRepeat, abandoned)
         result: Deferred[T] = Deferred(lambda _: self._cancelled(job))
         job.result = result
-        job.timer = self._callLater(self._limit, self._late, job)
+        job.limit = self._limit if limit is None else max(limit, self._limit)
+        job.timer = self._callLater(job.limit, self._late, job)
         self._waiting[job] = None
         self._startNext()
         return result
@@ -487,6 +491,10 @@ class Database:
             self._isStarting = False
 
     def _cancelled(self, job: _Job) -> None:
+        if job in self._running:
+            # Keep the time limit.  If the server does not answer, the thread must not wait forever.
+            job.result = None
+            return
         self._forget(job)
         self._dequeue(job)
 
@@ -517,7 +525,7 @@ class Database:
         The time limit of a transaction has passed.
         """
         isRunning = job in self._running
-        reason = f"no answer within {self._limit:g} s"
+        reason = f"no answer within {job.limit:g} s"
         self._dequeue(job)
         kind: type[DatabaseUnavailable] = DatabaseUnavailable
         if isRunning and job.cut():
@@ -587,9 +595,13 @@ class Database:
         if job.isCut or link.isLost or isinstance(error, OutcomeUnknown):
             return True
         try:
+            # Attach the connection again, so that the time limit includes the rollback.
+            job.attach(link)
             link.rollback()
         except Exception:
             return True
+        finally:
+            job.detach()
         return link.isLost or (isUnavailable(error) and not isRetryable(error))
 
     def _explained(self, error: BaseException, job: _Job) -> BaseException:
@@ -601,7 +613,8 @@ class Database:
         if isinstance(error, OutcomeUnknown):
             explained = OutcomeUnknown(f"{self.name}: {error}")
         elif job.isCut:
-            explained = DatabaseUnavailable(f"{self.name}: no answer within {self._limit:g} s")
+            limit = job.limit or self._limit
+            explained = DatabaseUnavailable(f"{self.name}: no answer within {limit:g} s")
         elif isRetryable(error):
             explained = _Again(_sentence(error))
         elif self._driver.isWrongSetting(error):

@@ -8,9 +8,11 @@ import os
 import re
 import socket
 import sqlite3
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from datetime import UTC, date, datetime
 from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, quote
@@ -120,7 +122,11 @@ def isRetryable(error: BaseException) -> bool:
     """
     if isinstance(error, sqlite3.Error):
         return _codeOf(error) in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
-    return _stateOf(error) in _RETRYABLE
+    state = _stateOf(error)
+    # A prepared statement fails once after its table was changed.  psycopg prepares it again after
+    # the rollback.
+    isOutdated = state == "0A000" and "cached plan" in str(error)
+    return state in _RETRYABLE or isOutdated
 
 
 _AWAY = (
@@ -446,13 +452,21 @@ class _PostgreSQLLink(Link):
         self._isReading = False
         self._isUseless = False
         connection.add_notice_handler(self._noticed)
+        _loadInfinity(connection)
         if not prepares:
             connection.prepare_threshold = None
+        # The limit of connect_timeout ends with the handshake.  A server, or a pooler that waits
+        # for a server, may stop answering after it.
+        timer = threading.Timer(limit, self.cut)
+        timer.daemon = True
+        timer.start()
         try:
             self._set(limit)
         except BaseException:
             self.close()
             raise
+        finally:
+            timer.cancel()
 
     def _set(self, limit: float) -> None:
         """
@@ -535,6 +549,33 @@ class _PostgreSQLLink(Link):
             self._checked(error)
             raise
         return int(cursor.rowcount)
+
+
+def _loadInfinity(connection: Any) -> None:
+    """
+    Read the times "infinity" and "-infinity" of PostgreSQL as the last and the first time of
+    Python.  psycopg refuses them.
+    """
+    from psycopg.types import datetime as types
+
+    def withInfinity(loader: Any, kind: Any, zone: Any) -> Any:
+        limits = {b"infinity": kind.max, b"-infinity": kind.min}
+        if zone is not None:
+            limits = {each: limit.replace(tzinfo=zone) for each, limit in limits.items()}
+
+        class WithInfinity(loader):  # type: ignore[misc]
+            def load(self, data: Any) -> Any:
+                limit = limits.get(bytes(data))
+                return super().load(data) if limit is None else limit
+
+        return WithInfinity
+
+    for name, loader, kind, zone in (
+        ("timestamptz", types.TimestamptzLoader, datetime, UTC),
+        ("timestamp", types.TimestampLoader, datetime, None),
+        ("date", types.DateLoader, date, None),
+    ):
+        connection.adapters.register_loader(name, withInfinity(loader, kind, zone))
 
 
 class PostgreSQL(Driver):

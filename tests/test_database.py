@@ -8,7 +8,9 @@ import os
 import socket
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -801,6 +803,104 @@ def test_postgresqlFrozen(postgresql: Real, server: PostgreSQL) -> None:
         assert short.run(_countOf) == 0
     finally:
         short.close()
+
+
+@needsPostgreSQL
+def test_postgresqlInfinity(postgresql: Real) -> None:
+    """
+    The times before and after all others are the first and the last time of Python.
+    """
+
+    def times(transaction: Any) -> Any:
+        return transaction.execute(
+            "SELECT CAST('infinity' AS timestamptz), CAST('-infinity' AS timestamptz), "
+            "CAST('infinity' AS timestamp), CAST('-infinity' AS date), CAST('2026-11-27' AS date)"
+        ).fetchall()
+
+    [row] = postgresql.run(times)
+    assert row == (
+        datetime.max.replace(tzinfo=UTC),
+        datetime.min.replace(tzinfo=UTC),
+        datetime.max,
+        date.min,
+        date(2026, 11, 27),
+    )
+
+
+@needsPostgreSQL
+def test_postgresqlChangedTable(postgresql: Real) -> None:
+    """
+    If the operator changes a table, the statements that were prepared before still work.
+    """
+
+    def select(transaction: Any) -> Any:
+        return transaction.execute("SELECT * FROM altered").fetchall()
+
+    postgresql.execute("DROP TABLE IF EXISTS altered")
+    postgresql.execute("CREATE TABLE altered (a INT)")
+    for _ in range(20):
+        assert postgresql.run(select) == []
+    postgresql.execute("ALTER TABLE altered ADD b INT")
+    for _ in range(20):
+        assert postgresql.run(select) == []
+
+
+def waitUntil(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end, "this takes too long"
+        time.sleep(0.01)
+
+
+@needsPostgreSQL
+def test_postgresqlFrozenAndCancelled(postgresql: Real, server: PostgreSQL) -> None:
+    """
+    If the server does not answer, the thread of a cancelled transaction does not wait for ever.
+    """
+    short = Real(server.dsn, limit=1.0, size=1)
+    try:
+        assert short.run(_countOf) == 0
+        server.freeze()
+        try:
+            running: list[Any] = []
+            reactorThread.call(
+                lambda: running.append(
+                    short.database.run(_countOf, isReading=True).addErrback(lambda _: None)
+                )
+            )
+            waitUntil(lambda: bool(short.database._running))
+            reactorThread.call(lambda: running[0].cancel())
+            waitUntil(lambda: not short.database._running)
+        finally:
+            server.thaw()
+    finally:
+        short.close()
+
+
+@needsPostgreSQL
+def test_postgresqlSilentAfterTheHandshake(server: PostgreSQL) -> None:
+    """
+    A server that stops answering when the handshake has ended does not stop the service.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            client = listener.accept()[0]
+            # Decline TLS and GSSAPI, accept the user, and be ready; then be silent.
+            while client.recv(4096)[4:8] != b"\0\3\0\0":
+                client.sendall(b"N")
+            client.sendall(b"R\0\0\0\x08\0\0\0\0" + b"Z\0\0\0\x05I")
+            while client.recv(4096):
+                pass
+            client.close()
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        port = listener.getsockname()[1]
+        database = Database(makeDriver(f"postgresql://x@127.0.0.1:{port}/x"), limit=1.0)
+        with pytest.raises(DatabaseUnavailable):
+            database.check(_countOf)
+        thread.join(10)
 
 
 @needsPostgreSQL

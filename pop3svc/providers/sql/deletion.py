@@ -4,6 +4,7 @@ Delete messages of a mailbox in a database.
 
 from __future__ import annotations
 
+import secrets
 from collections import Counter
 from collections.abc import Sequence
 
@@ -50,8 +51,10 @@ def deleteIn(transaction: Transaction, mailbox: int, uniqueIDs: Sequence[str]) -
     execute(
         transaction,
         "UPDATE mailbox SET messages = messages - :count, octets = octets - :octets, "
-        "changes = changes + 1 WHERE id = :id",
+        "changes = :changes WHERE id = :id",
         count=count,
+        # See L{Delivery}.
+        changes=secrets.randbits(62),
         octets=octets,
         id=mailbox,
     )

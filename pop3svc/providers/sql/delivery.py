@@ -41,7 +41,7 @@ class Quota:
 def mailboxOf(transaction: Transaction, name: str, makes: bool) -> tuple[int, int] | None:
     """
     @param makes: whether to create the mailbox if it does not exist.
-    @return: the number of the mailbox and its counter of changes; L{None} if the mailbox does not
+    @return: the number of the mailbox and its change number; L{None} if the mailbox does not
         exist.
     """
     row = one(transaction, "SELECT id, changes FROM mailbox WHERE name = :name", name=name)
@@ -220,10 +220,13 @@ class Delivery:
         row = one(
             transaction,
             "UPDATE mailbox SET nextposition = nextposition + 1, messages = messages + 1, "
-            "octets = octets + :size, changes = changes + 1 WHERE id = :id "
+            "octets = octets + :size, changes = :changes WHERE id = :id "
             "AND (messages < :messages OR :messages = 0) "
             "AND (octets + :size <= :octets OR :octets = 0) RETURNING nextposition - 1",
             size=size,
+            # The change number is random.  A counter would have the same value again after a backup
+            # was restored, and a listing in the cache would seem to be current.
+            changes=secrets.randbits(62),
             id=number,
             messages=quota.messages,
             octets=quota.octets,

@@ -57,7 +57,7 @@ class Lease:
 
     @ivar mailbox: the number of the mailbox.
     @ivar token: the token of the lease, a number that grows each time a session takes the lease.
-    @ivar changes: the counter of changes of the mailbox at the time when the lease was taken.
+    @ivar changes: the change number of the mailbox at the time when the lease was taken.
     @ivar requestRelease: asks the session to release the mailbox; L{None} until the session is
         registered (L{Node.hold}).
     @ivar isLost: whether another node has taken the lease.
@@ -152,7 +152,7 @@ class Node:
         """
         Take the lease of a mailbox if it is free.
 
-        @param changes: the counter of changes of the mailbox.
+        @param changes: the change number of the mailbox.
         @param wants: whether to ask the node that holds the lease to release the lease.
         """
         lock = forUpdate(transaction)
@@ -170,8 +170,7 @@ class Node:
             # This node has the lease.  If no session is registered with this token, the session
             # that took the lease has ended without a release, or is not registered yet.  In the
             # second case, L{hold} will not register it, because this call takes the lease.
-            held = self._held.get(mailbox)
-            if held is not None and held.token == token:
+            if not self._outdate(mailbox, token):
                 return LeaseHeld(mailbox)
         elif holder and self._epochOf(transaction, holder) == epoch:
             if wants:
@@ -195,6 +194,20 @@ class Node:
         with self._guard:
             self._latest.put(mailbox, token + 1)
         return Lease(mailbox, own, token + 1, changes)
+
+    def _outdate(self, mailbox: int, token: int) -> bool:
+        """
+        Make sure that no session of this process is registered with a token later.
+
+        @return: L{False} if a session is registered with this token.
+        """
+        # Check and change at once.  Otherwise L{hold} could register the session in between.
+        with self._guard:
+            held = self._held.get(mailbox)
+            if held is not None and held.token == token:
+                return False
+            self._latest.put(mailbox, max(token + 1, self._latest.get(mailbox, 0)))
+            return True
 
     @staticmethod
     def _epochOf(transaction: Transaction, name: str) -> int | None:
@@ -259,10 +272,10 @@ class Node:
 
     def _look(
         self, transaction: Transaction, isDue: bool, unreleased: Sequence[Lease]
-    ) -> tuple[list[int], dict[int, int] | None]:
+    ) -> tuple[list[Lease], dict[int, int] | None]:
         """
         @param isDue: whether the row of the node has to be renewed.
-        @return: two values.  The first value contains the mailboxes that other nodes want.  The
+        @return: two values.  The first value contains the leases that other nodes want.  The
             second value contains the token of each lease that the node holds; L{None} if the row
             was not renewed.
         """
@@ -276,7 +289,7 @@ class Node:
         self._release(transaction, unreleased)
         wanted = query(
             transaction,
-            "SELECT mailbox FROM lease WHERE node = :name AND wantedby IS NOT NULL",
+            "SELECT mailbox, epoch, token FROM lease WHERE node = :name AND wantedby IS NOT NULL",
             name=self.name,
         )
         if wanted:
@@ -287,7 +300,8 @@ class Node:
                 "UPDATE lease SET wantedby = NULL WHERE node = :name AND wantedby IS NOT NULL",
                 name=self.name,
             )
-        return [mailbox for (mailbox,) in wanted], tokens
+        leases = [Lease(mailbox, epoch, token, -1) for mailbox, epoch, token in wanted]
+        return leases, tokens
 
     # --- in the reactor's thread ---------------------------------------------------------
 
@@ -301,8 +315,8 @@ class Node:
         with self._guard:
             if self._latest.get(lease.mailbox, 0) > lease.token:
                 return False
-        lease.requestRelease = requestRelease
-        self._held[lease.mailbox] = lease
+            lease.requestRelease = requestRelease
+            self._held[lease.mailbox] = lease
         self._later()
         return True
 
@@ -357,7 +371,7 @@ class Node:
 
     def _looked(
         self,
-        result: tuple[list[int], dict[int, int] | None],
+        result: tuple[list[Lease], dict[int, int] | None],
         isDue: bool,
         before: dict[int, Lease],
         unreleased: Sequence[Lease],
@@ -374,8 +388,11 @@ class Node:
                 log.warn("the lease of mailbox number {mailbox} is lost", mailbox=mailbox)
                 lease.isLost = True
                 self.ask(mailbox)
-        for mailbox in wanted:
-            self.ask(mailbox)
+        for lease in wanted:
+            # If the answer to the COMMIT of a login was lost, this node may have a lease of which
+            # no session knows.
+            if self.ask(lease.mailbox) is None and self._outdate(lease.mailbox, lease.token):
+                self._unreleased[lease.mailbox] = lease
 
     def _failed(self, failure: Any) -> None:
         # If the database is unavailable, the class Database has already logged the failure.

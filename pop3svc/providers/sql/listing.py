@@ -25,7 +25,7 @@ class MailboxListing:
     """
     The messages of a mailbox.
 
-    @ivar changes: the counter of changes of the mailbox at the time of the listing.
+    @ivar changes: the change number of the mailbox at the time of the listing.
     @ivar sizes: the octets of each message.
     @ivar surrogates: the size of each surrogate in octets, by the index of the message.  Messages
         that need no surrogate are left out.
@@ -41,7 +41,7 @@ def listIn(transaction: Transaction, mailbox: int) -> MailboxListing:
     """
     List a mailbox.  Blocks.
     """
-    # Read the counter of changes first.  If a message arrives between two queries, the listing has
+    # Read the change number first.  If a message arrives between two queries, the listing has
     # an older counter than the mailbox, and the next session lists again.
     row = one(transaction, "SELECT changes FROM mailbox WHERE id = :id", id=mailbox)
     changes = -1 if row is None else int(row[0])
@@ -85,7 +85,7 @@ class ListingCache:
 
     def get(self, mailbox: int, changes: int) -> MailboxListing | None:
         """
-        @return: the listing of a mailbox; L{None} if the counter of changes had another value when
+        @return: the listing of a mailbox; L{None} if the change number had another value when
             the listing was made.
         """
         with self._guard:

@@ -286,6 +286,9 @@ class ExclusiveSQLMailbox(SQLMailbox):
     # until the node of the session sees the request.
     POLL = 0.2
     RELEASE_TIMEOUT = 2.0
+    # Seconds that a deletion may take.  The deletion of a large mailbox takes longer than other
+    # transactions.  If it always failed, the client would fetch all messages again and again.
+    DELETION_LIMIT = 90.0
 
     def __init__(
         self,
@@ -305,7 +308,7 @@ class ExclusiveSQLMailbox(SQLMailbox):
         self._policy = policy
         self._clock = clock
         self._lease: Lease | None = None
-        # Whether the counter of changes was read together with the lease and was not used for a
+        # Whether the change number was read together with the lease and was not used for a
         # listing yet.
         self._isFresh = False
         self._changed: Callable[[], object] = lambda: None
@@ -372,7 +375,7 @@ class ExclusiveSQLMailbox(SQLMailbox):
         self, info: IPOP3ConnectionInfo, changed: Callable[[], object]
     ) -> Callable[[], None]:
         """
-        See L{INewMailNotifier.watchMailbox}.  No watching is necessary.  The counter of changes is
+        See L{INewMailNotifier.watchMailbox}.  No watching is necessary.  The change number is
         read together with the lease, and it shows whether the mailbox has changed.
         """
         self._changed = changed
@@ -411,7 +414,11 @@ class ExclusiveSQLMailbox(SQLMailbox):
         if lease is None:
             raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
         lease.check()
-        deleting = self._database.run(self._delete, lease, list(uniqueIDs), mayRepeat=True)
+        # Small deletions have the usual limit.
+        limit = min(Database.LIMIT + len(uniqueIDs) / 500, self.DELETION_LIMIT)
+        deleting = self._database.run(
+            self._delete, lease, list(uniqueIDs), mayRepeat=True, limit=limit
+        )
         await deleting.addErrback(self._unavailable)
         self._gone.update(uniqueIDs)
         self._ahead.clear()

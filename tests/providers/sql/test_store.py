@@ -376,6 +376,24 @@ def test_nodeThatIsGone(nodes: Nodes, driver: Driver) -> None:
     assert nodes.client(1).received().startswith(b"+OK")
 
 
+def test_leaseOfNoSession(nodes: Nodes, driver: Driver) -> None:
+    """
+    If the answer to the COMMIT of a login was lost, the node has a lease without a session.  It
+    releases this lease when another node wants it.
+    """
+    deliver(nodes.stores[0], b"x\n", "carol")
+    logIn(nodes.stores[0], "carol")
+    nodes.advance(1)
+    change(
+        driver,
+        "UPDATE lease SET token = token + 1, (node, epoch) = (SELECT name, epoch FROM node) "
+        "WHERE mailbox = (SELECT id FROM mailbox WHERE name = 'alice')",
+    )
+    second = nodes.client(1)
+    nodes.advance(2)
+    assert second.received().startswith(b"+OK")
+
+
 def test_nodeThatComesBack(nodes: Nodes, driver: Driver) -> None:
     """
     A node that was cut off deletes nothing from a mailbox that another node has taken.
