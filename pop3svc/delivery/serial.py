@@ -69,6 +69,8 @@ class SerialSMTP(SMTP):
         # Whether any octets of the client have arrived.
         self._hasHeard = False
         self._isClosing = False
+        # Whether the connection closes without an answer to the close alert of TLS.
+        self._isImpatient = False
         # Whether the service is stopping.
         self._isStopping = False
         self._bad = 0
@@ -121,10 +123,16 @@ class SerialSMTP(SMTP):
         """
         See L{twisted.protocols.policies.TimeoutMixin.timeoutConnection}.
         """
-        if self._isFull or self._isClosing:
-            # Send no reply, because the client does not read replies either, or does not answer the
-            # close alert of TLS.
-            cast(Any, self.transport).abortConnection()
+        transport: Any = self.transport
+        if self._isFull or self._isImpatient:
+            # Send no reply, because the client does not read replies either.
+            transport.abortConnection()
+        elif self._isClosing:
+            # The client has not answered the close alert of TLS.  Close without its answer.  An
+            # abort now could lose replies on the way to the client.
+            self._isImpatient = True
+            self._startTimer(self._policy.closeTimeout)
+            transport.loseConnection()
         else:
             self._close(421, "4.4.2 Nothing came for too long.")
 
