@@ -118,8 +118,14 @@ class _Job:
         work: Callable[..., Any],
         isReading: bool,
         mayRepeat: bool,
+        limit: float,
+        isLong: bool = False,
         abandoned: Callable[[Any], object] | None = None,
     ) -> None:
+        """
+        @param limit: how many seconds the transaction may take.
+        @param isLong: whether this is longer than other transactions may take.
+        """
         self.work = work
         self.isReading = isReading
         self.mayRepeat = mayRepeat or isReading
@@ -127,7 +133,8 @@ class _Job:
         self.result: Deferred[Any] | None = None
         self.timer: IDelayedCall | None = None
         self.tries = 0
-        self.limit = 0.0
+        self.limit = limit
+        self._isLong = isLong
         self.isCommitting = False
         self.isCut = False
         self._link: Link | None = None
@@ -183,6 +190,8 @@ class _Job:
         self.attach(link)
         try:
             link.begin(self.isReading)
+            if self._isLong:
+                link.allow(self.limit)
             answer = self.work(Transaction(link))
             self.beginCommit()
             try:
@@ -389,10 +398,13 @@ class Database:
         if len(self._waiting) + len(self._pausing) >= self._bound:
             self.health.failed("too many transactions wait")
             return fail(DatabaseUnavailable(f"{self.name}: too many transactions wait"))
-        job = _Job(partial(_apply, work, arguments), isReading, mayRepeat, abandoned)
+        isLong = limit is not None and limit > self._limit
+        job = _Job(
+            partial(_apply, work, arguments),
+            *(isReading, mayRepeat, max(limit or 0, self._limit), isLong, abandoned),
+        )
         result: Deferred[T] = Deferred(lambda _: self._cancelled(job))
         job.result = result
-        job.limit = self._limit if limit is None else max(limit, self._limit)
         job.timer = self._callLater(job.limit, self._late, job)
         self._waiting[job] = None
         self._startNext()
@@ -407,7 +419,7 @@ class Database:
         @raise DatabaseRefused: a setting has to be changed.
         @raise DatabaseUnavailable: a later attempt may succeed.
         """
-        job = _Job(partial(_apply, work, arguments), isReading, False)
+        job = _Job(partial(_apply, work, arguments), isReading, False, self._limit)
         timer = threading.Timer(self._limit, job.cut)
         timer.daemon = True
         timer.start()
@@ -613,8 +625,7 @@ class Database:
         if isinstance(error, OutcomeUnknown):
             explained = OutcomeUnknown(f"{self.name}: {error}")
         elif job.isCut:
-            limit = job.limit or self._limit
-            explained = DatabaseUnavailable(f"{self.name}: no answer within {limit:g} s")
+            explained = DatabaseUnavailable(f"{self.name}: no answer within {job.limit:g} s")
         elif isRetryable(error):
             explained = _Again(_sentence(error))
         elif self._driver.isWrongSetting(error):

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from datetime import UTC, date, datetime
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, quote
 
@@ -208,6 +208,14 @@ class Link(ABC):
         """
 
     @abstractmethod
+    def allow(self, limit: float) -> None:
+        """
+        Let the transaction that has begun take longer than others.
+
+        @param limit: how many seconds a statement of this transaction may take.
+        """
+
+    @abstractmethod
     def isRefusedCommit(self, error: BaseException) -> bool:
         """
         @return: whether an error of C{commit} means that nothing was committed.
@@ -322,6 +330,10 @@ class _SQLiteLink(Link):
         # first read of this transaction.  The first write of this transaction would then fail at
         # once, regardless of the timeout.
         self._connection.execute("BEGIN" if isReading else "BEGIN IMMEDIATE")
+
+    def allow(self, limit: float) -> None:
+        # SQLite itself does not limit the time of a statement.
+        pass
 
     def commit(self) -> bool:
         self._connection.execute("COMMIT")
@@ -452,7 +464,8 @@ class _PostgreSQLLink(Link):
         self._isReading = False
         self._isUseless = False
         connection.add_notice_handler(self._noticed)
-        _loadInfinity(connection)
+        for kind, loader in _loadersWithInfinity():
+            connection.adapters.register_loader(kind, loader)
         if not prepares:
             connection.prepare_threshold = None
         # The limit of connect_timeout ends with the handshake.  A server, or a pooler that waits
@@ -501,6 +514,12 @@ class _PostgreSQLLink(Link):
         if isReading != self._isReading:
             self._connection.read_only = isReading
             self._isReading = isReading
+
+    def allow(self, limit: float) -> None:
+        # With "true" the value is valid until the end of the transaction.
+        self._connection.execute(
+            "SELECT set_config('statement_timeout', %s, true)", [str(int(limit * 1000))]
+        )
 
     def commit(self) -> bool:
         self._warnings.clear()
@@ -551,10 +570,12 @@ class _PostgreSQLLink(Link):
         return int(cursor.rowcount)
 
 
-def _loadInfinity(connection: Any) -> None:
+@cache
+def _loadersWithInfinity() -> list[tuple[str, Any]]:
     """
-    Read the times "infinity" and "-infinity" of PostgreSQL as the last and the first time of
-    Python.  psycopg refuses them.
+    @return: types of PostgreSQL, each with a loader for psycopg.  The loader reads the times
+        "infinity" and "-infinity" as the last and the first time of Python, because psycopg refuses
+        them.
     """
     from psycopg.types import datetime as types
 
@@ -570,12 +591,11 @@ def _loadInfinity(connection: Any) -> None:
 
         return WithInfinity
 
-    for name, loader, kind, zone in (
-        ("timestamptz", types.TimestamptzLoader, datetime, UTC),
-        ("timestamp", types.TimestampLoader, datetime, None),
-        ("date", types.DateLoader, date, None),
-    ):
-        connection.adapters.register_loader(name, withInfinity(loader, kind, zone))
+    return [
+        ("timestamptz", withInfinity(types.TimestamptzLoader, datetime, UTC)),
+        ("timestamp", withInfinity(types.TimestampLoader, datetime, None)),
+        ("date", withInfinity(types.DateLoader, date, None)),
+    ]
 
 
 class PostgreSQL(Driver):

@@ -131,6 +131,9 @@ class FakeLink(Link):
     def begin(self, isReading: bool) -> None:
         self._do("begin reading" if isReading else "begin")
 
+    def allow(self, limit: float) -> None:
+        self._do("allow")
+
     def commit(self) -> bool:
         self._do("commit")
         return self.isDurable
@@ -801,6 +804,26 @@ def test_postgresqlFrozen(postgresql: Real, server: PostgreSQL) -> None:
             server.thaw()
         short.database._limit = 30
         assert short.run(_countOf) == 0
+    finally:
+        short.close()
+
+
+@needsPostgreSQL
+def test_postgresqlLongTransaction(postgresql: Real, server: PostgreSQL) -> None:
+    """
+    A transaction that may take longer than others has a statement that takes longer.
+    """
+
+    def sleep(transaction: Any) -> Any:
+        return transaction.execute("SELECT pg_sleep(1.5)").fetchone()
+
+    short = Real(server.dsn, limit=1.0, size=1)
+    try:
+        with pytest.raises(DatabaseUnavailable):
+            short.run(sleep)
+        assert short.run(sleep, limit=20.0) is not None
+        with pytest.raises(DatabaseUnavailable):
+            short.run(sleep)
     finally:
         short.close()
 

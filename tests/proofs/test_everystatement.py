@@ -141,6 +141,9 @@ class FaultyLink(Link):
     def begin(self, isReading: bool) -> None:
         self._call("begin", self.real.begin, isReading)
 
+    def allow(self, limit: float) -> None:
+        self._call("allow", self.real.allow, limit)
+
     def commit(self) -> bool:
         return bool(self._call("commit", self.real.commit))
 

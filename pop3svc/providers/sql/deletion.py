@@ -4,12 +4,11 @@ Delete messages of a mailbox in a database.
 
 from __future__ import annotations
 
-import secrets
 from collections import Counter
 from collections.abc import Sequence
 
 from pop3svc.database import Transaction
-from pop3svc.providers.sql.statements import execute, names, query
+from pop3svc.providers.sql.statements import changeNumber, execute, names, query
 
 __all__ = ["deleteIn"]
 
@@ -53,8 +52,7 @@ def deleteIn(transaction: Transaction, mailbox: int, uniqueIDs: Sequence[str]) -
         "UPDATE mailbox SET messages = messages - :count, octets = octets - :octets, "
         "changes = :changes WHERE id = :id",
         count=count,
-        # See L{Delivery}.
-        changes=secrets.randbits(62),
+        changes=changeNumber(),
         octets=octets,
         id=mailbox,
     )

@@ -19,7 +19,7 @@ from pop3svc.errors import DeliveryError, OverQuota, StoreUnavailable
 from pop3svc.interfaces import DeliveryCopy
 from pop3svc.lineendings import WireForm
 from pop3svc.providers.sql.content import FormFinder, piecesOf
-from pop3svc.providers.sql.statements import execute, now, one
+from pop3svc.providers.sql.statements import changeNumber, execute, now, one
 from pop3svc.threadpool import Executor
 
 __all__ = ["Delivery", "Quota", "mailboxOf"]
@@ -224,9 +224,7 @@ class Delivery:
             "AND (messages < :messages OR :messages = 0) "
             "AND (octets + :size <= :octets OR :octets = 0) RETURNING nextposition - 1",
             size=size,
-            # The change number is random.  A counter would have the same value again after a backup
-            # was restored, and a listing in the cache would seem to be current.
-            changes=secrets.randbits(62),
+            changes=changeNumber(),
             id=number,
             messages=quota.messages,
             octets=quota.octets,

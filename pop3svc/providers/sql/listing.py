@@ -42,7 +42,7 @@ def listIn(transaction: Transaction, mailbox: int) -> MailboxListing:
     List a mailbox.  Blocks.
     """
     # Read the change number first.  If a message arrives between two queries, the listing has
-    # an older counter than the mailbox, and the next session lists again.
+    # another number than the mailbox, and the next session lists again.
     row = one(transaction, "SELECT changes FROM mailbox WHERE id = :id", id=mailbox)
     changes = -1 if row is None else int(row[0])
     uniqueIDs: list[str] = []

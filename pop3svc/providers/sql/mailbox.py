@@ -286,9 +286,10 @@ class ExclusiveSQLMailbox(SQLMailbox):
     # until the node of the session sees the request.
     POLL = 0.2
     RELEASE_TIMEOUT = 2.0
-    # Seconds that a deletion may take.  The deletion of a large mailbox takes longer than other
-    # transactions.  If it always failed, the client would fetch all messages again and again.
-    DELETION_LIMIT = 90.0
+    # The most seconds that a deletion may take, and the number of messages for which it may take a
+    # second more than other transactions.  If the deletion of a large mailbox always failed, the
+    # client would fetch all messages again and again.
+    DELETION_LIMIT, DELETED_EACH_SECOND = 90.0, 500
 
     def __init__(
         self,
@@ -414,8 +415,8 @@ class ExclusiveSQLMailbox(SQLMailbox):
         if lease is None:
             raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
         lease.check()
-        # Small deletions have the usual limit.
-        limit = min(Database.LIMIT + len(uniqueIDs) / 500, self.DELETION_LIMIT)
+        more = len(uniqueIDs) // self.DELETED_EACH_SECOND
+        limit = min(Database.LIMIT + more, self.DELETION_LIMIT)
         deleting = self._database.run(
             self._delete, lease, list(uniqueIDs), mayRepeat=True, limit=limit
         )

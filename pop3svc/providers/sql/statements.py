@@ -4,6 +4,7 @@ Run SQL statements, and make the parts of statements that differ between SQLite 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from pop3svc.database import Transaction
 
 __all__ = [
     "Names",
+    "changeNumber",
     "execute",
     "forUpdate",
     "hasTable",
@@ -110,3 +112,12 @@ def names(values: Sequence[Any]) -> Names:
     """
     named = {f"v{number}": value for number, value in enumerate(values)}
     return Names(", ".join(f":{name}" for name in named), named)
+
+
+def changeNumber() -> int:
+    """
+    Make the change number of a mailbox that is changed now.  The number is random.  A counter would
+    have the same value again after a backup was restored, and a listing in the cache would seem to
+    be current.
+    """
+    return secrets.randbits(62)
