@@ -26,6 +26,7 @@ from pop3svc.threadpool import BoundedThreadPool, Executor, InlineExecutor, must
 
 __all__ = [
     "MISSING",
+    "NO_ROOM",
     "FileBlocks",
     "FileRegion",
     "FileStamp",
@@ -302,6 +303,9 @@ def stampOf(path: str) -> FileStamp | None:
         return None
     return stampFrom(status)
 
+
+# The errors of a call for which the disk, or the quota of a user, has no room.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 # The stamp of a file that does not exist.
 MISSING: FileStamp = (0, 0, 0, 0)

@@ -159,8 +159,8 @@ class IPOP3Mailbox(Interface):
 
     def messageDelete(info: IPOP3ConnectionInfo, uniqueIDs: list[str]) -> Eventual[None]:
         """
-        Delete all of these messages or none of them.  The service never cancels this call.  A
-        message that no longer exists counts as deleted.
+        Delete all of these messages or none of them, unless the disk is full.  The service never
+        cancels this call.  A message that no longer exists counts as deleted.
 
         @param uniqueIDs: list of str, never empty.
         @raise POP3ResponseError: nothing was deleted; or only some of the messages were deleted,

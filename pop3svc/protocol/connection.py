@@ -471,15 +471,14 @@ class POP3Connection(LineReceiver):
         """
         self._running = None
         wasPaused, self.paused = self.paused, False
-        # Check these attributes here as well, because _sent() is not called after a flush.
-        if self._reason:
-            pass
-        elif self._isLate:
-            self._sayTooLate()
-        elif self._stopping:
-            self._sayStopping()
-        else:
-            self._takeLines()
+        if not self._reason:
+            # Check these attributes here as well, because _sent() is not called after a flush.
+            if self._isLate:
+                self._sayTooLate()
+            elif self._stopping:
+                self._sayStopping()
+            else:
+                self._takeLines()
         if wasPaused and not self.paused:
             if self._running is not None and not self._reason:
                 # The next command has to wait, too.  Read nothing more meanwhile, because each

@@ -25,8 +25,8 @@ __all__ = ["PlainTransport", "SecureTransport"]
 # after the other from the socket.  If a read asks for so many octets, it gets the whole record, and
 # no octets stay in OpenSSL.
 _RECORD = 16_384
-# Empties the thread's queue of OpenSSL's errors.  pyOpenSSL leaves the error of a failed system
-# call there, and OpenSSL 3 would report it for the next connection that has to wait.
+# This function empties the thread's queue of OpenSSL's errors.  pyOpenSSL leaves the error of a
+# failed system call there, and OpenSSL 3 would report it for the next connection that has to wait.
 _clearErrors = Binding().lib.ERR_clear_error
 
 

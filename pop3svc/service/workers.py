@@ -406,8 +406,8 @@ class Supervisor(Operated):
         self._opener = opener
         self._certificates = certificates
         self._config = config
-        # The text of the configuration file with which a worker has served last.  Empty before
-        # that.
+        # The text of the configuration file of the worker that has begun to serve last, in a tuple;
+        # an empty tuple if none has served yet.
         self._served: tuple[str | None, ...] = ()
         self.kept: object = None
         self.policy = policy

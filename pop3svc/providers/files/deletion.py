@@ -28,6 +28,7 @@ from typing import TypeVar
 from pop3svc.bounded import BoundedDict
 from pop3svc.files import (
     MISSING,
+    NO_ROOM,
     FileStamp,
     FolderTimes,
     areStampsTrustworthy,
@@ -62,8 +63,8 @@ _LOOKS = 5
 # many files there.
 _FEW = 10
 
-# The number of files that are removed at a time on a full disk.  Their names fit into the first
-# block of a directory, because a name has at most 255 octets.
+# The number of files that are removed at a time on a full disk.  The names of so few files usually
+# fit into the block that a directory has from its beginning.
 _SLICE = 10
 
 # The errors of L{openDirectory} if the name belongs to a file or to a link.
@@ -159,7 +160,7 @@ def removeEvenIfFull(
     try:
         return removeAll(root, folders, wanted, locate, isRight), None
     except OSError as error:
-        if error.errno not in _FULL or len(wanted) <= _SLICE:
+        if error.errno not in NO_ROOM or len(wanted) <= _SLICE:
             raise
     removed: list[tuple[Message, Place, os.stat_result]] = []
     for first in range(0, len(wanted), _SLICE):
@@ -420,7 +421,7 @@ def recover(root: int, folders: Sequence[str]) -> None:
         _makeReady(root)
     except OSError as error:
         # Ignore the error, because a session that deletes nothing needs no staging directory.
-        if error.errno not in (*_FULL, errno.EROFS):
+        if error.errno not in (*NO_ROOM, errno.EROFS):
             raise
 
 
@@ -451,7 +452,7 @@ def _makeOwn(name: str, directory: int, owner: os.stat_result) -> bool:
     except FileExistsError:
         return False
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in NO_ROOM:
             raise _NoRoom(error.errno, "there is no room for a directory") from error
         raise
     if fileUID() == 0:
@@ -461,7 +462,7 @@ def _makeOwn(name: str, directory: int, owner: os.stat_result) -> bool:
         except OSError as error:
             # Keep no directory of another owner, because the owner of the mailbox could not use it.
             os.rmdir(name, dir_fd=directory)
-            if error.errno in _FULL:
+            if error.errno in NO_ROOM:
                 raise _NoRoom(error.errno, "the owner has no room for a directory") from error
             raise
         finally:
@@ -493,7 +494,6 @@ _PREFIX, _DECIDED = "pop3svc-deleting.", "pop3svc-deleted."
 _TMP = "tmp"
 # The most octets of a name.
 _LONGEST = 255
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def _nameOf(folder: str) -> str:
@@ -715,7 +715,7 @@ def _return(name: str, source: int, target: int, to: str) -> bool:
     except OSError as error:
         if error.errno not in (
             *(errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK),
-            *_FULL,
+            *NO_ROOM,
         ):
             raise
         # Rename the file, because the file system has no hard links, or has no space for a hard

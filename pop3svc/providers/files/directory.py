@@ -181,6 +181,7 @@ class Directory:
         """
         try:
             for folder in self.folders:
+                # Follow a link, because its target may be missing as well.
                 os.stat(folder, dir_fd=root)
         except FileNotFoundError:
             return False

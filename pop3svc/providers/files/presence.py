@@ -103,13 +103,13 @@ class Presence:
         self._there.forget(path)
         if wasThere == []:
             return
-        # If the database cannot be read, an empty maildrop might be wrong.
         if wasThere and self._missing.isFirst(path):
             log.error(
                 "mailbox {path} is missing: is its file system mounted?  Until it is back, its "
                 "user gets [SYS/TEMP], and its mail has to wait",
                 path=path,
             )
+        # Refuse even if the database cannot be read, because an empty maildrop might be wrong.
         raise POP3ResponseError("Mailbox is not available now.", "SYS/TEMP")
 
     def isMissing(self, path: str) -> None:

@@ -212,23 +212,25 @@ def _write(root: int, data: bytes) -> None:
     messages again.
     """
     temporary = f"{_NAME}.{os.getpid()}.{time.time_ns()}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with suppress(OSError):
-        around = os.fstat(root)
         # Use a descriptor, because the owner of the Maildir may replace "tmp" by a link.
         tmp = openBelow("tmp", root)
         try:
-            descriptor = os.open(temporary, flags, 0o600, dir_fd=tmp)
-            try:
-                try:
-                    if fileUID() == 0:
-                        os.fchown(descriptor, around.st_uid, around.st_gid)
-                    if os.write(descriptor, data) != len(data):
-                        raise OSError
-                finally:
-                    closeQuietly(descriptor)
-                os.rename(temporary, _NAME, src_dir_fd=tmp, dst_dir_fd=root)
-            except OSError:
-                os.unlink(temporary, dir_fd=tmp)
+            _create(temporary, tmp, data, os.fstat(root))
+            os.rename(temporary, _NAME, src_dir_fd=tmp, dst_dir_fd=root)
+        except OSError:
+            os.unlink(temporary, dir_fd=tmp)
         finally:
             closeQuietly(tmp)
+
+
+def _create(name: str, directory: int, data: bytes, owner: os.stat_result) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open(name, flags, 0o600, dir_fd=directory)
+    try:
+        if fileUID() == 0:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        if os.write(descriptor, data) != len(data):
+            raise OSError
+    finally:
+        closeQuietly(descriptor)

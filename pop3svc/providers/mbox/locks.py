@@ -11,7 +11,7 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass
 
-from pop3svc.files import closeQuietly, openFile
+from pop3svc.files import NO_ROOM, closeQuietly, openFile
 
 __all__ = [
     "DotLock",
@@ -141,7 +141,7 @@ class DotLock:
                 os.write(descriptor, b"%d\n" % os.getpid())
             except OSError as error:
                 # A dot-lock without a process id is valid for some minutes.
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in NO_ROOM:
                     raise
             # Let other users read the file, because their programs check the process id.
             os.fchmod(descriptor, 0o644)

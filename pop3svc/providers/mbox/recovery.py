@@ -5,13 +5,12 @@ file after the service had replaced this file, move the mail to the new file.
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import time
 from contextlib import suppress
 
-from pop3svc.files import closeQuietly
+from pop3svc.files import NO_ROOM, closeQuietly
 from pop3svc.providers.mbox.gone import NEW, forgetLatest
 from pop3svc.providers.mbox.locks import LockedMbox, MboxBusy, isRunning, isUnopened, lockFile
 from pop3svc.providers.mbox.rewriting import APPEND, FROM, append, replaceWithout
@@ -107,7 +106,7 @@ def _recoverNew(mbox: LockedMbox, name: str, inode: int, size: int) -> None:
             try:
                 forgetLatest(mbox.own, status.st_ino)
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                if error.errno not in NO_ROOM:
                     raise
                 # Keep the file, because it shows that the list has too many unique-ids.
                 return
